@@ -1,1 +1,22 @@
-//! placeholder
+//! The words that all of Quorate shares: names, units, tokens of order, what the operator wants
+//! ([`spec`]), and what hosts report ([`report`]).
+//!
+//! Owns: plain data and its validation rules that need no other data. Always holds: a value of a
+//! name type is a valid name; everything serialises with serde in one stable form. Must not:
+//! do I/O, read a clock, decide anything. Every other crate depends on this one, so it depends on
+//! nothing but serde.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod ids;
+pub mod name;
+pub mod report;
+pub mod settings;
+pub mod spec;
+pub mod units;
+
+pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};
+pub use name::{HostName, NameError, NetworkName, PoolName, RuleName, VmName};
+pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
+pub use settings::{ClusterSettings, LeaseTimings};
+pub use spec::{Dependency, Manifest, NetworkSpec, PoolSpec, RuleSpec, VmSpec};
+pub use units::{ByteSize, Millis, Timestamp};

@@ -1,0 +1,203 @@
+//! What hosts report: the volatile picture that the leader plans with.
+//!
+//! Always holds: a report is a host's own word about itself at one moment. It never proves that
+//! anything on *another* host is dead; a VM's `closed` epoch is the one fact in it that is durable
+//! on the reporting host before it is sent.
+
+use crate::{
+    BootId, ByteSize, Epoch, HostName, MigrationId, NetworkName, PoolName, Revision, Timestamp,
+    VmName,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Everything a host says of itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Who reports.
+    pub host: HostName,
+    /// This life of the host.
+    pub boot: BootId,
+    /// Grows with every change of the report within one life of the agent.
+    pub sequence: u64,
+    /// Program version.
+    pub version: String,
+    /// Last revision of the replicated state that this host has applied.
+    pub applied: Revision,
+    /// A guard process holds every guest of this host.
+    pub guard_armed: bool,
+    /// The watchdog is armed and ends the host within this many milliseconds of the last feed.
+    pub watchdog_ms: Option<u64>,
+    /// What the host offers.
+    pub capacity: Capacity,
+    /// What its hypervisor can do.
+    pub hypervisor: HypervisorFacts,
+    /// Networks whose bridge is up.
+    pub networks: BTreeSet<NetworkName>,
+    /// Pools and whether they work from here.
+    pub pools: BTreeMap<PoolName, PoolReport>,
+    /// Direct links to other hosts.
+    pub links: BTreeMap<HostName, LinkReport>,
+    /// Guests on this host and what became of the ones it was told of.
+    pub vms: BTreeMap<VmName, VmReport>,
+}
+
+/// Resources of a host for guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Capacity {
+    /// CPU threads.
+    pub cpus: u32,
+    /// Memory that guests may use.
+    pub memory: ByteSize,
+}
+
+/// Facts about a host's QEMU.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HypervisorFacts {
+    /// QEMU's version.
+    pub qemu: String,
+    /// `kvm` when a trial boot under KVM succeeded, else `tcg`.
+    pub accel: String,
+    /// CPU models that guests can use here without missing features.
+    pub cpu_models: BTreeSet<String>,
+    /// Newest machine type of each family, for example `q35` -> `pc-q35-10.0`.
+    pub machines: BTreeMap<String, String>,
+}
+
+/// A pool as seen from one host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// The pool can be used from here.
+    pub usable: bool,
+    /// Identity found in the pool: two hosts that report different ones do not share it.
+    pub marker: Option<String>,
+    /// Free bytes.
+    pub free: ByteSize,
+    /// Total bytes.
+    pub total: ByteSize,
+    /// Time of the last probe write, in microseconds.
+    pub latency_us: u64,
+    /// Why it cannot be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A direct link to another host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// Direct connections work.
+    pub up: bool,
+    /// The host that relays meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relayed_by: Option<HostName>,
+    /// Round-trip time in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// The last error of a link that is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Phase of a guest on one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmPhase {
+    /// No process here.
+    Absent,
+    /// Being started.
+    Starting,
+    /// vCPUs run.
+    Running,
+    /// Paused because the lease ran out; memory kept.
+    Frozen,
+    /// Paused by an I/O error of a disk.
+    IoError,
+    /// Being shut down.
+    Stopping,
+    /// QEMU ended or would not start; the next try waits.
+    BackOff,
+    /// Running here and being sent to another host.
+    MigratingOut,
+    /// Waiting for the stream of a migration.
+    Incoming,
+    /// Past the switchover on the source: paused, not resumed without word from the target.
+    HandedOver,
+}
+
+/// One VM as seen from one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// Epoch that the guest runs under.
+    pub epoch: Epoch,
+    /// Phase here.
+    pub phase: VmPhase,
+    /// The ready check has succeeded under this epoch.
+    pub ready: bool,
+    /// Highest epoch that this host will never run again (durable). 0: none.
+    pub closed: Epoch,
+    /// The guest's memory saved by a quick migration under epoch `closed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved: Option<SavedState>,
+    /// The guest shut itself down (not a crash).
+    #[serde(default)]
+    pub guest_shutdown: bool,
+    /// Restarts after crashes under this epoch.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Since when in this phase.
+    pub since: Timestamp,
+    /// The last thing that went wrong, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// A migration that this host takes part in, or took part in last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<MigrationReport>,
+    /// Resident memory of the process, in bytes.
+    #[serde(default)]
+    pub resident: ByteSize,
+}
+
+/// Where a quick migration keeps a guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedState {
+    /// Pool that holds the file.
+    pub pool: PoolName,
+    /// File, relative to the pool.
+    pub file: String,
+}
+
+/// One side's view of a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationReport {
+    /// Which migration.
+    pub id: MigrationId,
+    /// How it stands here.
+    pub outcome: MigrationOutcome,
+    /// Bytes sent.
+    #[serde(default)]
+    pub transferred: ByteSize,
+    /// Bytes still to send.
+    #[serde(default)]
+    pub remaining: ByteSize,
+    /// Downtime as QEMU measured it, in milliseconds, at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+    /// The reason of a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How a migration stands on one side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationOutcome {
+    /// Going on.
+    InProgress,
+    /// Target only: the guest runs here. Final.
+    Arrived,
+    /// Source: the guest goes on here and the migration is over. Final.
+    /// Target: the guest will never run here under this migration. Final, durable.
+    Failed,
+    /// Source only: everything was sent; the source will not resume by itself.
+    Sent,
+}

@@ -1,0 +1,333 @@
+//! What the operator wants: the manifest's content.
+//!
+//! Always holds: these types say what is wanted, never what is. Rules that need more than one
+//! object (an unknown pool, a cycle of dependencies) are checked where the whole is known: by the
+//! `manifest` crate for positions and hints, by `state` before a change is accepted.
+
+use crate::settings::ClusterSettings;
+use crate::{ByteSize, HostName, Millis, NetworkName, PoolName, RuleName, VmName};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// A whole manifest. Objects that it names are created or changed; others are left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Manifest {
+    /// Settings of the cluster; absent: unchanged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterSettings>,
+    /// Networks by name.
+    pub networks: BTreeMap<NetworkName, NetworkSpec>,
+    /// Storage pools by name.
+    pub pools: BTreeMap<PoolName, PoolSpec>,
+    /// Virtual machines by name.
+    pub vms: BTreeMap<VmName, VmSpec>,
+    /// Placement rules by name.
+    pub rules: BTreeMap<RuleName, RuleSpec>,
+}
+
+/// A network: one Linux bridge of the same name on every host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSpec {
+    /// The bridge's interface name.
+    pub bridge: String,
+    /// Interface to enslave when the bridge has to be created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<String>,
+    /// MTU of guests' interfaces.
+    #[serde(default = "default_mtu")]
+    pub mtu: u32,
+}
+
+fn default_mtu() -> u32 {
+    1500
+}
+
+/// A storage pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
+pub enum PoolSpec {
+    /// A directory that all the listed hosts share (NFS, a cluster file system).
+    Directory {
+        /// Absolute path, the same on every host.
+        path: String,
+        /// Hosts that reach it; empty: all.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        hosts: BTreeSet<HostName>,
+    },
+}
+
+impl PoolSpec {
+    /// Hosts that the operator says reach the pool; empty: all.
+    pub fn hosts(&self) -> &BTreeSet<HostName> {
+        match self {
+            Self::Directory { hosts, .. } => hosts,
+        }
+    }
+}
+
+/// What a VM's power should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Power {
+    /// Kept running.
+    #[default]
+    Running,
+    /// Kept stopped.
+    Stopped,
+}
+
+/// A virtual machine as the operator wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Virtual CPUs.
+    #[serde(default = "default_cpus")]
+    pub cpus: u32,
+    /// Memory.
+    pub memory: ByteSize,
+    /// Machine type.
+    #[serde(default)]
+    pub machine: Machine,
+    /// Where the guest boots from.
+    #[serde(default)]
+    pub boot: Boot,
+    /// Disks, in order; the first is the boot disk.
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
+    /// Network interfaces, in order.
+    #[serde(default)]
+    pub nics: Vec<NicSpec>,
+    /// When the guest counts as ready; absent: as soon as its CPUs run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyCheck>,
+    /// What must be up before this VM starts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub depends_on: BTreeMap<VmName, Dependency>,
+    /// Hosts it may run on; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<HostName>,
+    /// Order of restarts and of the use of scarce capacity; higher first.
+    #[serde(default)]
+    pub priority: i32,
+    /// Wanted power state.
+    #[serde(default)]
+    pub power: Power,
+    /// How the VM may be moved.
+    #[serde(default)]
+    pub migration: MigrationPolicy,
+    /// How long a graceful shutdown may take before the guest is powered off.
+    #[serde(default = "default_shutdown")]
+    pub shutdown_timeout: Millis,
+}
+
+fn default_cpus() -> u32 {
+    1
+}
+
+fn default_shutdown() -> Millis {
+    Millis::secs(60)
+}
+
+/// QEMU machine family; the exact version is chosen so that all hosts have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Machine {
+    /// A PC with PCI Express.
+    #[default]
+    Q35,
+    /// Minimal machine without PCI; direct kernel boot only.
+    Microvm,
+}
+
+impl Machine {
+    /// QEMU's alias for the newest version of the family.
+    pub fn alias(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm",
+        }
+    }
+}
+
+/// Where a guest boots from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boot {
+    /// The first disk, by the firmware.
+    #[default]
+    Disk,
+    /// A kernel given to QEMU directly. Paths are on the hosts.
+    Kernel(KernelBoot),
+}
+
+/// Direct kernel boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelBoot {
+    /// Absolute path of the kernel image.
+    pub kernel: String,
+    /// Absolute path of the initial RAM file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<String>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub append: String,
+}
+
+/// Image format of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// Plain bytes.
+    #[default]
+    Raw,
+    /// QEMU copy-on-write.
+    Qcow2,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSpec {
+    /// Pool that holds the image.
+    pub pool: PoolName,
+    /// Image file, relative to the pool.
+    pub image: String,
+    /// Image format.
+    #[serde(default)]
+    pub format: DiskFormat,
+    /// Size for an image that does not exist yet; absent: it must exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+}
+
+/// A network interface of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicSpec {
+    /// Network it is plugged into.
+    pub network: NetworkName,
+    /// MAC address; absent: derived from the cluster and the VM, stable for its life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// The guest's own address, where it is known: used for announcements after a move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+}
+
+/// When a guest counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadyCheck {
+    /// The probe.
+    pub probe: Probe,
+    /// After this long without success the VM is reported as not becoming ready (it is left running).
+    #[serde(default = "default_ready_timeout")]
+    pub timeout: Millis,
+}
+
+fn default_ready_timeout() -> Millis {
+    Millis::secs(300)
+}
+
+/// How readiness is found out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Probe {
+    /// A TCP connection from the VM's host succeeds.
+    Tcp(TcpProbe),
+    /// An HTTP GET from the VM's host answers 200 to 399.
+    Http(HttpProbe),
+    /// The guest agent answers `guest-ping`.
+    Agent,
+    /// This text appears on the serial console.
+    Serial(String),
+}
+
+/// Target of a TCP probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcpProbe {
+    /// Address of the guest.
+    pub address: IpAddr,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// Target of an HTTP probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpProbe {
+    /// Address of the guest.
+    pub address: IpAddr,
+    /// TCP port.
+    #[serde(default = "default_http_port")]
+    pub port: u16,
+    /// Path of the request.
+    #[serde(default = "default_http_path")]
+    pub path: String,
+}
+
+fn default_http_port() -> u16 {
+    80
+}
+
+fn default_http_path() -> String {
+    "/".to_owned()
+}
+
+/// What a dependent waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// The other VM's CPUs run.
+    Started,
+    /// The other VM is ready.
+    #[default]
+    Ready,
+}
+
+/// One `depends_on` entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dependency {
+    /// What is waited for.
+    pub condition: Condition,
+}
+
+/// How a VM may be moved, most gentle first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MigrationPolicy {
+    /// Live, else not at all.
+    #[default]
+    Live,
+    /// Save, move, resume: the guest pauses but keeps its memory.
+    Quick,
+    /// Shut down and start elsewhere.
+    Cold,
+    /// Never moved while it runs; restarts elsewhere only when its host fails.
+    Never,
+}
+
+/// A placement rule over several VMs. Hard: a plan never breaks it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleSpec {
+    /// No two of these on one host.
+    KeepApart(BTreeSet<VmName>),
+    /// All of these on one host.
+    KeepWith(BTreeSet<VmName>),
+}
+
+impl RuleSpec {
+    /// The VMs that the rule is about.
+    pub fn vms(&self) -> &BTreeSet<VmName> {
+        match self {
+            Self::KeepApart(vms) | Self::KeepWith(vms) => vms,
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Commands: the only way to change the state.
+//!
+//! Append-only: a released variant is never changed or removed; `FORMAT` grows when one is added.
+
+use crate::event::Event;
+use crate::model::{HostMode, StopMode};
+use crate::plan::Plan;
+use quorate_types::spec::Power;
+use quorate_types::{
+    ClusterSettings, HostName, Manifest, Millis, NetworkName, NodeId, PoolName, Revision, RuleName,
+    Timestamp, VmName,
+};
+use serde::{Deserialize, Serialize};
+
+/// Version of the command format that this program writes.
+pub const FORMAT: u32 = 1;
+
+/// A command with its circumstances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Format version of the writer.
+    pub format: u32,
+    /// When it was proposed, by the proposer's clock. For people only.
+    pub at: Timestamp,
+    /// Who proposed it.
+    pub by: String,
+    /// What.
+    pub command: Command,
+}
+
+/// A change of the state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Make the cluster with its first host (node 1). Refused when there is one.
+    CreateCluster {
+        /// Unique identity.
+        id: String,
+        /// Name for people.
+        name: String,
+        /// Authority's certificate, PEM.
+        ca_certificate: String,
+        /// Authority's key, PEM.
+        ca_key: String,
+        /// First host.
+        host: HostName,
+        /// Its `address:port`.
+        address: String,
+        /// Settings.
+        settings: ClusterSettings,
+    },
+    /// A join token, by the hash of its secret.
+    CreateToken {
+        /// SHA-256 in hex.
+        hash: String,
+        /// Not valid after this.
+        expires: Timestamp,
+    },
+    /// Admit a host with a token, which is used up.
+    AdmitHost {
+        /// The token's hash.
+        token: String,
+        /// The host.
+        host: HostName,
+        /// Its `address:port`.
+        address: String,
+    },
+    /// Forget a host. It must own nothing.
+    RemoveHost {
+        /// Which.
+        host: HostName,
+    },
+    /// Change whether a host takes VMs.
+    SetHostMode {
+        /// Which.
+        host: HostName,
+        /// New mode.
+        mode: HostMode,
+    },
+    /// What is known of a host's guard and watchdog.
+    RecordArmed {
+        /// Which.
+        host: HostName,
+        /// The watchdog's bound; absent: not armed.
+        armed: Option<Millis>,
+    },
+    /// Create or change the objects of a manifest.
+    ApplyManifest {
+        /// Refused if the state changed after this revision; absent: applied to whatever holds.
+        base: Option<Revision>,
+        /// The objects.
+        manifest: Manifest,
+    },
+    /// Stop a VM, then forget it. Its disks stay.
+    DeleteVm {
+        /// Which.
+        vm: VmName,
+    },
+    /// Forget a pool that no VM uses.
+    DeletePool {
+        /// Which.
+        pool: PoolName,
+    },
+    /// Forget a network that no VM uses.
+    DeleteNetwork {
+        /// Which.
+        network: NetworkName,
+    },
+    /// Forget a placement rule.
+    DeleteRule {
+        /// Which.
+        rule: RuleName,
+    },
+    /// Change a VM's wanted power state.
+    SetPower {
+        /// Which.
+        vm: VmName,
+        /// Wanted.
+        power: Power,
+        /// How a running guest is ended.
+        mode: StopMode,
+    },
+    /// Ask for a VM to be moved.
+    RequestMove {
+        /// Which.
+        vm: VmName,
+        /// Where to; absent: wherever it fits best.
+        to: Option<HostName>,
+    },
+    /// Take a move request back, and cancel the migration it led to.
+    CancelMove {
+        /// Which.
+        vm: VmName,
+    },
+    /// Carry out a plan.
+    CommitPlan(Plan),
+}
+
+/// What an applied command did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The revision that it made.
+    pub revision: Revision,
+    /// What happened.
+    pub events: Vec<Event>,
+    /// The node number of an admitted host.
+    pub node: Option<NodeId>,
+}
+
+/// Why a command changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Written by a newer program.
+    #[error("this host's program is too old for command format {format}: upgrade it")]
+    TooNew {
+        /// The writer's format.
+        format: u32,
+    },
+    /// Needs an existing cluster, or needs none.
+    #[error("{0}")]
+    Cluster(String),
+    /// An object does not exist.
+    #[error("there is no {kind} `{name}`")]
+    Unknown {
+        /// `host`, `vm`, ...
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// Something with that name or address exists.
+    #[error("{kind} `{name}` exists already")]
+    Exists {
+        /// `host`, ...
+        kind: String,
+        /// Its name.
+        name: String,
+    },
+    /// Changed since the proposer looked.
+    #[error("{what} changed after revision {base}: look again and retry")]
+    Stale {
+        /// What.
+        what: String,
+        /// The proposer's revision.
+        base: Revision,
+    },
+    /// A join token is wrong, used up or expired.
+    #[error(
+        "the join token is not valid: it was used, has expired, or is of another cluster; make one with `quorate token create`"
+    )]
+    Token,
+    /// The object is in use.
+    #[error("{0}")]
+    InUse(String),
+    /// Definitions contradict each other.
+    #[error("{}", .0.join("; "))]
+    Invalid(Vec<String>),
+    /// A plan's action does not fit the state.
+    #[error("cannot {action}: {why}")]
+    Action {
+        /// In words.
+        action: String,
+        /// Why not.
+        why: String,
+    },
+}

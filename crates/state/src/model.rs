@@ -1,0 +1,287 @@
+//! The objects of the state.
+
+use crate::event::EventLog;
+use crate::plan::Reason;
+use quorate_types::report::SavedState;
+use quorate_types::{
+    ClusterSettings, Epoch, HostName, MigrationId, Millis, NetworkName, NetworkSpec, NodeId,
+    PoolName, PoolSpec, Revision, RuleName, RuleSpec, Timestamp, VmName, VmSpec,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Everything the cluster has agreed on.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Commands applied so far.
+    pub revision: Revision,
+    /// The cluster itself; absent before `CreateCluster`.
+    pub cluster: Option<ClusterInfo>,
+    /// Hosts by name.
+    pub hosts: BTreeMap<HostName, HostRecord>,
+    /// Networks by name.
+    pub networks: BTreeMap<NetworkName, Object<NetworkSpec>>,
+    /// Pools by name.
+    pub pools: BTreeMap<PoolName, Object<PoolSpec>>,
+    /// Placement rules by name.
+    pub rules: BTreeMap<RuleName, Object<RuleSpec>>,
+    /// VMs by name.
+    pub vms: BTreeMap<VmName, VmRecord>,
+    /// Join tokens by the SHA-256 of their secret, in hex.
+    pub tokens: BTreeMap<String, TokenRecord>,
+    /// The last revision that changed hosts, pools, networks, rules or settings: a plan made before it is stale.
+    pub topology_changed: Revision,
+    /// Highest node number handed out.
+    pub last_node: NodeId,
+    /// What happened lately.
+    pub log: EventLog,
+}
+
+/// Facts of the cluster.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    /// Unique identity.
+    pub id: String,
+    /// Name for people.
+    pub name: String,
+    /// Certificate of the cluster's own authority, PEM.
+    pub ca_certificate: String,
+    /// Its private key, PEM. Every host that can become leader signs with it.
+    pub ca_key: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Settings in force.
+    pub settings: ClusterSettings,
+}
+
+impl std::fmt::Debug for ClusterInfo {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterInfo")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An object with the revision that changed it last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object<T> {
+    /// Its content.
+    pub spec: T,
+    /// Last change.
+    pub changed: Revision,
+}
+
+/// Whether a host takes VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostMode {
+    /// Takes VMs.
+    #[default]
+    Active,
+    /// Being emptied.
+    Draining,
+    /// Empty, takes none.
+    Maintenance,
+}
+
+/// A host of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// Its number in the consensus group.
+    pub node: NodeId,
+    /// `address:port` for peers.
+    pub address: String,
+    /// Whether it takes VMs.
+    pub mode: HostMode,
+    /// When it joined.
+    pub joined: Timestamp,
+    /// The bound of its watchdog when guard and watchdog are armed: lets a leader that never heard
+    /// the host judge an expired lease.
+    pub armed: Option<Millis>,
+    /// Last change.
+    pub changed: Revision,
+}
+
+/// A join token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Not valid after this.
+    pub expires: Timestamp,
+}
+
+/// How a guest is ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StopMode {
+    /// Ask the guest, power off after its `shutdown_timeout`.
+    Graceful,
+    /// Power off at once.
+    Hard,
+    /// Save its memory to a file, to be resumed elsewhere (quick migration).
+    Save,
+}
+
+/// What an owner must do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OrderKind {
+    /// Keep it running.
+    Run,
+    /// End it and close the epoch.
+    Stop(StopMode),
+}
+
+/// Who may run a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ownership {
+    /// No host may run it.
+    Free,
+    /// One host may.
+    Owned {
+        /// The owner.
+        host: HostName,
+        /// Its fencing token.
+        epoch: Epoch,
+        /// What it must do.
+        order: OrderKind,
+    },
+    /// Two hosts share it as QEMU's migration protocol serialises them.
+    Migrating {
+        /// Which migration.
+        id: MigrationId,
+        /// The source.
+        from: HostName,
+        /// The source's token.
+        epoch: Epoch,
+        /// The target.
+        to: HostName,
+        /// The token that the target runs it under.
+        target_epoch: Epoch,
+        /// To be given up if it has not passed the switchover.
+        cancel: bool,
+    },
+}
+
+impl Ownership {
+    /// The host that runs it, or the source while it migrates.
+    pub fn host(&self) -> Option<&HostName> {
+        match self {
+            Self::Free => None,
+            Self::Owned { host, .. } => Some(host),
+            Self::Migrating { from, .. } => Some(from),
+        }
+    }
+
+    /// All hosts that may have it.
+    pub fn hosts(&self) -> Vec<(&HostName, Epoch)> {
+        match self {
+            Self::Free => Vec::new(),
+            Self::Owned { host, epoch, .. } => vec![(host, *epoch)],
+            Self::Migrating {
+                from,
+                epoch,
+                to,
+                target_epoch,
+                ..
+            } => {
+                vec![(from, *epoch), (to, *target_epoch)]
+            }
+        }
+    }
+}
+
+/// What a guest's CPUs and machine look like: equal on every host that it can migrate to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestAbi {
+    /// QEMU machine type with version, for example `pc-q35-10.0`.
+    pub machine: String,
+    /// QEMU CPU model.
+    pub cpu_model: String,
+}
+
+/// An operator's wish to move a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRequest {
+    /// To this host; absent: wherever it fits best.
+    pub to: Option<HostName>,
+    /// Who asked.
+    pub by: String,
+}
+
+/// Why a VM is where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// When.
+    pub at: Timestamp,
+    /// The revision that carried it.
+    pub revision: Revision,
+    /// The action in words.
+    pub action: String,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Decisions kept for each VM.
+pub(crate) const DECISIONS_KEPT: usize = 8;
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// What is wanted.
+    pub spec: VmSpec,
+    /// What the running guest was started with; differs from `spec` when a restart is pending.
+    pub active: Option<VmSpec>,
+    /// Machine and CPU of the running guest.
+    pub abi: Option<GuestAbi>,
+    /// Who may run it.
+    pub ownership: Ownership,
+    /// Highest epoch ever handed out.
+    pub last_epoch: Epoch,
+    /// Memory saved by a quick migration, to be resumed by the next start.
+    pub saved: Option<SavedState>,
+    /// A wish to move it.
+    pub move_request: Option<MoveRequest>,
+    /// Migrations that failed since the last one that arrived (or the last start).
+    pub failed_moves: u32,
+    /// To be forgotten once it is stopped.
+    pub deleting: bool,
+    /// The host it ran on last: preferred when nothing else decides.
+    pub last_host: Option<HostName>,
+    /// The latest decisions, newest last.
+    pub decisions: Vec<Decision>,
+    /// Last change.
+    pub changed: Revision,
+}
+
+impl VmRecord {
+    /// Whether it should be running.
+    pub fn wanted(&self) -> bool {
+        !self.deleting && self.spec.power == quorate_types::spec::Power::Running
+    }
+
+    /// The definition that holds for the guest as it runs now, or the wanted one.
+    pub fn effective(&self) -> &VmSpec {
+        self.active.as_ref().unwrap_or(&self.spec)
+    }
+}
+
+impl State {
+    /// Settings in force (the defaults before the cluster exists).
+    pub fn settings(&self) -> ClusterSettings {
+        self.cluster
+            .as_ref()
+            .map(|cluster| cluster.settings.clone())
+            .unwrap_or_default()
+    }
+
+    /// The host with this node number.
+    pub fn host_of_node(&self, node: NodeId) -> Option<&HostName> {
+        self.hosts
+            .iter()
+            .find(|(_, record)| record.node == node)
+            .map(|(name, _)| name)
+    }
+}

@@ -1,0 +1,210 @@
+//! Plans: what the planner proposes and `apply` checks again.
+
+use crate::model::{GuestAbi, HostMode, StopMode};
+use quorate_membership::FenceProof;
+use quorate_types::report::SavedState;
+use quorate_types::{HostName, MigrationId, Revision, VmName};
+use serde::{Deserialize, Serialize};
+
+/// Actions made from one look at state and reports.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// The revision it was made from.
+    pub base: Revision,
+    /// What to do, in order.
+    pub actions: Vec<PlannedAction>,
+}
+
+/// An action with its reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedAction {
+    /// What.
+    pub action: Action,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why an action was chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reason {
+    /// One sentence.
+    pub summary: String,
+    /// Facts it rests on, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<String>,
+    /// Hosts that were looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+}
+
+impl Reason {
+    /// A reason of one sentence.
+    pub fn new(summary: impl Into<String>) -> Self {
+        Self {
+            summary: summary.into(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A host that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The host.
+    pub host: HostName,
+    /// Its score, higher is better; absent: rejected.
+    pub score: Option<i64>,
+    /// Why it was rejected, or what made its score.
+    pub why: String,
+}
+
+/// How a migration ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationEnd {
+    /// The guest runs on the target: it is the owner now.
+    Arrived {
+        /// Downtime by QEMU, in milliseconds.
+        downtime_ms: Option<u64>,
+    },
+    /// The source said that the guest goes on there.
+    StayedAtSource,
+    /// The target said, durably, that it will not run the guest: the source goes on.
+    RefusedByTarget,
+    /// The target is dead and cannot have the guest any more: the source goes on.
+    TargetDead(FenceProof),
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Give a free VM to a host, under a new epoch.
+    Start {
+        /// Which VM.
+        vm: VmName,
+        /// Its new owner.
+        host: HostName,
+        /// Its CPU and machine.
+        abi: GuestAbi,
+    },
+    /// Take a VM from all hosts that may have it.
+    Release {
+        /// Which VM.
+        vm: VmName,
+        /// Proofs that cover each of them.
+        proofs: Vec<FenceProof>,
+        /// Memory that its owner saved.
+        saved: Option<SavedState>,
+    },
+    /// Order the owner to end it.
+    Stop {
+        /// Which VM.
+        vm: VmName,
+        /// How.
+        mode: StopMode,
+    },
+    /// Begin a live migration; its id is the revision of the commit.
+    Migrate {
+        /// Which VM.
+        vm: VmName,
+        /// Target.
+        to: HostName,
+    },
+    /// Give a migration up.
+    CancelMigration {
+        /// Which VM.
+        vm: VmName,
+        /// Which migration.
+        id: MigrationId,
+    },
+    /// A migration ended.
+    FinishMigration {
+        /// Which VM.
+        vm: VmName,
+        /// Which migration: a report about another one is stale.
+        id: MigrationId,
+        /// How.
+        end: MigrationEnd,
+    },
+    /// A move request is done or cannot be met.
+    ClearMove {
+        /// Which VM.
+        vm: VmName,
+        /// It was met.
+        done: bool,
+    },
+    /// A host is empty, or its drain was given up.
+    SetHostMode {
+        /// Which host.
+        host: HostName,
+        /// New mode.
+        mode: HostMode,
+    },
+    /// A deleted VM is stopped: forget it.
+    Forget {
+        /// Which VM.
+        vm: VmName,
+    },
+}
+
+impl Action {
+    /// The VM that it is about, if any.
+    pub fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::Start { vm, .. }
+            | Self::Release { vm, .. }
+            | Self::Stop { vm, .. }
+            | Self::Migrate { vm, .. }
+            | Self::CancelMigration { vm, .. }
+            | Self::FinishMigration { vm, .. }
+            | Self::ClearMove { vm, .. }
+            | Self::Forget { vm } => Some(vm),
+            Self::SetHostMode { .. } => None,
+        }
+    }
+
+    /// In words, for people.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Start { vm, host, .. } => format!("start {vm} on {host}"),
+            Self::Release { vm, proofs, .. } => {
+                let kinds: Vec<_> = proofs
+                    .iter()
+                    .map(|proof| format!("{} by {}", proof.host(), proof.kind()))
+                    .collect();
+                format!("release {vm} ({})", kinds.join(", "))
+            }
+            Self::Stop { vm, mode } => match mode {
+                StopMode::Graceful => format!("shut {vm} down"),
+                StopMode::Hard => format!("power {vm} off"),
+                StopMode::Save => format!("save {vm} for a quick migration"),
+            },
+            Self::Migrate { vm, to } => format!("migrate {vm} to {to}"),
+            Self::CancelMigration { vm, id } => format!("cancel migration {id} of {vm}"),
+            Self::FinishMigration { vm, id, end } => match end {
+                MigrationEnd::Arrived {
+                    downtime_ms: Some(ms),
+                } => {
+                    format!("migration {id} of {vm} arrived, {ms} ms downtime")
+                }
+                MigrationEnd::Arrived { .. } => format!("migration {id} of {vm} arrived"),
+                MigrationEnd::StayedAtSource => {
+                    format!("migration {id} of {vm} failed, it goes on at its source")
+                }
+                MigrationEnd::RefusedByTarget => {
+                    format!("migration {id} of {vm} failed at its target, it goes on at its source")
+                }
+                MigrationEnd::TargetDead(_) => {
+                    format!("migration {id} of {vm} lost its target, it goes on at its source")
+                }
+            },
+            Self::ClearMove { vm, done: true } => format!("move of {vm} done"),
+            Self::ClearMove { vm, done: false } => format!("give up moving {vm}"),
+            Self::SetHostMode { host, mode } => {
+                format!("host {host} is now {mode:?}").to_lowercase()
+            }
+            Self::Forget { vm } => format!("forget {vm}"),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The snapshot file.
+//!
+//! Owns `snapshot` (and `snapshot.tmp`) in the node's directory. What always holds: the file is replaced
+//! by write, fsync, rename, directory fsync, so a crash leaves the old or the new one; its checksum covers
+//! header and contents; an older snapshot never replaces a newer one. It must not look into the contents.
+//!
+//! ```text
+//! "QRSNAP01" | header_length[4] | header(JSON: openraft's snapshot meta) | sha256[32] | state
+//! ```
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use sha2::{Digest, Sha256};
+
+use crate::error::OpenError;
+use crate::types::SnapshotMeta;
+
+const MAGIC_PREFIX: &[u8; 6] = b"QRSNAP";
+const MAGIC: &[u8; 8] = b"QRSNAP01";
+const NAME: &str = "snapshot";
+const TEMPORARY: &str = "snapshot.tmp";
+
+/// The snapshot file of one node.
+#[derive(Debug)]
+pub(crate) struct SnapshotStore {
+    dir: PathBuf,
+    /// Meta of the file on the disk; the lock also serialises writers.
+    current: Mutex<Option<SnapshotMeta>>,
+}
+
+/// A snapshot with its meta.
+#[derive(Debug)]
+pub(crate) struct StoredSnapshot {
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) state: Vec<u8>,
+}
+
+impl SnapshotStore {
+    /// Reads and checks the file in `dir`, if there is one.
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Option<StoredSnapshot>), OpenError> {
+        let path = dir.join(NAME);
+        match fs::remove_file(dir.join(TEMPORARY)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(OpenError::Io {
+                    path: dir.join(TEMPORARY),
+                    source,
+                });
+            }
+            _ => {}
+        }
+        let snapshot = match fs::read(&path) {
+            Ok(bytes) => Some(decode(&bytes).map_err(|e| match e {
+                DecodeError::Version(found) => OpenError::SnapshotFormat {
+                    path: path.clone(),
+                    found,
+                },
+                DecodeError::Damaged(reason) => OpenError::SnapshotCorrupt {
+                    path: path.clone(),
+                    reason,
+                },
+            })?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(OpenError::Io { path, source }),
+        };
+        let store = Self {
+            dir: dir.to_path_buf(),
+            current: Mutex::new(snapshot.as_ref().map(|s| s.meta.clone())),
+        };
+        Ok((store, snapshot))
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.join(NAME)
+    }
+
+    /// Makes the snapshot durable, unless a newer one is there. Blocks on the disk.
+    pub(crate) fn save(&self, meta: &SnapshotMeta, state: &[u8]) -> io::Result<()> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current
+            .as_ref()
+            .is_some_and(|c| c.last_log_id > meta.last_log_id)
+        {
+            return Ok(());
+        }
+        let header = serde_json::to_vec(meta).map_err(io::Error::other)?;
+        let length = u32::try_from(header.len()).map_err(io::Error::other)?;
+        let temporary = self.dir.join(TEMPORARY);
+        let mut file = File::create(&temporary)?;
+        file.write_all(MAGIC)?;
+        file.write_all(&length.to_be_bytes())?;
+        file.write_all(&header)?;
+        file.write_all(&digest(&header, state))?;
+        file.write_all(state)?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&temporary, self.path())?;
+        File::open(&self.dir)?.sync_all()?;
+        *current = Some(meta.clone());
+        Ok(())
+    }
+
+    /// Reads the file again. Blocks on the disk.
+    pub(crate) fn load(&self) -> io::Result<Option<StoredSnapshot>> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.is_none() {
+            return Ok(None);
+        }
+        let bytes = fs::read(self.path())?;
+        drop(current);
+        decode(&bytes).map(Some).map_err(|e| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                match e {
+                    DecodeError::Version(v) => format!("unknown format {v}"),
+                    DecodeError::Damaged(reason) => reason,
+                },
+            )
+        })
+    }
+}
+
+enum DecodeError {
+    Version(String),
+    Damaged(String),
+}
+
+fn digest(header: &[u8], state: &[u8]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(header);
+    hasher.update(state);
+    hasher.finalize().into()
+}
+
+fn decode(bytes: &[u8]) -> Result<StoredSnapshot, DecodeError> {
+    let cut = || DecodeError::Damaged("it is cut short".into());
+    let (magic, rest) = bytes.split_at_checked(8).ok_or_else(cut)?;
+    if magic != MAGIC {
+        return Err(match magic.strip_prefix(MAGIC_PREFIX) {
+            Some(version) => DecodeError::Version(String::from_utf8_lossy(version).into_owned()),
+            None => DecodeError::Damaged("it does not start like a snapshot".into()),
+        });
+    }
+    let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| cut())?;
+    let (header, rest) = rest.split_at_checked(length).ok_or_else(cut)?;
+    let (sum, state) = rest.split_first_chunk::<32>().ok_or_else(cut)?;
+    if digest(header, state) != *sum {
+        return Err(DecodeError::Damaged("its checksum does not match".into()));
+    }
+    let meta = serde_json::from_slice(header)
+        .map_err(|e| DecodeError::Damaged(format!("its header does not parse: {e}")))?;
+    Ok(StoredSnapshot {
+        meta,
+        state: state.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use openraft::{CommittedLeaderId, LogId};
+
+    fn meta(index: u64) -> SnapshotMeta {
+        SnapshotMeta {
+            last_log_id: Some(LogId::new(CommittedLeaderId::new(1, 1), index)),
+            snapshot_id: index.to_string(),
+            ..SnapshotMeta::default()
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_read_back_and_never_replaced_by_an_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, none) = SnapshotStore::open(dir.path()).unwrap();
+        assert!(none.is_none() && store.load().unwrap().is_none());
+        store.save(&meta(7), b"seven").unwrap();
+        store.save(&meta(5), b"five").unwrap();
+        assert_eq!(store.load().unwrap().unwrap().state, b"seven");
+        fs::write(dir.path().join(TEMPORARY), b"left over").unwrap();
+        let (_, again) = SnapshotStore::open(dir.path()).unwrap();
+        let again = again.unwrap();
+        assert_eq!((again.meta, again.state), (meta(7), b"seven".to_vec()));
+        assert!(!dir.path().join(TEMPORARY).exists());
+    }
+
+    #[test]
+    fn damage_and_other_formats_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = SnapshotStore::open(dir.path()).unwrap();
+        store.save(&meta(7), b"seven").unwrap();
+        let good = fs::read(store.path()).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(store.path(), &bad).unwrap();
+            assert!(SnapshotStore::open(dir.path()).is_err(), "flip at {at}");
+        }
+        for cut in [0, 5, 9, good.len() - 1] {
+            fs::write(store.path(), &good[..cut]).unwrap();
+            assert!(matches!(
+                SnapshotStore::open(dir.path()),
+                Err(OpenError::SnapshotCorrupt { .. })
+            ));
+        }
+        let mut newer = good;
+        newer[..8].copy_from_slice(b"QRSNAP02");
+        fs::write(store.path(), &newer).unwrap();
+        assert!(matches!(
+            SnapshotStore::open(dir.path()),
+            Err(OpenError::SnapshotFormat { .. })
+        ));
+    }
+}

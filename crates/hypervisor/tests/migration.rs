@@ -1,0 +1,363 @@
+//! Live migration between two QEMUs on one machine that share a disk.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use common::{Bench, LONG, bench, counts_on, disk_seq, serial_text, ticks};
+use quorate_hypervisor::qemu::Guest;
+use quorate_hypervisor::{
+    Boot, Downtime, GuestConfig, GuestState, HypervisorError, IncomingMigration, IncomingOutcome,
+    ListenRequest, MigrationPhase, MigrationRequest, MigrationStatus, OutgoingMigration, StartMode,
+};
+use tokio::time::timeout;
+
+struct Pair {
+    from: GuestConfig,
+    to: GuestConfig,
+    source: Guest,
+    target: Guest,
+    incoming: IncomingMigration,
+}
+
+/// A guest that counts, and a target that listens.
+async fn pair(bench: &Bench, kernel_words: &str) -> Pair {
+    let mut from = bench.config("source");
+    from.disks = vec![bench.raw_disk()];
+    if let Boot::Kernel { append, .. } = &mut from.boot {
+        append.push_str(kernel_words);
+    }
+    let source = bench.boot(&from).await;
+    let (to, target, incoming) = target(bench, &from).await;
+    Pair {
+        from,
+        to,
+        source,
+        target,
+        incoming,
+    }
+}
+
+async fn target(bench: &Bench, from: &GuestConfig) -> (GuestConfig, Guest, IncomingMigration) {
+    let mut to = bench.config("target");
+    to.disks = from.disks.clone();
+    to.boot = from.boot.clone();
+    let target = bench.start(&to, StartMode::Incoming).await;
+    let incoming = target.listen(listen()).await.unwrap();
+    assert_ne!(incoming.address.port(), 0);
+    (to, target, incoming)
+}
+
+fn listen() -> ListenRequest {
+    ListenRequest {
+        address: Ipv4Addr::LOCALHOST.into(),
+        port: 0,
+        multifd_channels: None,
+        tls: None,
+    }
+}
+
+async fn next(migration: &mut OutgoingMigration) -> MigrationPhase {
+    timeout(LONG, migration.next())
+        .await
+        .expect("no phase in time")
+        .expect("it is over already")
+}
+
+/// Reads phases up to one that is no progress.
+async fn until(
+    migration: &mut OutgoingMigration,
+    wanted: impl Fn(&MigrationPhase) -> bool,
+) -> MigrationPhase {
+    loop {
+        let phase = next(migration).await;
+        if wanted(&phase) {
+            return phase;
+        }
+        assert!(!phase.is_final(), "it ended early: {phase:?}");
+    }
+}
+
+fn is_pre_switchover(phase: &MigrationPhase) -> bool {
+    *phase == MigrationPhase::PreSwitchover
+}
+
+#[tokio::test]
+async fn a_guest_moves_with_its_disk_and_pauses_at_the_switchover() {
+    let Some(bench) = bench() else { return };
+    let mut pair = pair(&bench, "").await;
+    let mut migration = pair
+        .source
+        .migrate(MigrationRequest::new(pair.incoming.address))
+        .await
+        .unwrap();
+    assert_eq!(next(&mut migration).await, MigrationPhase::Setup);
+    until(&mut migration, is_pre_switchover).await;
+    assert_eq!(
+        pair.source.status().await.unwrap(),
+        GuestState::FinishMigrate
+    );
+    assert_eq!(pair.target.status().await.unwrap(), GuestState::InMigrate);
+    let at_pause = ticks(&pair.from);
+    let begun = Instant::now();
+    migration.continue_switchover().await.unwrap();
+    migration.continue_switchover().await.unwrap();
+    let outcome = timeout(LONG, pair.incoming.wait()).await.unwrap();
+    println!("continue to arrival: {:?}", begun.elapsed());
+    assert_eq!(outcome, IncomingOutcome::Arrived(GuestState::Running));
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    println!("{last:?}");
+    assert!(matches!(last, MigrationPhase::Completed { .. }), "{last:?}");
+    assert_eq!(migration.next().await, None);
+    assert_eq!(pair.source.status().await.unwrap(), GuestState::PostMigrate);
+    let error = migration.cancel().await.unwrap_err();
+    assert!(error.to_string().contains("over already"), "{error}");
+
+    counts_on(&pair.to).await;
+    let moved = serial_text(&pair.to);
+    assert!(
+        moved.contains(&format!("tick {}", at_pause + 1)),
+        "no tick is lost: {moved}"
+    );
+    assert!(
+        disk_seq(&pair.to.disks[0].path) > at_pause,
+        "the target writes the disk"
+    );
+    // A thaw of the source by mistake cannot write next to the target.
+    let error = pair.source.thaw(LONG).await.unwrap_err();
+    assert!(
+        matches!(error, HypervisorError::DiskLockLost { .. }),
+        "{error}"
+    );
+    pair.source.quit().await.unwrap();
+    timeout(LONG, pair.source.exited()).await.unwrap();
+    counts_on(&pair.to).await;
+    pair.target.kill(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn cancelled_or_abandoned_before_the_switchover_the_source_goes_on() {
+    let Some(bench) = bench() else { return };
+    let mut pair = pair(&bench, "").await;
+    let mut migration = pair
+        .source
+        .migrate(MigrationRequest::new(pair.incoming.address))
+        .await
+        .unwrap();
+    let early = migration.continue_switchover().await.unwrap_err();
+    assert!(
+        matches!(early, HypervisorError::Migration { .. }),
+        "{early}"
+    );
+    until(&mut migration, is_pre_switchover).await;
+    migration.cancel().await.unwrap();
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    assert_eq!(
+        last,
+        MigrationPhase::Cancelled {
+            source: Some(GuestState::Running)
+        }
+    );
+    let outcome = timeout(LONG, pair.incoming.wait()).await.unwrap();
+    println!("a target whose source cancelled: {outcome:?}");
+    assert!(matches!(outcome, IncomingOutcome::Failed { .. }));
+    timeout(LONG, pair.target.exited()).await.unwrap();
+    counts_on(&pair.from).await;
+
+    // Nobody orders the switchover.
+    let (_, target, incoming) = target(&bench, &pair.from).await;
+    let mut request = MigrationRequest::new(incoming.address);
+    request.switchover_wait = Duration::from_millis(50);
+    let mut migration = pair.source.migrate(request).await.unwrap();
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    assert!(
+        matches!(&last, MigrationPhase::Failed { reason, switchover_begun: false, source: Some(GuestState::Running) }
+            if reason.contains("nobody ordered")),
+        "{last:?}"
+    );
+    timeout(LONG, target.exited()).await.unwrap();
+
+    // The daemon dies in the middle: another takes the migration up, then drops it as well.
+    let (_, target, incoming) = self::target(&bench, &pair.from).await;
+    let mut request = MigrationRequest::new(incoming.address);
+    request.switchover_wait = LONG;
+    let mut migration = pair.source.migrate(request).await.unwrap();
+    until(&mut migration, is_pre_switchover).await;
+    let adopted = bench
+        .driver
+        .adopt_guest(&pair.from.runtime_dir, Duration::from_millis(300))
+        .await;
+    drop(adopted); // the first connection holds the socket; this one could only watch the process
+    let mut attached = pair.source.attach_migration().await.unwrap().unwrap();
+    assert_eq!(
+        until(&mut attached, is_pre_switchover).await,
+        MigrationPhase::PreSwitchover
+    );
+    drop(attached);
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    assert_eq!(
+        last,
+        MigrationPhase::Cancelled {
+            source: Some(GuestState::Running)
+        }
+    );
+    timeout(LONG, target.exited()).await.unwrap();
+    counts_on(&pair.from).await;
+    pair.source.kill(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_target_that_dies_leaves_the_source_running() {
+    let Some(bench) = bench() else { return };
+    let pair = pair(&bench, "").await;
+    let nobody = pair.incoming.address;
+    // While copying.
+    let mut request = MigrationRequest::new(pair.incoming.address);
+    request.max_bandwidth = Some(4 << 20);
+    let mut migration = pair.source.migrate(request).await.unwrap();
+    let active = until(
+        &mut migration,
+        |phase| matches!(phase, MigrationPhase::Active(progress) if progress.transferred_bytes > 0),
+    );
+    println!("{:?}", active.await);
+    pair.target.kill(LONG).await.unwrap();
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    println!("target killed while copying: {last:?}");
+    let goes_on = |phase: &MigrationPhase| {
+        matches!(
+            phase,
+            MigrationPhase::Failed {
+                switchover_begun: false,
+                source: Some(GuestState::Running),
+                ..
+            }
+        )
+    };
+    assert!(goes_on(&last), "{last:?}");
+    counts_on(&pair.from).await;
+
+    // At the pause: the switchover is ordered into the void.
+    let (_, target, incoming) = target(&bench, &pair.from).await;
+    let mut migration = pair
+        .source
+        .migrate(MigrationRequest::new(incoming.address))
+        .await
+        .unwrap();
+    until(&mut migration, is_pre_switchover).await;
+    target.kill(LONG).await.unwrap();
+    let sent = migration.continue_switchover().await;
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    println!("target killed at the pause: {sent:?}, {last:?}");
+    assert!(
+        matches!(
+            last,
+            MigrationPhase::Failed {
+                source: Some(GuestState::Running),
+                ..
+            }
+        ),
+        "{last:?}"
+    );
+    counts_on(&pair.from).await;
+
+    // Nobody listens.
+    let mut migration = pair
+        .source
+        .migrate(MigrationRequest::new(nobody))
+        .await
+        .unwrap();
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    println!("nobody listens: {last:?}");
+    assert!(goes_on(&last), "{last:?}");
+    counts_on(&pair.from).await;
+    pair.source.kill(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_freeze_wins_over_a_migration() {
+    let Some(bench) = bench() else { return };
+    let pair = pair(&bench, "").await;
+    let mut migration = pair
+        .source
+        .migrate(MigrationRequest::new(pair.incoming.address))
+        .await
+        .unwrap();
+    until(&mut migration, is_pre_switchover).await;
+    let begun = Instant::now();
+    let frozen = pair.source.freeze(LONG).await.unwrap();
+    println!("freeze at the pause took {:?}", begun.elapsed());
+    assert!(frozen.released_disks);
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    println!("{last:?}");
+    assert!(matches!(
+        last,
+        MigrationPhase::Failed {
+            switchover_begun: false,
+            ..
+        } | MigrationPhase::Cancelled { .. }
+    ));
+    assert_eq!(pair.source.status().await.unwrap(), GuestState::Paused);
+    let error = pair
+        .source
+        .migrate(MigrationRequest::new(pair.incoming.address))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("only a running guest"),
+        "{error}"
+    );
+    pair.source.thaw(LONG).await.unwrap();
+    counts_on(&pair.from).await;
+    pair.source.kill(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_busy_guest_gets_longer_pauses_and_is_slowed_down() {
+    let Some(bench) = bench() else { return };
+    let mut pair = pair(&bench, " dirty=16").await;
+    let mut request = MigrationRequest::new(pair.incoming.address);
+    request.downtime = Downtime {
+        start_ms: 1,
+        max_ms: 4,
+    };
+    request.max_bandwidth = Some(24 << 20);
+    let mut migration = pair.source.migrate(request).await.unwrap();
+    let mut limits = Vec::new();
+    loop {
+        match next(&mut migration).await {
+            MigrationPhase::Active(progress) => {
+                if limits.last() != Some(&(progress.downtime_limit_ms, progress.throttle_percent)) {
+                    limits.push((progress.downtime_limit_ms, progress.throttle_percent));
+                }
+                if progress.throttle_percent >= 20 {
+                    break;
+                }
+            }
+            MigrationPhase::PreSwitchover => break,
+            phase => assert!(!phase.is_final(), "{phase:?}"),
+        }
+    }
+    println!("limits and throttling: {limits:?}");
+    assert!(
+        limits.iter().any(|(limit, _)| *limit == 4),
+        "the limit never rose: {limits:?}"
+    );
+    assert!(
+        limits.iter().any(|(_, percent)| *percent >= 20),
+        "it was never slowed down: {limits:?}"
+    );
+    migration.cancel().await.unwrap();
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    assert!(matches!(last, MigrationPhase::Cancelled { .. }), "{last:?}");
+    assert_eq!(
+        pair.source.migration_status().await.unwrap(),
+        MigrationStatus::Cancelled
+    );
+    assert!(matches!(
+        pair.incoming.wait().await,
+        IncomingOutcome::Failed { .. }
+    ));
+    pair.source.kill(LONG).await.unwrap();
+}

@@ -233,7 +233,11 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         tokio::select! {
             _ = stop.changed() => {}
             _ = fault.changed() => {}
-            _ = server.changed() => {}
+            alive = server.changed() => {
+                if alive.is_err() && !*stop.borrow() && !shared.has_failed() {
+                    shared.fault.report("the consensus core ended unexpectedly");
+                }
+            }
             () = shared.acks.news.notified() => {}
             () = sleep_until(wake) => {}
         }
@@ -262,11 +266,12 @@ async fn stand_if_due(shared: &Shared, view: &View, patience: &mut Patience) -> 
     }
     let alone = configs.iter().all(|c| c.len() == 1);
     let left = patience.left(shared.contact.get(), timings);
-    if !left.is_zero() && !(alone && patience.refusals == 0) {
+    let at_once = alone && patience.refusals == 0;
+    if !left.is_zero() && !at_once {
         return left;
     }
     if majority_would_vote(shared, configs).await
-        && patience.left(shared.contact.get(), timings).is_zero() | alone
+        && (alone || patience.left(shared.contact.get(), timings).is_zero())
     {
         tracing::info!(
             node = shared.me,

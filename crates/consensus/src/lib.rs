@@ -26,6 +26,8 @@
 mod clock;
 mod codec;
 mod config;
+#[cfg(test)]
+mod disk_faults;
 mod driver;
 mod error;
 mod fault;
@@ -133,6 +135,19 @@ pub struct Leadership {
     pub term: u64,
     /// This node leads and a majority confirmed it lately.
     pub is_self: bool,
+}
+
+/// Log indexes of one node, for status and metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogStatus {
+    /// Newest entry in the log.
+    pub last: Option<u64>,
+    /// Newest applied entry.
+    pub applied: Option<u64>,
+    /// Newest entry in the snapshot file.
+    pub snapshot: Option<u64>,
+    /// Newest entry that was removed from the log.
+    pub purged: Option<u64>,
 }
 
 /// Members of the cluster, as this node knows them.

@@ -93,7 +93,7 @@ impl<M: StateMachine> MachineStore<M> {
     }
 
     /// Where snapshots are stored.
-    pub(crate) fn snapshots(&self) -> &SnapshotStore {
+    pub(crate) fn snapshots(&self) -> &Arc<SnapshotStore> {
         &self.snapshots
     }
 
@@ -174,10 +174,13 @@ impl<M: StateMachine> MachineStore<M> {
             Ok(Err(e)) => e.to_string(),
             Err(e) => e.to_string(),
         };
-        let path = self.snapshots.path();
-        let reason = self
-            .fault
-            .report(format!("snapshot {}: {reason}", path.display()));
+        let reason = if self.snapshots.is_closed() {
+            reason
+        } else {
+            let path = self.snapshots.path();
+            self.fault
+                .report(format!("snapshot {}: {reason}", path.display()))
+        };
         Err(StorageIOError::new(ErrorSubject::Snapshot(None), verb, AnyError::error(reason)).into())
     }
 }

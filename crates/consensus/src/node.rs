@@ -16,13 +16,14 @@ use crate::driver::{self, Shared};
 use crate::error::{BarrierError, BootstrapError, HandleError, OpenError, ProposeError};
 use crate::fault::FaultCell;
 use crate::log::LogStore;
+use crate::log::file::LogFile;
 use crate::machine::MachineStore;
 use crate::network::Network;
 use crate::quorum::AckTable;
 use crate::serve::Inbound;
 use crate::snapshot::SnapshotStore;
 use crate::types::Raft;
-use crate::{Applied, Config, Leadership, NodeId, PeerLink, RaftMethod, StateMachine};
+use crate::{Applied, Config, Leadership, LogStatus, NodeId, PeerLink, RaftMethod, StateMachine};
 
 const LOG_FILE: &str = "raft.redb";
 /// Proposals in flight at once; the next wait within their deadline.
@@ -77,13 +78,25 @@ impl<M: StateMachine> Consensus<M> {
         machine: M,
         link: Arc<dyn PeerLink>,
     ) -> Result<Self, OpenError> {
+        let path = config.dir.join(LOG_FILE);
+        let node_id = config.node_id;
+        Self::open_on(config, machine, link, move || LogFile::open(&path, node_id)).await
+    }
+
+    /// As [`Consensus::open`], on the log file that `open_log` opens.
+    pub(crate) async fn open_on(
+        config: Config,
+        machine: M,
+        link: Arc<dyn PeerLink>,
+        open_log: impl FnOnce() -> Result<LogFile, OpenError> + Send + 'static,
+    ) -> Result<Self, OpenError> {
         let raft_config = Arc::new(config.openraft()?);
         let acks = Arc::new(AckTable::default());
         let fault = FaultCell::new();
         let (log, machine) = {
-            let (dir, node_id) = (config.dir.clone(), config.node_id);
+            let dir = config.dir.clone();
             let (acks, fault) = (Arc::clone(&acks), fault.clone());
-            tokio::task::spawn_blocking(move || open_files(&dir, node_id, machine, acks, fault))
+            tokio::task::spawn_blocking(move || open_files(&dir, open_log, machine, acks, fault))
                 .await
                 .map_err(|e| OpenError::Start {
                     reason: e.to_string(),
@@ -329,6 +342,18 @@ impl<M: StateMachine> Consensus<M> {
         let _ = self.inner.shared.raft.trigger().snapshot().await;
     }
 
+    /// How far the log of this node reaches.
+    pub fn log_status(&self) -> LogStatus {
+        let metrics = self.inner.shared.raft.data_metrics();
+        let m = metrics.borrow();
+        LogStatus {
+            last: m.last_log.map(|l| l.index),
+            applied: m.last_applied.map(|l| l.index),
+            snapshot: m.snapshot.map(|l| l.index),
+            purged: m.purged.map(|l| l.index),
+        }
+    }
+
     /// The fatal error that stopped this node, once there is one. It is never taken back; the process should
     /// report it and end.
     pub fn failed(&self) -> watch::Receiver<Option<String>> {
@@ -346,6 +371,8 @@ impl<M: StateMachine> Consensus<M> {
         if let Err(e) = self.inner.shared.raft.shutdown().await {
             tracing::warn!(error = %e, "the consensus core ended badly");
         }
+        let snapshots = Arc::clone(self.inner.machine.snapshots());
+        let _ = tokio::task::spawn_blocking(move || snapshots.close()).await;
         self.inner.shared.log.close().await;
     }
 
@@ -358,7 +385,7 @@ impl<M: StateMachine> Consensus<M> {
 /// Blocking part of [`Consensus::open`].
 fn open_files<M: StateMachine>(
     dir: &std::path::Path,
-    node_id: NodeId,
+    open_log: impl FnOnce() -> Result<LogFile, OpenError> + Send + 'static,
     machine: M,
     acks: Arc<AckTable>,
     fault: FaultCell,
@@ -367,11 +394,17 @@ fn open_files<M: StateMachine>(
         path: dir.to_path_buf(),
         source,
     })?;
-    let log = LogStore::open(dir.join(LOG_FILE), node_id, acks, fault.clone())?;
+    let log = LogStore::open(open_log, acks, fault.clone())?;
     // Under the lock of the log from here on.
-    let (snapshots, snapshot) = SnapshotStore::open(dir)?;
-    let machine = MachineStore::new(machine, snapshots, snapshot, fault)?;
-    Ok((log, machine))
+    let restored = SnapshotStore::open(dir)
+        .and_then(|(snapshots, snapshot)| MachineStore::new(machine, snapshots, snapshot, fault));
+    match restored {
+        Ok(machine) => Ok((log, machine)),
+        Err(e) => {
+            log.close_blocking();
+            Err(e)
+        }
+    }
 }
 
 /// The snapshot must reach at least as far as the log was purged.

@@ -11,7 +11,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -27,8 +27,15 @@ const TEMPORARY: &str = "snapshot.tmp";
 #[derive(Debug)]
 pub(crate) struct SnapshotStore {
     dir: PathBuf,
-    /// Meta of the file on the disk; the lock also serialises writers.
-    current: Mutex<Option<SnapshotMeta>>,
+    /// The lock also serialises writers.
+    state: Mutex<StoreState>,
+}
+
+#[derive(Debug)]
+struct StoreState {
+    /// Meta of the file on the disk.
+    current: Option<SnapshotMeta>,
+    closed: bool,
 }
 
 /// A snapshot with its meta.
@@ -67,7 +74,10 @@ impl SnapshotStore {
         };
         let store = Self {
             dir: dir.to_path_buf(),
-            current: Mutex::new(snapshot.as_ref().map(|s| s.meta.clone())),
+            state: Mutex::new(StoreState {
+                current: snapshot.as_ref().map(|s| s.meta.clone()),
+                closed: false,
+            }),
         };
         Ok((store, snapshot))
     }
@@ -76,10 +86,27 @@ impl SnapshotStore {
         self.dir.join(NAME)
     }
 
+    fn lock(&self) -> MutexGuard<'_, StoreState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a writer and refuses all later ones: the directory may belong to somebody else soon.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Makes the snapshot durable, unless a newer one is there. Blocks on the disk.
     pub(crate) fn save(&self, meta: &SnapshotMeta, state: &[u8]) -> io::Result<()> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current
+        let mut store = self.lock();
+        if store.closed {
+            return Err(io::Error::other("the node is stopped"));
+        }
+        if store
+            .current
             .as_ref()
             .is_some_and(|c| c.last_log_id > meta.last_log_id)
         {
@@ -98,18 +125,18 @@ impl SnapshotStore {
         drop(file);
         fs::rename(&temporary, self.path())?;
         File::open(&self.dir)?.sync_all()?;
-        *current = Some(meta.clone());
+        store.current = Some(meta.clone());
         Ok(())
     }
 
     /// Reads the file again. Blocks on the disk.
     pub(crate) fn load(&self) -> io::Result<Option<StoredSnapshot>> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.is_none() {
+        let store = self.lock();
+        if store.current.is_none() {
             return Ok(None);
         }
         let bytes = fs::read(self.path())?;
-        drop(current);
+        drop(store);
         decode(&bytes).map(Some).map_err(|e| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -180,6 +207,8 @@ mod tests {
         store.save(&meta(7), b"seven").unwrap();
         store.save(&meta(5), b"five").unwrap();
         assert_eq!(store.load().unwrap().unwrap().state, b"seven");
+        store.close();
+        assert!(store.save(&meta(9), b"nine").is_err());
         fs::write(dir.path().join(TEMPORARY), b"left over").unwrap();
         let (_, again) = SnapshotStore::open(dir.path()).unwrap();
         let again = again.unwrap();

@@ -17,7 +17,7 @@ use crate::types::{StorageError, TypeConfig};
 
 /// Remembers its commands.
 #[derive(Default)]
-pub(crate) struct Journal(Vec<Vec<u8>>);
+pub(crate) struct Journal(pub(crate) Vec<Vec<u8>>);
 
 impl StateMachine for Journal {
     fn apply(&mut self, _index: u64, command: &[u8]) -> Vec<u8> {
@@ -44,7 +44,7 @@ impl StoreBuilder<TypeConfig, LogStore, MachineStore<Journal>, TempDir> for Fres
         let acks = Arc::new(AckTable::default());
         let path = dir.path().join("raft.redb");
         let open = move || LogFile::open(&path, 0).map(LogFile::allow_holes);
-        let log = LogStore::open_from(open, acks, fault.clone()).unwrap();
+        let log = LogStore::open(open, acks, fault.clone()).unwrap();
         let (snapshots, snapshot) = SnapshotStore::open(dir.path()).unwrap();
         let machine = MachineStore::new(Journal::default(), snapshots, snapshot, fault).unwrap();
         Ok((dir, log, machine))

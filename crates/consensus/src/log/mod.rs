@@ -8,14 +8,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::NodeId;
 use crate::codec;
 use crate::error::OpenError;
 use crate::fault::FaultCell;
@@ -91,17 +89,8 @@ pub(crate) struct LogStore {
 }
 
 impl LogStore {
-    /// Opens the log at `path`. Blocks on the disk.
+    /// Starts the log thread, which opens the file. Blocks on the disk.
     pub(crate) fn open(
-        path: PathBuf,
-        node_id: NodeId,
-        acks: Arc<AckTable>,
-        fault: FaultCell,
-    ) -> Result<Self, OpenError> {
-        Self::open_from(move || file::LogFile::open(&path, node_id), acks, fault)
-    }
-
-    pub(crate) fn open_from(
         open: impl FnOnce() -> Result<file::LogFile, OpenError> + Send + 'static,
         acks: Arc<AckTable>,
         fault: FaultCell,
@@ -141,6 +130,14 @@ impl LogStore {
         let (done, closed) = oneshot::channel();
         if self.requests.send(Request::Close(done)).await.is_ok() {
             let _ = closed.await;
+        }
+    }
+
+    /// As [`LogStore::close`], on a blocking thread.
+    pub(crate) fn close_blocking(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.requests.blocking_send(Request::Close(done)).is_ok() {
+            let _ = closed.blocking_recv();
         }
     }
 

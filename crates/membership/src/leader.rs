@@ -296,7 +296,10 @@ impl LeaseTable {
 
     /// The share rule: correlated silence is more often a fault of the network or of this leader
     /// than the death of most hosts at once.
-    fn check_share(&self, host: &HostName, now: Instant) -> Result<(), LeaseProofError> {
+    ///
+    /// # Errors
+    /// [`LeaseProofError::TooMany`] when `host` would be one too many.
+    pub fn check_share(&self, host: &HostName, now: Instant) -> Result<(), LeaseProofError> {
         let window = self.timings.duration;
         let recent = self
             .recent_proofs

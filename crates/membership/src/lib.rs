@@ -18,10 +18,12 @@
 mod host;
 mod leader;
 mod proof;
+mod voters;
 
 pub use host::{HostLease, LeasePhase};
 pub use leader::{Grant, Heartbeat, HostHealth, LeaseProofError, LeaseTable, NoGrant};
 pub use proof::{Evidence, FenceProof, PowerOffEvidence, ProofError, ProofKind};
+pub use voters::{Member, next_voters};
 
 /// A point in time: nanoseconds of CLOCK_BOOTTIME on the machine that reads it.
 #[derive(

@@ -1,0 +1,634 @@
+//! The controller's task.
+//!
+//! ```text
+//!   Idle --elected--> barrier --ok--> Leading (rounds) --not leader any more--> Idle
+//! ```
+//! One task owns the loop; the heartbeat handler shares only [`Leases`] with it.
+
+use crate::clock::boot_now;
+use crate::group::{Group, Leading, ProposeFailure};
+use crate::leases::{Leases, owns_something};
+use crate::picture::{HostPicture, Picture};
+use crate::power::{Power, PowerSwitch};
+use crate::voters::{Change, next_change};
+use crate::wire::{HeartbeatReply, HeartbeatRequest};
+use quorate_membership::{
+    Evidence, FenceProof, HostHealth, Instant, LeaseProofError, PowerOffEvidence,
+};
+use quorate_planner::Input;
+use quorate_state::{Command, Plan, Refusal, State};
+use quorate_types::{HostName, Millis, VmName};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tracing::{info, warn};
+
+/// Longest time between two rounds.
+const IDLE_ROUND: Duration = Duration::from_millis(250);
+/// A plan that was refused is not made again sooner than this.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
+/// Time between two looks at the voters.
+const VOTERS_EVERY: Millis = Millis(500);
+/// Bound for one change of membership.
+const VOTERS_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Why the controller does not do what an operator asks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControllerError {
+    /// Ask the leader.
+    #[error("this host does not lead the cluster")]
+    NotLeader,
+    /// Not a member.
+    #[error("there is no host `{0}`; `quorate host list` shows them")]
+    UnknownHost(HostName),
+    /// Nothing to fence it with.
+    #[error(
+        "host {0} has no fence device: add one under `cluster.fencing.{0}` in the manifest, or use `quorate host confirm-dead {0}` once it is switched off"
+    )]
+    NoDevice(HostName),
+    /// It is alive.
+    #[error(
+        "host {host} is alive (heard {ago} ago): it cannot be confirmed dead; drain it, or switch it off first"
+    )]
+    Alive {
+        /// Which.
+        host: HostName,
+        /// Last sign of life.
+        ago: Millis,
+    },
+    /// The fence agent failed.
+    #[error("fencing {host} failed: {why}")]
+    Fencing {
+        /// Which.
+        host: HostName,
+        /// What it said.
+        why: String,
+    },
+}
+
+enum Operator {
+    Fence(HostName, oneshot::Sender<Result<String, ControllerError>>),
+    ConfirmDead(
+        HostName,
+        String,
+        oneshot::Sender<Result<(), ControllerError>>,
+    ),
+}
+
+#[derive(Default)]
+struct Shown {
+    waiting: BTreeMap<VmName, String>,
+    problems: Vec<String>,
+    fencing: BTreeMap<HostName, String>,
+}
+
+struct Inner {
+    me: HostName,
+    group: Arc<dyn Group>,
+    leases: Mutex<Option<Leases>>,
+    shown: Mutex<Shown>,
+    wake: Notify,
+    operator: mpsc::Sender<Operator>,
+}
+
+/// The controller of one host. Cheap to clone.
+#[derive(Clone)]
+pub struct Controller {
+    inner: Arc<Inner>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Controller {
+    /// Starts the controller's task. It ends when `stop` says so.
+    pub fn start(
+        me: HostName,
+        group: Arc<dyn Group>,
+        switch: Arc<dyn PowerSwitch>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let (operator, orders) = mpsc::channel(16);
+        let inner = Arc::new(Inner {
+            me,
+            group,
+            leases: Mutex::new(None),
+            shown: Mutex::new(Shown::default()),
+            wake: Notify::new(),
+            operator,
+        });
+        let (done, results) = mpsc::channel(64);
+        let task = Loop {
+            inner: Arc::clone(&inner),
+            power: Power::new(Arc::clone(&switch), done.clone()),
+            switch,
+            done,
+            operator_proofs: BTreeMap::new(),
+            fence_waiters: BTreeMap::new(),
+            voters_checked: Instant(0),
+            voters_busy: Arc::new(tokio::sync::Semaphore::new(1)),
+        };
+        tokio::spawn(task.run(orders, results, stop));
+        Self { inner }
+    }
+
+    /// Answers a host's heartbeat; `None`: this host does not lead (or not yet).
+    pub fn heartbeat(&self, request: HeartbeatRequest) -> Option<HeartbeatReply> {
+        let state = self.inner.group.state();
+        let now = boot_now();
+        let ack = quorum_ack(self.inner.group.as_ref(), now);
+        let mut guard = lock(&self.inner.leases);
+        let leases = guard.as_mut()?;
+        if !self.inner.group.leadership().borrow().is_self {
+            return None;
+        }
+        let (reply, changed) = leases.heartbeat(request, &state, ack, now);
+        drop(guard);
+        if changed {
+            self.inner.wake.notify_one();
+        }
+        Some(reply)
+    }
+
+    /// The picture, if this host leads.
+    pub fn picture(&self) -> Option<Picture> {
+        let group = &self.inner.group;
+        let state = group.state();
+        let now = boot_now();
+        let guard = lock(&self.inner.leases);
+        let leases = guard.as_ref()?;
+        let shown = lock(&self.inner.shown);
+        let host = |name: &HostName| HostPicture {
+            health: leases.table.health(name, now),
+            lease_left: leases.table.lease_left(name, now),
+            report: leases.reports.get(name).cloned(),
+            fencing: shown.fencing.get(name).cloned(),
+        };
+        Some(Picture {
+            leader: self.inner.me.clone(),
+            quorate: leases.table.is_quorate(now),
+            term: leases.term,
+            voters: group.members().voters,
+            hosts: state
+                .hosts
+                .keys()
+                .map(|name| (name.clone(), host(name)))
+                .collect(),
+            waiting: shown.waiting.clone(),
+            problems: shown.problems.clone(),
+        })
+    }
+
+    /// Runs `look` on the planner's input as it is now, if this host leads.
+    pub fn with_input<R>(&self, look: impl FnOnce(&Input<'_>) -> R) -> Option<R> {
+        let state = self.inner.group.state();
+        let now = boot_now();
+        let guard = lock(&self.inner.leases);
+        let leases = guard.as_ref()?;
+        let health = health_of(leases, &state, now);
+        Some(look(&Input {
+            state: &state,
+            reports: &leases.reports,
+            health: &health,
+            proofs: &[],
+            now,
+            memory: &leases.memory,
+            settled: leases.settled(&state, now),
+        }))
+    }
+
+    /// Cuts a host's power now. Returns what the agent said.
+    pub async fn fence(&self, host: HostName) -> Result<String, ControllerError> {
+        let (answer, result) = oneshot::channel();
+        let sent = self
+            .inner
+            .operator
+            .send(Operator::Fence(host, answer))
+            .await;
+        sent.map_err(|_| ControllerError::NotLeader)?;
+        result.await.unwrap_or(Err(ControllerError::NotLeader))
+    }
+
+    /// Takes an operator's word that a host is dead.
+    pub async fn confirm_dead(&self, host: HostName, who: String) -> Result<(), ControllerError> {
+        let (answer, result) = oneshot::channel();
+        let sent = self
+            .inner
+            .operator
+            .send(Operator::ConfirmDead(host, who, answer))
+            .await;
+        sent.map_err(|_| ControllerError::NotLeader)?;
+        result.await.unwrap_or(Err(ControllerError::NotLeader))
+    }
+}
+
+fn quorum_ack(group: &dyn Group, now: Instant) -> Option<Instant> {
+    let age = group.quorum_ack_age()?;
+    // Rounded up, so that the confirmation never looks younger than it is.
+    let age = Millis(
+        u64::try_from(age.as_millis())
+            .unwrap_or(u64::MAX)
+            .saturating_add(1),
+    );
+    Some(now.minus(age))
+}
+
+fn health_of(leases: &Leases, state: &State, now: Instant) -> BTreeMap<HostName, HostHealth> {
+    state
+        .hosts
+        .keys()
+        .map(|name| (name.clone(), leases.table.health(name, now)))
+        .collect()
+}
+
+type FenceAnswer = oneshot::Sender<Result<String, ControllerError>>;
+
+struct Loop {
+    inner: Arc<Inner>,
+    power: Power,
+    switch: Arc<dyn PowerSwitch>,
+    done: mpsc::Sender<(HostName, Result<PowerOffEvidence, String>)>,
+    operator_proofs: BTreeMap<HostName, FenceProof>,
+    fence_waiters: BTreeMap<HostName, Vec<FenceAnswer>>,
+    voters_checked: Instant,
+    voters_busy: Arc<tokio::sync::Semaphore>,
+}
+
+impl Loop {
+    async fn run(
+        mut self,
+        mut orders: mpsc::Receiver<Operator>,
+        mut results: mpsc::Receiver<(HostName, Result<PowerOffEvidence, String>)>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut applied = self.inner.group.applied();
+        let mut leadership = self.inner.group.leadership();
+        let mut pause = IDLE_ROUND;
+        loop {
+            tokio::select! {
+                changed = stop.changed() => if changed.is_err() || *stop.borrow() { return },
+                _ = leadership.changed() => {}
+                _ = applied.changed() => {}
+                () = self.inner.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+                Some((host, result)) = results.recv() => self.fence_finished(&host, result),
+                Some(order) = orders.recv() => self.operator(order),
+            }
+            let leading = *leadership.borrow_and_update();
+            applied.borrow_and_update();
+            if !self.follow_leadership(leading).await {
+                pause = IDLE_ROUND;
+                continue;
+            }
+            let refused = self.round().await;
+            pause = if refused {
+                REFUSED_PAUSE
+            } else {
+                self.next_pause()
+            };
+        }
+    }
+
+    /// Returns whether this host leads and has its table.
+    async fn follow_leadership(&mut self, leading: Leading) -> bool {
+        let have = lock(&self.inner.leases).as_ref().map(|leases| leases.term);
+        if have == Some(leading.term) {
+            // The table stays for the whole term, also while no majority answers: seals must not be lost.
+            return leading.is_self;
+        }
+        if have.is_some() {
+            info!(term = leading.term, "another term: leases start anew");
+            self.forget_everything();
+        }
+        if !leading.is_self {
+            return false;
+        }
+        // Commands of earlier terms must be applied before anything is granted on their outcome.
+        if let Err(error) = self.inner.group.barrier().await {
+            warn!(%error, "elected, but no majority confirms it yet");
+            return false;
+        }
+        if *self.inner.group.leadership().borrow() != leading {
+            return false;
+        }
+        let state = self.inner.group.state();
+        *lock(&self.inner.leases) = Some(Leases::new(leading.term, &state, boot_now()));
+        info!(term = leading.term, "leading");
+        true
+    }
+
+    fn forget_everything(&mut self) {
+        *lock(&self.inner.leases) = None;
+        *lock(&self.inner.shown) = Shown::default();
+        self.power = Power::new(Arc::clone(&self.switch), self.done.clone());
+        self.operator_proofs.clear();
+        self.fence_waiters.clear();
+    }
+
+    fn next_pause(&self) -> Duration {
+        let now = boot_now();
+        let guard = lock(&self.inner.leases);
+        let expiry = guard
+            .as_ref()
+            .and_then(|leases| leases.table.next_expiry(now));
+        let until = expiry.map_or(IDLE_ROUND, |at| {
+            at.since(now).as_duration() + Duration::from_millis(1)
+        });
+        until.min(IDLE_ROUND)
+    }
+
+    /// One look, one plan, one commit. Returns whether the plan was refused.
+    async fn round(&mut self) -> bool {
+        let state = self.inner.group.state();
+        let now = boot_now();
+        let Some(look) = self.look(&state, now) else {
+            return false;
+        };
+        self.look_at_voters(&state, now);
+        for (host, armed) in look.armed {
+            let command = Command::RecordArmed { host, armed };
+            if let Err(error) = self.inner.group.propose("controller", command).await {
+                warn!(%error, "cannot record a host's guard and watchdog");
+            }
+        }
+        if look.plan.actions.is_empty() {
+            false
+        } else {
+            self.commit(look.plan).await
+        }
+    }
+
+    async fn commit(&mut self, plan: Plan) -> bool {
+        for planned in &plan.actions {
+            info!(action = %planned.action.describe(), reason = %planned.reason.summary, "plan");
+        }
+        let result = self
+            .inner
+            .group
+            .propose("planner", Command::CommitPlan(plan))
+            .await;
+        let mut guard = lock(&self.inner.leases);
+        let Some(leases) = guard.as_mut() else {
+            return false;
+        };
+        match result {
+            Ok(_) => {
+                leases.uncertain = false;
+                false
+            }
+            Err(ProposeFailure::Refused(refusal)) => {
+                leases.uncertain = false;
+                if !matches!(refusal, Refusal::Stale { .. }) {
+                    warn!(%refusal, "the state machine refused a plan");
+                }
+                true
+            }
+            Err(ProposeFailure::NotDone(error)) => {
+                warn!(error, "a plan was not committed");
+                true
+            }
+            Err(ProposeFailure::Unknown(error)) => {
+                warn!(
+                    error,
+                    "a plan's outcome is unknown: hosts that it declared dead get no lease until it is known"
+                );
+                leases.uncertain = true;
+                true
+            }
+        }
+    }
+
+    fn look(&mut self, state: &State, now: Instant) -> Option<Look> {
+        let inner = Arc::clone(&self.inner);
+        let mut guard = lock(&inner.leases);
+        let leases = guard.as_mut()?;
+        leases
+            .table
+            .configure(&state.settings(), state.hosts.keys(), now);
+        leases
+            .reports
+            .retain(|host, _| state.hosts.contains_key(host));
+        if let Some(ack) = quorum_ack(self.inner.group.as_ref(), now) {
+            leases.table.quorum_confirmed(ack);
+        }
+        leases.unseal_settled(state, now, |host| self.power.running(host));
+        if !leases.table.is_quorate(now) {
+            return None;
+        }
+        let mut problems = Vec::new();
+        let proofs = self.collect_proofs(leases, state, now, &mut problems);
+        let health = health_of(leases, state, now);
+        let settled = leases.settled(state, now);
+        let mut memory = std::mem::take(&mut leases.memory);
+        let input = Input {
+            state,
+            reports: &leases.reports,
+            health: &health,
+            proofs: &proofs,
+            now,
+            memory: &memory,
+            settled,
+        };
+        let plan = quorate_planner::plan(&input);
+        let waiting = quorate_planner::waiting(&input);
+        let observed = quorate_planner::observe(&input);
+        drop(input);
+        memory = observed;
+        leases.memory = memory;
+        let armed = leases.armed_changes(state);
+        let fencing = state
+            .hosts
+            .keys()
+            .filter_map(|host| Some((host.clone(), self.power.problem(host)?.to_owned())));
+        *lock(&self.inner.shown) = Shown {
+            waiting,
+            problems,
+            fencing: fencing.collect(),
+        };
+        Some(Look { plan, armed })
+    }
+
+    /// Proofs about hosts that are silent and own something; starts power fencing where a lease proves nothing.
+    fn collect_proofs(
+        &mut self,
+        leases: &mut Leases,
+        state: &State,
+        now: Instant,
+        problems: &mut Vec<String>,
+    ) -> Vec<FenceProof> {
+        let mut proofs = Vec::new();
+        let settings = state.settings();
+        for host in state.hosts.keys() {
+            if !owns_something(state, host) {
+                self.power.forget(host);
+                self.operator_proofs.remove(host);
+                continue;
+            }
+            proofs.extend(self.operator_proofs.get(host).cloned());
+            let health = leases.table.health(host, now);
+            if health < HostHealth::Expired {
+                continue;
+            }
+            let record = state.hosts.get(host).and_then(|record| record.armed);
+            match leases.table.lease_expired(host, record, now) {
+                Ok(proof) => {
+                    leases.sealed_at.entry(host.clone()).or_insert(now);
+                    proofs.push(proof);
+                }
+                Err(LeaseProofError::Proof(_)) => {}
+                Err(error @ LeaseProofError::NotArmed { .. }) => {
+                    let devices = settings.fencing.get(host).map_or(&[][..], Vec::as_slice);
+                    if devices.is_empty() {
+                        problems.push(error.to_string());
+                    } else if let Err(share) = leases.table.check_share(host, now) {
+                        problems.push(share.to_string());
+                    } else if self.power.start(host, devices, now) {
+                        info!(%host, "silent: cutting its power");
+                        leases.table.seal(host);
+                        leases.sealed_at.entry(host.clone()).or_insert(now);
+                    }
+                }
+                Err(error) => problems.push(error.to_string()),
+            }
+            if let Some(why) = self.power.problem(host) {
+                problems.push(format!(
+                    "cannot prove that {host} is off: {why}; switch it off by hand and run `quorate host confirm-dead {host}`"
+                ));
+            }
+        }
+        proofs.extend(self.power.proofs().cloned());
+        proofs
+    }
+
+    fn fence_finished(&mut self, host: &HostName, result: Result<PowerOffEvidence, String>) {
+        let now = boot_now();
+        let outcome = self.power.finished(host, result, now);
+        let answer = match &outcome {
+            Ok(proof) => {
+                info!(%host, "{}", proof.describe());
+                Ok(proof.describe())
+            }
+            Err(why) => {
+                warn!(%host, why, "power fencing failed");
+                Err(ControllerError::Fencing {
+                    host: host.clone(),
+                    why: why.clone(),
+                })
+            }
+        };
+        for waiter in self.fence_waiters.remove(host).unwrap_or_default() {
+            // A caller that went away does not need the answer.
+            let _ = waiter.send(answer.clone());
+        }
+    }
+
+    fn operator(&mut self, order: Operator) {
+        match order {
+            Operator::Fence(host, answer) => match self.operator_fence(&host) {
+                Ok(()) => self.fence_waiters.entry(host).or_default().push(answer),
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            Operator::ConfirmDead(host, who, answer) => {
+                drop(answer.send(self.operator_confirm(&host, who)))
+            }
+        }
+    }
+
+    fn operator_fence(&mut self, host: &HostName) -> Result<(), ControllerError> {
+        let state = self.inner.group.state();
+        if !state.hosts.contains_key(host) {
+            return Err(ControllerError::UnknownHost(host.clone()));
+        }
+        let settings = state.settings();
+        let devices = settings
+            .fencing
+            .get(host)
+            .ok_or_else(|| ControllerError::NoDevice(host.clone()))?;
+        let mut guard = lock(&self.inner.leases);
+        let leases = guard.as_mut().ok_or(ControllerError::NotLeader)?;
+        leases.table.seal(host);
+        leases.sealed_at.insert(host.clone(), boot_now());
+        self.power.forget(host);
+        self.power.start(host, devices, boot_now());
+        Ok(())
+    }
+
+    fn operator_confirm(&mut self, host: &HostName, who: String) -> Result<(), ControllerError> {
+        let state = self.inner.group.state();
+        if !state.hosts.contains_key(host) {
+            return Err(ControllerError::UnknownHost(host.clone()));
+        }
+        let now = boot_now();
+        let mut guard = lock(&self.inner.leases);
+        let leases = guard.as_mut().ok_or(ControllerError::NotLeader)?;
+        let lease = state.settings().lease.duration;
+        if let Some(heard) = leases
+            .table
+            .heard(host)
+            .filter(|heard| now.since(*heard) <= lease)
+        {
+            return Err(ControllerError::Alive {
+                host: host.clone(),
+                ago: now.since(heard),
+            });
+        }
+        let evidence = Evidence::Operator { who };
+        let proof = FenceProof::from_evidence(host.clone(), evidence).map_err(|error| {
+            ControllerError::Fencing {
+                host: host.clone(),
+                why: error.to_string(),
+            }
+        })?;
+        leases.table.seal(host);
+        leases.sealed_at.insert(host.clone(), now);
+        self.operator_proofs.insert(host.clone(), proof);
+        Ok(())
+    }
+
+    /// Changes of membership run beside the loop, one at a time: they wait for other hosts.
+    fn look_at_voters(&mut self, state: &State, now: Instant) {
+        if now.since(self.voters_checked) < VOTERS_EVERY {
+            return;
+        }
+        self.voters_checked = now;
+        let Ok(permit) = Arc::clone(&self.voters_busy).try_acquire_owned() else {
+            return;
+        };
+        let change = {
+            let guard = lock(&self.inner.leases);
+            let Some(leases) = guard.as_ref() else { return };
+            next_change(
+                self.inner.group.as_ref(),
+                state,
+                &leases.table,
+                leases.elected,
+                now,
+            )
+        };
+        let Some(change) = change else { return };
+        let group = Arc::clone(&self.inner.group);
+        tokio::spawn(async move {
+            info!(?change, "membership");
+            let work = async {
+                match change {
+                    Change::AddLearner(node) => group.add_learner(node).await,
+                    Change::Voters(voters) => group.change_voters(voters).await,
+                    Change::Remove(node) => group.remove_node(node).await,
+                }
+            };
+            match tokio::time::timeout(VOTERS_DEADLINE, work).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(error, "membership change failed"),
+                Err(_) => warn!("membership change took too long"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+struct Look {
+    plan: Plan,
+    armed: Vec<(HostName, Option<Millis>)>,
+}

@@ -1,0 +1,185 @@
+//! The leader's volatile picture: lease table and newest reports, shared between the heartbeat
+//! handler and the controller's loop. Locked for microseconds, never across an await.
+
+use crate::wire::{HeartbeatReply, HeartbeatRequest};
+use quorate_membership::{Heartbeat, Instant, LeaseTable};
+use quorate_planner::Memory;
+use quorate_state::State;
+use quorate_types::{HostName, HostReport, Millis, Revision};
+use std::collections::BTreeMap;
+
+/// What one leader knows in one term.
+pub(crate) struct Leases {
+    pub(crate) term: u64,
+    pub(crate) elected: Instant,
+    pub(crate) table: LeaseTable,
+    pub(crate) reports: BTreeMap<HostName, HostReport>,
+    pub(crate) memory: Memory,
+    /// Since when a host is sealed; sealed for good only as long as a commit is under way.
+    pub(crate) sealed_at: BTreeMap<HostName, Instant>,
+    /// A commit's outcome is not known: seals stay until a later one has been applied.
+    pub(crate) uncertain: bool,
+}
+
+impl Leases {
+    pub(crate) fn new(term: u64, state: &State, now: Instant) -> Self {
+        let settings = state.settings();
+        let mut table = LeaseTable::new(&settings, now);
+        table.configure(&settings, state.hosts.keys(), now);
+        Self {
+            term,
+            elected: now,
+            table,
+            reports: BTreeMap::new(),
+            memory: Memory::default(),
+            sealed_at: BTreeMap::new(),
+            uncertain: false,
+        }
+    }
+
+    /// A heartbeat was received. Returns the answer and whether the picture changed.
+    pub(crate) fn heartbeat(
+        &mut self,
+        request: HeartbeatRequest,
+        state: &State,
+        quorum_ack: Option<Instant>,
+        now: Instant,
+    ) -> (HeartbeatReply, bool) {
+        if let Some(ack) = quorum_ack {
+            self.table.quorum_confirmed(ack);
+        }
+        let have = self.reports.get(&request.host);
+        let known = |report: &HostReport| {
+            report.boot == request.boot && report.sequence >= request.sequence
+        };
+        let mut changed = false;
+        let mut want_report = !have.is_some_and(known);
+        if let Some(report) = request.report {
+            // A report that was overtaken on its way is older than what is known.
+            let newer =
+                have.is_none_or(|old| old.boot != report.boot || report.sequence > old.sequence);
+            if newer && report.host == request.host {
+                self.reports.insert(request.host.clone(), *report);
+                changed = true;
+            }
+            want_report = false;
+        }
+        let refuse = |why: String| HeartbeatReply {
+            granted_ms: 0,
+            revision: state.revision,
+            want_report,
+            why: Some(why),
+        };
+        let Some(record) = state.hosts.get(&request.host) else {
+            return (
+                refuse(format!(
+                    "{} is not a host of this cluster any more",
+                    request.host
+                )),
+                changed,
+            );
+        };
+        let armed = request
+            .guard_armed
+            .then_some(request.watchdog_ms)
+            .flatten()
+            .map(Millis);
+        // A later leader must not take the host for armed when it is not, or is armed more slowly.
+        let weaker = record
+            .armed
+            .is_some_and(|recorded| armed.is_none_or(|now| now > recorded));
+        if weaker {
+            return (
+                refuse("its guard or watchdog changed; that is being recorded".into()),
+                true,
+            );
+        }
+        if armed != record.armed {
+            changed = true;
+        }
+        let was_silent = self
+            .table
+            .heard(&request.host)
+            .is_none_or(|at| now.since(at).0 > 1000);
+        let beat = Heartbeat {
+            host: request.host,
+            boot: request.boot,
+            guard_armed: request.guard_armed,
+            watchdog: request.watchdog_ms.map(Millis),
+        };
+        let reply = match self.table.heartbeat(&beat, state.revision, now) {
+            Ok(grant) => HeartbeatReply {
+                granted_ms: grant.granted.0,
+                revision: grant.revision,
+                want_report,
+                why: None,
+            },
+            Err(none) => refuse(none.to_string()),
+        };
+        (reply, changed || was_silent)
+    }
+
+    /// Hosts whose armed state differs from what is recorded, from their newest reports.
+    pub(crate) fn armed_changes(&self, state: &State) -> Vec<(HostName, Option<Millis>)> {
+        let differs = |(name, report): (&HostName, &HostReport)| {
+            let armed = report
+                .guard_armed
+                .then_some(report.watchdog_ms)
+                .flatten()
+                .map(Millis);
+            let record = state.hosts.get(name)?;
+            (record.armed != armed).then(|| (name.clone(), armed))
+        };
+        self.reports.iter().filter_map(differs).collect()
+    }
+
+    /// Lets sealed hosts have leases again once nothing can hang on their proofs any more.
+    pub(crate) fn unseal_settled(
+        &mut self,
+        state: &State,
+        now: Instant,
+        fencing: impl Fn(&HostName) -> bool,
+    ) {
+        if self.uncertain {
+            return;
+        }
+        let settled: Vec<_> = self
+            .sealed_at
+            .iter()
+            .filter(|(host, since)| {
+                let owns = owns_something(state, host);
+                // A proof that no plan can use (a migration whose other side must speak first) is
+                // dropped, so that a host which came back is not kept out for ever.
+                let heard = self
+                    .table
+                    .heard(host)
+                    .is_some_and(|at| now.since(at).0 < 1000);
+                !fencing(host) && (!owns || (heard && now.since(**since).0 > 5000))
+            })
+            .map(|(host, _)| host.clone())
+            .collect();
+        for host in settled {
+            self.sealed_at.remove(&host);
+            self.table.unseal(&host);
+        }
+    }
+
+    /// Every live host has had the time to be heard.
+    pub(crate) fn settled(&self, state: &State, now: Instant) -> bool {
+        state.hosts.keys().all(|host| {
+            self.reports.contains_key(host) || now > self.elected.plus(self.table.bound(host))
+        })
+    }
+
+    pub(crate) fn revision_seen(&self, host: &HostName) -> Option<Revision> {
+        self.reports.get(host).map(|report| report.applied)
+    }
+}
+
+/// Whether a host owns, or may have, any VM.
+pub(crate) fn owns_something(state: &State, host: &HostName) -> bool {
+    state
+        .vms
+        .values()
+        .any(|vm| vm.ownership.hosts().iter().any(|(owner, _)| *owner == host))
+}

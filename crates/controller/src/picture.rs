@@ -1,0 +1,38 @@
+//! The leader's picture of the cluster, for `status` and everything like it.
+
+use quorate_membership::HostHealth;
+use quorate_types::{HostName, HostReport, Millis, NodeId, VmName};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the leader knows and the replicated state does not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Picture {
+    /// The leader.
+    pub leader: HostName,
+    /// It has confirmed a majority within its lease.
+    pub quorate: bool,
+    /// Term of the consensus group.
+    pub term: u64,
+    /// Voters.
+    pub voters: BTreeSet<NodeId>,
+    /// Hosts.
+    pub hosts: BTreeMap<HostName, HostPicture>,
+    /// Why a VM is not as wanted, one sentence each.
+    pub waiting: BTreeMap<VmName, String>,
+    /// Whole-cluster problems, each a sentence that says what to do.
+    pub problems: Vec<String>,
+}
+
+/// A host in the leader's picture.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostPicture {
+    /// Whether it is alive.
+    pub health: HostHealth,
+    /// Lease left, as the leader counts it.
+    pub lease_left: Millis,
+    /// Its newest report.
+    pub report: Option<HostReport>,
+    /// Why its fencing does not get on.
+    pub fencing: Option<String>,
+}

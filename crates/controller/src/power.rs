@@ -1,0 +1,140 @@
+//! Power fencing beside the loop: one attempt per host at a time, with back-off.
+//!
+//! ```text
+//!   idle --start--> running --off confirmed--> proof kept until the host owns nothing
+//!    ^                 |
+//!    '--- back-off <--failed (the reason is shown in `status`)
+//! ```
+
+use async_trait::async_trait;
+use quorate_membership::{Evidence, FenceProof, Instant, PowerOffEvidence};
+use quorate_types::settings::FenceDevice;
+use quorate_types::{HostName, Millis};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Switches a host off with its fence devices, in order, and says what they said.
+#[async_trait]
+pub trait PowerSwitch: Send + Sync + 'static {
+    /// Returns evidence only when a status query after the `off` said `off`.
+    ///
+    /// # Errors
+    /// A sentence for people: what was tried and what it said, without secrets.
+    async fn off(
+        &self,
+        host: &HostName,
+        devices: &[FenceDevice],
+    ) -> Result<PowerOffEvidence, String>;
+}
+
+/// Longest time between two attempts.
+const MAX_BACK_OFF: Millis = Millis(60_000);
+
+enum Attempt {
+    Running,
+    Failed {
+        at: Instant,
+        attempts: u32,
+        why: String,
+    },
+    Off(FenceProof),
+}
+
+/// All hosts' power fencing.
+pub(crate) struct Power {
+    switch: Arc<dyn PowerSwitch>,
+    attempts: BTreeMap<HostName, (u32, Attempt)>,
+    done: mpsc::Sender<(HostName, Result<PowerOffEvidence, String>)>,
+}
+
+impl Power {
+    pub(crate) fn new(
+        switch: Arc<dyn PowerSwitch>,
+        done: mpsc::Sender<(HostName, Result<PowerOffEvidence, String>)>,
+    ) -> Self {
+        Self {
+            switch,
+            attempts: BTreeMap::new(),
+            done,
+        }
+    }
+
+    /// Starts an attempt unless one runs, succeeded, or has just failed. Returns whether it did.
+    pub(crate) fn start(&mut self, host: &HostName, devices: &[FenceDevice], now: Instant) -> bool {
+        let attempts = match self.attempts.get(host) {
+            Some((_, Attempt::Running | Attempt::Off(_))) => return false,
+            Some((_, Attempt::Failed { at, attempts, .. })) => {
+                let wait = Millis((2000u64 << (*attempts).min(5)).min(MAX_BACK_OFF.0));
+                if now.since(*at) < wait {
+                    return false;
+                }
+                *attempts
+            }
+            None => 0,
+        };
+        self.attempts
+            .insert(host.clone(), (attempts + 1, Attempt::Running));
+        let (switch, done) = (Arc::clone(&self.switch), self.done.clone());
+        let (host, devices) = (host.clone(), devices.to_vec());
+        tokio::spawn(async move {
+            let result = switch.off(&host, &devices).await;
+            // The receiver is gone only when the controller has ended.
+            let _ = done.send((host, result)).await;
+        });
+        true
+    }
+
+    /// An attempt ended. Returns what to tell people.
+    pub(crate) fn finished(
+        &mut self,
+        host: &HostName,
+        result: Result<PowerOffEvidence, String>,
+        now: Instant,
+    ) -> Result<FenceProof, String> {
+        let attempts = self.attempts.get(host).map_or(1, |(attempts, _)| *attempts);
+        let outcome = result.and_then(|evidence| {
+            FenceProof::from_evidence(host.clone(), Evidence::Power(evidence))
+                .map_err(|error| error.to_string())
+        });
+        let attempt = match &outcome {
+            Ok(proof) => Attempt::Off(proof.clone()),
+            Err(why) => Attempt::Failed {
+                at: now,
+                attempts,
+                why: why.clone(),
+            },
+        };
+        self.attempts.insert(host.clone(), (attempts, attempt));
+        outcome
+    }
+
+    pub(crate) fn running(&self, host: &HostName) -> bool {
+        matches!(self.attempts.get(host), Some((_, Attempt::Running)))
+    }
+
+    /// Proofs at hand.
+    pub(crate) fn proofs(&self) -> impl Iterator<Item = &FenceProof> {
+        self.attempts
+            .values()
+            .filter_map(|(_, attempt)| match attempt {
+                Attempt::Off(proof) => Some(proof),
+                _ => None,
+            })
+    }
+
+    /// Why fencing of a host does not get on.
+    pub(crate) fn problem(&self, host: &HostName) -> Option<&str> {
+        match self.attempts.get(host) {
+            Some((_, Attempt::Failed { why, .. })) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// The host is settled or was heard again: a proof of the past says nothing about its future.
+    pub(crate) fn forget(&mut self, host: &HostName) {
+        if !self.running(host) {
+            self.attempts.remove(host);
+        }
+    }
+}

@@ -125,11 +125,19 @@ impl Shared {
 
     fn publish(&self) {
         let now = self.current_leadership();
-        self.leadership.send_if_modified(|old| {
+        let changed = self.leadership.send_if_modified(|old| {
             let changed = *old != now;
             *old = now;
             changed
         });
+        if changed {
+            tracing::info!(
+                node = self.me,
+                leader = now.leader,
+                term = now.term,
+                "leadership as seen here"
+            );
+        }
     }
 
     /// Copies a fatal error of openraft into the fault cell. True if this node has to stop.

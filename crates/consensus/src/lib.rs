@@ -57,6 +57,10 @@ pub use node::Consensus;
 /// Identity of a raft node. Never reused: a host that lost its disk joins with a new one.
 pub type NodeId = u64;
 
+/// Directive for the log filter: openraft reports every heartbeat and every failed request of its own.
+/// What an operator needs to know (elections, leadership, failures) this crate logs itself.
+pub const LOG_DIRECTIVE: &str = "openraft=off";
+
 /// Deterministic state machine fed with committed commands.
 pub trait StateMachine: Send + Sync + 'static {
     /// Applies one committed command and returns the reply for its proposer.

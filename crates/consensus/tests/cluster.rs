@@ -213,3 +213,24 @@ async fn members_come_and_go() {
         .unwrap();
     assert_eq!(cluster.nodes[&2].membership().voters, [2].into());
 }
+
+/// How long clusters are without a leader; printed, with a generous bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn election_times() {
+    let mut times = Vec::new();
+    for _ in 0..15 {
+        let cluster = Cluster::of(3).await;
+        let old = cluster.leader().await;
+        let rest = cluster.others(old);
+        let at = Instant::now();
+        for id in &rest {
+            cluster.wires.cut(old, *id);
+        }
+        cluster.leader_among(&rest).await;
+        times.push(at.elapsed());
+    }
+    times.sort_unstable();
+    println!("election: median {:?}, worst {:?}", times[7], times[14]);
+    assert!(times[14] < Duration::from_secs(3));
+}

@@ -413,3 +413,118 @@ fn get_text(
     let guard = meta.get(key)?;
     Ok(guard.and_then(|g| std::str::from_utf8(g.value()).ok()?.parse().ok()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::codec::encode_entry;
+    use openraft::{CommittedLeaderId, EntryPayload};
+
+    fn id(index: u64) -> LogId {
+        LogId::new(CommittedLeaderId::new(1, 1), index)
+    }
+
+    fn rows(indexes: std::ops::Range<u64>) -> Vec<(LogId, Vec<u8>)> {
+        indexes
+            .map(|i| {
+                let entry = Entry {
+                    log_id: id(i),
+                    payload: EntryPayload::Normal(vec![0; 100]),
+                };
+                (id(i), encode_entry(&entry).unwrap())
+            })
+            .collect()
+    }
+
+    fn indexes(file: &LogFile) -> Vec<u64> {
+        let entries = file.read(0, u64::MAX, usize::MAX).unwrap();
+        entries.iter().map(|e| e.log_id.index).collect()
+    }
+
+    #[test]
+    fn pointers_follow_every_change_and_survive_a_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("raft.redb");
+        let mut file = LogFile::open(&path, 1).unwrap();
+        assert_eq!(file.bounds(), (None, None));
+        file.append(&rows(0..10)).unwrap();
+        file.truncate(8).unwrap();
+        assert_eq!(file.bounds(), (None, Some(id(7))));
+        file.purge(id(2)).unwrap();
+        file.purge(id(1)).unwrap();
+        assert_eq!(file.bounds(), (Some(id(2)), Some(id(7))));
+        file.set_committed(Some(id(6)));
+        file.save_vote(Vote::new(4, 2)).unwrap();
+        drop(file);
+
+        let mut file = LogFile::open(&path, 1).unwrap();
+        assert_eq!(indexes(&file), [3, 4, 5, 6, 7]);
+        assert_eq!(file.bounds(), (Some(id(2)), Some(id(7))));
+        assert_eq!(file.committed(), Some(id(6)));
+        assert_eq!(file.vote(), Some(Vote::new(4, 2)));
+        file.truncate(3).unwrap();
+        assert_eq!(file.bounds(), (Some(id(2)), Some(id(2))));
+        // A snapshot that reaches beyond the log.
+        file.purge(id(50)).unwrap();
+        assert_eq!(file.bounds(), (Some(id(50)), Some(id(50))));
+        drop(file);
+        let mut file = LogFile::open(&path, 1).unwrap();
+        file.append(&rows(51..53)).unwrap();
+        assert_eq!(indexes(&file), [51, 52]);
+    }
+
+    #[test]
+    fn holes_are_refused_and_reads_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = LogFile::open(&dir.path().join("raft.redb"), 1).unwrap();
+        file.append(&rows(0..5)).unwrap();
+        for wrong in [6..7, 3..4] {
+            let error = file.append(&rows(wrong)).unwrap_err();
+            assert!(matches!(error, FileError::Hole { .. }), "{error}");
+        }
+        assert_eq!(indexes(&file), [0, 1, 2, 3, 4]);
+        assert_eq!(file.read(0, 5, 1).unwrap().len(), 1);
+        assert_eq!(file.read(0, 5, 300).unwrap().len(), 2);
+        assert_eq!(file.read(2, 4, usize::MAX).unwrap().len(), 2);
+        assert!(file.read(4, 4, usize::MAX).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_newer_format_and_a_lost_tail_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("raft.redb");
+        let mut file = LogFile::open(&path, 1).unwrap();
+        file.append(&rows(0..5)).unwrap();
+        drop(file);
+
+        let db = Database::open(&path).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(LOG).unwrap().remove(4).unwrap();
+        txn.commit().unwrap();
+        drop(db);
+        let error = LogFile::open(&path, 1).unwrap_err();
+        assert!(matches!(error, OpenError::Corrupt { .. }), "{error}");
+
+        let db = Database::open(&path).unwrap();
+        let txn = db.begin_write().unwrap();
+        txn.open_table(META)
+            .unwrap()
+            .insert(KEY_FORMAT, b"2".as_slice())
+            .unwrap();
+        txn.commit().unwrap();
+        drop(db);
+        let error = LogFile::open(&path, 1).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                OpenError::Format {
+                    found: 2,
+                    supported: 1,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}

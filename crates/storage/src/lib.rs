@@ -1,1 +1,113 @@
-//! placeholder
+//! Storage pools: where disks are, whether this host reaches them, and what a pool can
+//! prove about a host that lost them.
+//!
+//! Owns: the trait [`Pool`], the kind [`DirectoryPool`] (a path that all listed hosts
+//! share) and a fake one.
+//!
+//! Always holds:
+//! - a pool carries a **marker** with a random id. Two hosts see the same pool exactly when
+//!   they read the same id; a path that merely has the same name, such as the mount point
+//!   of a file system that is not mounted, has none, and nothing is created there;
+//! - no image is ever overwritten, and none appears half made;
+//! - no path given by a user leads out of the pool;
+//! - no call outlives its deadline, whatever the storage does. A thread that hangs in the
+//!   kernel is left behind and counted, so there are never more than a few.
+//!
+//! Must not: take part in deciding who owns a disk. The locks of QEMU are looked at before
+//! an image is deleted, as a second net; they prove nothing about a host that hangs.
+
+pub mod directory;
+mod error;
+pub mod fake;
+mod lanes;
+mod model;
+
+use std::path::PathBuf;
+
+pub use directory::{DirectoryConfig, DirectoryPool};
+pub use error::PoolError;
+pub use fake::{FakePool, FakeStore};
+pub use model::{
+    DiskFormat, DiskInfo, DiskSpec, Marker, PoolFacts, SavedState, StorageFence, round_to_sector,
+};
+
+/// What an agent needs from a pool of its host. All operations are idempotent.
+#[async_trait::async_trait]
+pub trait Pool: Send + Sync + 'static {
+    /// The pool's name.
+    fn name(&self) -> &str;
+
+    /// The kind, as manifests call it.
+    fn kind(&self) -> &'static str;
+
+    /// How the pool can prove that a host no longer writes; `None` when it cannot, and
+    /// recovery needs another proof.
+    fn fence_proof(&self) -> Option<StorageFence>;
+
+    /// Marks the pool as this cluster's, once, when it is defined; repeating it returns
+    /// the marker that is there.
+    ///
+    /// # Errors
+    /// When it belongs to another cluster or pool, or cannot be written.
+    async fn define(&self) -> Result<Marker, PoolError>;
+
+    /// What this host sees of the pool now. Whatever goes wrong is in the facts.
+    async fn check(&self) -> PoolFacts;
+
+    /// Makes sure that the disk is there in the wanted format and is large enough.
+    ///
+    /// # Errors
+    /// When the image is missing and must not be created, has another format, is too
+    /// small, or the pool is not in order.
+    async fn ensure_disk(&self, spec: &DiskSpec) -> Result<DiskInfo, PoolError>;
+
+    /// What is known of an image, also while a guest uses it.
+    ///
+    /// # Errors
+    /// When it is missing, has another format, or the pool is not in order.
+    async fn disk_info(&self, image: &str, format: DiskFormat) -> Result<DiskInfo, PoolError>;
+
+    /// Enlarges an image that no guest uses. One that is large enough already is left alone.
+    ///
+    /// # Errors
+    /// When the image is in use or would shrink, or the pool is full.
+    async fn resize_disk(
+        &self,
+        image: &str,
+        format: DiskFormat,
+        size_bytes: u64,
+    ) -> Result<DiskInfo, PoolError>;
+
+    /// Deletes an image that no guest uses. Returns whether there was one.
+    ///
+    /// # Errors
+    /// When it is in use.
+    async fn delete_disk(&self, image: &str) -> Result<bool, PoolError>;
+
+    /// Prepares the place where a VM's state is saved for a quick migration. Write to
+    /// `part`, then call [`Pool::commit_saved_state`].
+    ///
+    /// # Errors
+    /// When the pool is not in order.
+    async fn prepare_saved_state(&self, vm: &str, epoch: u64) -> Result<SavedState, PoolError>;
+
+    /// Makes a saved state durable and visible in one step; returns its path. Repeating it
+    /// is fine.
+    ///
+    /// # Errors
+    /// When nothing was saved.
+    async fn commit_saved_state(&self, vm: &str, epoch: u64) -> Result<PathBuf, PoolError>;
+
+    /// The committed saved state of that epoch, if there is one.
+    ///
+    /// # Errors
+    /// When the pool is not in order.
+    async fn find_saved_state(&self, vm: &str, epoch: u64) -> Result<Option<PathBuf>, PoolError>;
+
+    /// Deletes saved states of the VM up to and including the epoch, finished or not;
+    /// returns how many.
+    ///
+    /// # Errors
+    /// When the pool is not in order.
+    async fn delete_saved_states(&self, vm: &str, up_to_epoch: u64) -> Result<u32, PoolError>;
+}

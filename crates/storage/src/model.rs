@@ -1,0 +1,136 @@
+//! What is asked of a pool and what it reports.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// How an image is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// Plain bytes.
+    Raw,
+    /// QEMU copy-on-write.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// The name QEMU knows it by.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl fmt::Display for DiskFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A disk that should be there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// The image's name within the pool; may have folders.
+    pub image: String,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Smallest acceptable size in bytes, as the guest sees it.
+    pub size_bytes: Option<u64>,
+    /// Whether an empty image is made when there is none.
+    pub create: bool,
+}
+
+/// A disk image as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInfo {
+    /// Its path on this host, without symbolic links.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// Size as the guest sees it, in bytes.
+    pub virtual_bytes: u64,
+    /// Space it takes in the pool, in bytes.
+    pub actual_bytes: u64,
+    /// The image it is based on, as an absolute path.
+    pub backing: Option<PathBuf>,
+    /// Whether this call made it.
+    pub created: bool,
+}
+
+/// The file that says which pool this is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marker {
+    /// Version of this file's format.
+    pub version: u32,
+    /// The cluster that the pool belongs to.
+    pub cluster: String,
+    /// The pool's name in that cluster.
+    pub pool: String,
+    /// Random, made when the pool was defined: equal on two hosts only if they see the
+    /// same storage.
+    pub id: String,
+}
+
+/// What one host sees of a pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolFacts {
+    /// Whether the pool is there and answers.
+    pub reachable: bool,
+    /// Whether the storage hung until the deadline.
+    pub unresponsive: bool,
+    /// Whether a write was made and is on stable storage.
+    pub writable: bool,
+    /// Free space in bytes.
+    pub free_bytes: u64,
+    /// Size in bytes.
+    pub total_bytes: u64,
+    /// The file system, as far as it is known.
+    pub fs_type: Option<String>,
+    /// How long a write of 4 KiB took until it was on stable storage, in microseconds.
+    pub probe_write_us: Option<u64>,
+    /// The pool's marker; hosts with another id see another pool.
+    pub marker: Option<Marker>,
+    /// What is wrong and what to do about it; `None` when guests can use the pool here.
+    pub problem: Option<String>,
+}
+
+impl PoolFacts {
+    /// Whether guests can use the pool on this host.
+    pub fn usable(&self) -> bool {
+        self.reachable && self.writable && self.marker.is_some() && self.problem.is_none()
+    }
+}
+
+/// How a pool takes write access away from a host, verifiably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StorageFence {
+    /// SCSI-3 persistent reservation, preempted and read back.
+    Reservation,
+    /// Taken off the target's access list, its sessions dropped.
+    TargetAccess,
+    /// The export of that epoch removed.
+    ExportRemoved,
+}
+
+/// Where the state of a VM is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedState {
+    /// Write here; nobody reads it.
+    pub part: PathBuf,
+    /// Where it appears, whole, when it is committed.
+    pub done: PathBuf,
+}
+
+/// Rounds a size up to the sectors a disk is made of.
+pub const fn round_to_sector(bytes: u64) -> u64 {
+    const SECTOR: u64 = 512;
+    match bytes % SECTOR {
+        0 => bytes,
+        rest => bytes.saturating_add(SECTOR - rest),
+    }
+}

@@ -1,0 +1,157 @@
+//! The guest's network services: UDP echo, the control port, HTTP.
+//!
+//! Control port, one command per line:
+//! ```text
+//! status    -> one line of JSON
+//! stream    -> `boot <boot id> <first>`, then `ack <seq>` for every record as it becomes durable
+//! poweroff  -> `ok`, then an orderly shutdown     crash -> the kernel crashes
+//! ```
+
+use crate::console::say;
+use crate::power;
+use crate::shared::{Shared, uptime_ns, wall_ns};
+use quorate_guest::{CONTROL_PORT, ECHO_PORT, HTTP_PORT};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Connections served at the same time; more are closed at once.
+const MAX_CONNECTIONS: usize = 64;
+const MAX_LINE: u64 = 4096;
+
+/// Starts echo and control port.
+pub(crate) fn start(shared: &Arc<Shared>) {
+    std::thread::spawn(echo);
+    let control = Arc::clone(shared);
+    std::thread::spawn(move || listen(CONTROL_PORT, &control, serve_control));
+}
+
+/// Starts HTTP: the sign that the guest is ready.
+pub(crate) fn start_http(shared: &Arc<Shared>) {
+    let shared = Arc::clone(shared);
+    std::thread::spawn(move || listen(HTTP_PORT, &shared, serve_http));
+}
+
+fn echo() {
+    let socket = match UdpSocket::bind(("0.0.0.0", ECHO_PORT)) {
+        Ok(socket) => socket,
+        Err(error) => return say(&format!("guest: cannot bind UDP {ECHO_PORT}: {error}")),
+    };
+    let mut buffer = [0; 2048];
+    loop {
+        if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..length], peer);
+        }
+    }
+}
+
+type Serve = fn(TcpStream, &Arc<Shared>) -> io::Result<()>;
+
+fn listen(port: u16, shared: &Arc<Shared>, serve: Serve) {
+    let listener = match TcpListener::bind(("0.0.0.0", port)) {
+        Ok(listener) => listener,
+        Err(error) => return say(&format!("guest: cannot bind TCP {port}: {error}")),
+    };
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming().flatten() {
+        if open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
+            open.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
+        let (shared, open) = (Arc::clone(shared), Arc::clone(&open));
+        std::thread::spawn(move || {
+            let _ = serve(stream, &shared);
+            open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+fn serve_control(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(600)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(120)))?;
+    let mut answers = stream.try_clone()?;
+    let mut lines = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if lines.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        match line.trim() {
+            "status" => answers.write_all(status(shared).as_bytes())?,
+            "stream" => return send_acknowledgements(&mut answers, shared),
+            "poweroff" => {
+                answers.write_all(b"ok\n")?;
+                shared.request_shutdown();
+            }
+            "crash" => power::crash(),
+            other => writeln!(
+                answers,
+                "error: unknown command `{other}`; known: status, stream, poweroff, crash"
+            )?,
+        }
+    }
+}
+
+fn status(shared: &Shared) -> String {
+    let mut line = serde_json::json!({
+        "name": shared.config.name,
+        "boot_id": shared.boot,
+        "uptime_ms": uptime_ns() / 1_000_000,
+        "wall_ms": wall_ns() / 1_000_000,
+        "ready": shared.ready(),
+        "first_seq": shared.first(),
+        "last_acked_seq": shared.acknowledged(),
+        "log_errors": shared.log_errors.load(Ordering::SeqCst),
+    })
+    .to_string();
+    line.push('\n');
+    line
+}
+
+/// Sequence numbers are contiguous within a boot, so the cursor is the whole queue: a slow client costs nothing.
+fn send_acknowledgements(answers: &mut TcpStream, shared: &Shared) -> io::Result<()> {
+    shared.wait_first_record();
+    let first = shared.first();
+    answers.write_all(format!("boot {} {first}\n", shared.boot).as_bytes())?;
+    // What was durable before the client came is as durable as what comes now: one line says it all.
+    let mut sent = shared.acknowledged();
+    answers.write_all(format!("ack {sent}\n").as_bytes())?;
+    loop {
+        let newest = shared.wait_newer(sent);
+        if newest == sent {
+            // Nothing for a second: let a dead connection show itself.
+            answers.write_all(b"idle\n")?;
+        }
+        let mut lines = String::new();
+        for seq in sent + 1..=newest {
+            lines.push_str(&format!("ack {seq}\n"));
+        }
+        answers.write_all(lines.as_bytes())?;
+        sent = newest;
+    }
+}
+
+fn serve_http(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    let mut lines = BufReader::new(stream.try_clone()?).take(MAX_LINE);
+    let mut request = String::new();
+    lines.read_line(&mut request)?;
+    let mut header = String::new();
+    while lines.read_line(&mut header)? > 0 && !header.trim().is_empty() {
+        header.clear();
+    }
+    let (code, body) = if request.starts_with("GET / ") {
+        ("200 OK", format!("{}\n", shared.config.name))
+    } else {
+        ("404 Not Found", "only / is here\n".to_owned())
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {code}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}

@@ -1,0 +1,95 @@
+#!/bin/sh
+# Installs what Quorate's build and lab need from Debian's (or Ubuntu's) own archive. Quick when all is present.
+#
+# QEMU: Quorate freezes guests by making their disks inactive, which needs QEMU 10 (older ones work, with
+# guests killed instead of frozen). On Debian 12 that comes from bookworm-backports, taken from the same
+# mirror that the machine already uses.
+set -eu
+
+plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps util-linux"
+qemu="qemu-system-x86 qemu-utils qemu-block-extra"
+
+say() { echo "packages: $*"; }
+
+installed() {
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+missing() {
+    for package in "$@"; do
+        installed "$package" || printf '%s ' "$package"
+    done
+}
+
+check_rust() {
+    if [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] || command -v cargo >/dev/null 2>&1; then
+        return 0
+    fi
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+    say "cargo is missing. Quorate needs Rust ${wanted:-stable} or newer; get it with rustup (package rustup of"
+    say "Debian 13 and newer: 'apt-get install rustup && rustup default stable', or see the Rust project's install"
+    say "page), then run this again."
+    exit 1
+}
+
+if ! command -v dpkg-query >/dev/null 2>&1; then
+    say "this is no Debian or Ubuntu; install by hand what these packages hold: $plain $qemu"
+    check_rust
+    exit 0
+fi
+
+need=$(missing $plain)
+need_qemu=$(missing $qemu)
+if [ -z "$need$need_qemu" ]; then
+    check_rust
+    say "all present"
+    exit 0
+fi
+
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+backports=
+[ "$codename" = bookworm ] && backports="-t bookworm-backports"
+if [ "$(id -u)" -ne 0 ]; then
+    say "missing; run as root:"
+    say "  $0"
+    say "which runs: apt-get install --no-install-recommends $need${need_qemu:+; apt-get install --no-install-recommends $backports $need_qemu}"
+    exit 1
+fi
+
+# The archive that the machine's own sources name for its release, in either format of apt's sources.
+mirror() {
+    {
+        sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources 2>/dev/null || :
+        cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
+            awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /^[a-z+]+:/) { print $i; break } }' || :
+    } | tr ' ' '\n' | grep -E '/debian/?$' | head -n 1
+}
+
+if [ -n "$need_qemu" ] && [ -n "$backports" ] &&
+    ! grep -rqs bookworm-backports /etc/apt/sources.list /etc/apt/sources.list.d; then
+    uri=$(mirror)
+    if [ -n "$uri" ]; then
+        say "enabling bookworm-backports from $uri"
+        keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+        {
+            echo "Types: deb"
+            echo "URIs: $uri"
+            echo "Suites: bookworm-backports"
+            echo "Components: main"
+            [ ! -f "$keyring" ] || echo "Signed-By: $keyring"
+        } > /etc/apt/sources.list.d/quorate-backports.sources
+    else
+        say "no Debian mirror found in apt's sources; taking QEMU from the release itself"
+        backports=
+    fi
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+say "installing: $need$need_qemu"
+apt-get update -q
+# shellcheck disable=SC2086 # lists of words
+[ -z "$need" ] || apt-get install -q -y --no-install-recommends $need
+# shellcheck disable=SC2086
+[ -z "$need_qemu" ] || apt-get install -q -y --no-install-recommends $backports $need_qemu
+check_rust
+say "done"

@@ -12,6 +12,11 @@
 //!      +-------------------------------+  +--> WAITING (short, growing pause)
 //! ```
 //!
+//! A leader that is heard but hears nobody (answers get lost) would be a trap: its heartbeats keep the
+//! others from electing. So a leader that no majority answers marks its requests, and their receivers say
+//! "here" without passing them to raft: the lease on that leader runs out, and another is elected. If the
+//! answers come through again first, the very next request counts.
+//!
 //! Asking changes no term and no disk, at either side. What always holds: a node answers "yes" only if it
 //! heard no leader for `election_min` itself and the asker's log is at least as long. So while a majority
 //! hears a leader, no term grows, however the other links are cut. It must not change raft's rules: the
@@ -228,6 +233,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
             return;
         }
         let view = shared.view();
+        shared.acks.set_membership(&view.membership);
         let wake = if view.leads {
             if Instant::now() >= heartbeat_at {
                 let _ = shared.raft.trigger().heartbeat().await;

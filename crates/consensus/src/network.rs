@@ -4,7 +4,6 @@
 //! time of a request is taken before it leaves. It must not retry: openraft does, with the back-off below.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use openraft::error::{
     Fatal, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
@@ -21,7 +20,7 @@ use crate::clock::BootTime;
 use crate::codec::{self, CodecError};
 use crate::quorum::AckTable;
 use crate::types::{LogId, SnapshotMeta, TypeConfig, Vote};
-use crate::{LinkError, NodeId, PeerLink, RaftMethod};
+use crate::{LinkError, NodeId, PeerLink, RaftMethod, Timings};
 
 /// Header of an append request; the entries follow.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +28,17 @@ pub(crate) struct AppendHeader {
     pub(crate) vote: Vote,
     pub(crate) previous: Option<LogId>,
     pub(crate) commit: Option<LogId>,
+    /// False: the leader hears no majority. The receiver only says that it is there.
+    pub(crate) majority: bool,
+}
+
+/// Answer to an append request.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AppendAnswer {
+    /// The leader hears no majority: raft was not asked.
+    Here,
+    Raft(AppendEntriesResponse<u64>),
 }
 
 /// Header of a vote request; nothing follows.
@@ -65,8 +75,9 @@ pub(crate) type SnapshotAnswer = Result<InstallSnapshotResponse<u64>, InstallSna
 #[derive(Clone)]
 pub(crate) struct Network {
     pub(crate) link: Arc<dyn PeerLink>,
+    pub(crate) me: NodeId,
     pub(crate) acks: Arc<AckTable>,
-    pub(crate) backoff: Duration,
+    pub(crate) timings: Timings,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -93,6 +104,10 @@ struct CallFailed {
     reason: String,
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("no majority of the voters answers")]
+struct NoMajority;
+
 type CallError<E> = RPCError<u64, EmptyNode, RaftError<u64, E>>;
 
 impl PeerClient {
@@ -107,22 +122,34 @@ impl PeerClient {
         RPCError::Network(NetworkError::new(&self.failed(e)))
     }
 
+    fn hears_majority(&self) -> bool {
+        let network = &self.network;
+        network
+            .acks
+            .reaches_majority(network.me, network.timings.election_max)
+    }
+
     async fn call<E: std::error::Error>(
         &self,
         method: RaftMethod,
         body: Vec<u8>,
         option: &RPCOption,
     ) -> Result<Vec<u8>, CallError<E>> {
-        self.network
+        let sent = BootTime::now();
+        let answer = self
+            .network
             .link
             .call(self.target, method, body, option.hard_ttl())
-            .await
-            .map_err(|e| match e {
-                // openraft repeats other errors at once; this one after the back-off.
-                LinkError::Unreachable | LinkError::Timeout | LinkError::Remote(_) => {
-                    RPCError::Unreachable(Unreachable::new(&self.failed(e)))
-                }
-            })
+            .await;
+        if answer.is_ok() {
+            self.network.acks.record_answer(self.target, sent);
+        }
+        answer.map_err(|e| match e {
+            // openraft repeats other errors at once; this one after the back-off.
+            LinkError::Unreachable | LinkError::Timeout | LinkError::Remote(_) => {
+                RPCError::Unreachable(Unreachable::new(&self.failed(e)))
+            }
+        })
     }
 }
 
@@ -136,13 +163,20 @@ impl RaftNetwork<TypeConfig> for PeerClient {
             vote: rpc.vote,
             previous: rpc.prev_log_id,
             commit: rpc.leader_commit,
+            majority: self.hears_majority(),
         };
-        let entries = codec::encode_entries(&rpc.entries).map_err(|e| self.bad(e))?;
+        let entries = if header.majority {
+            codec::encode_entries(&rpc.entries).map_err(|e| self.bad(e))?
+        } else {
+            Vec::new()
+        };
         let body = codec::frame(&header, &entries).map_err(|e| self.bad(e))?;
         let sent = BootTime::now();
         let reply = self.call(RaftMethod::Append, body, &option).await?;
-        let (answer, _): (AppendEntriesResponse<u64>, _) =
-            codec::unframe(&reply).map_err(|e| self.bad(e))?;
+        let answer = match codec::unframe(&reply).map_err(|e| self.bad(e))?.0 {
+            AppendAnswer::Raft(answer) => answer,
+            AppendAnswer::Here => return Err(Unreachable::new(&NoMajority).into()),
+        };
         match answer {
             // A conflict too: the follower accepted the leader, not yet the log.
             AppendEntriesResponse::Success
@@ -160,6 +194,9 @@ impl RaftNetwork<TypeConfig> for PeerClient {
         rpc: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, CallError<InstallSnapshotError>> {
+        if !self.hears_majority() {
+            return Err(Unreachable::new(&NoMajority).into());
+        }
         let header = SnapshotHeader {
             vote: rpc.vote,
             meta: rpc.meta,
@@ -205,6 +242,6 @@ impl RaftNetwork<TypeConfig> for PeerClient {
     }
 
     fn backoff(&self) -> Backoff {
-        Backoff::new(std::iter::repeat(self.network.backoff))
+        Backoff::new(std::iter::repeat(self.network.timings.heartbeat))
     }
 }

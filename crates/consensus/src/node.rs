@@ -108,8 +108,9 @@ impl<M: StateMachine> Consensus<M> {
         }
         let network = Network {
             link: Arc::clone(&link),
+            me: config.node_id,
             acks: Arc::clone(&acks),
-            backoff: config.timings.heartbeat,
+            timings: config.timings,
         };
         let started = Raft::new(
             config.node_id,

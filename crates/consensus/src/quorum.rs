@@ -11,10 +11,13 @@
 //! - during a membership change every configuration that may be in force must have a majority, including
 //!   one that was appended but not reported by openraft yet ([`AckTable::note_membership`]).
 //!
-//! It must not decide who leads.
+//! It also knows which voters answered anything lately ([`AckTable::reaches_majority`]): a leader that is
+//! heard but hears nobody must fall silent for the others' sake, see [`crate::driver`]. It must not decide
+//! who leads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use openraft::{EmptyNode, Membership};
 use tokio::sync::Notify;
@@ -36,6 +39,10 @@ struct Inner {
     vote: Option<Vote>,
     times: BTreeMap<NodeId, BootTime>,
     appended: Option<(LogId, Vec<BTreeSet<NodeId>>)>,
+    /// Send time of the newest request each peer answered in any way.
+    reached: BTreeMap<NodeId, BootTime>,
+    /// Configurations in force, as openraft reported them last.
+    configs: Vec<BTreeSet<NodeId>>,
 }
 
 impl AckTable {
@@ -61,6 +68,31 @@ impl AckTable {
         if old.is_none() {
             self.news.notify_one();
         }
+    }
+
+    /// `target` answered something that was sent at `sent`.
+    pub(crate) fn record_answer(&self, target: NodeId, sent: BootTime) {
+        let mut inner = self.lock();
+        let newest = inner.reached.entry(target).or_insert(sent);
+        *newest = sent.max(*newest);
+    }
+
+    /// The membership openraft reports now.
+    pub(crate) fn set_membership(&self, membership: &StoredMembership) {
+        let configs = membership.membership().get_joint_config();
+        let mut inner = self.lock();
+        if inner.configs != *configs {
+            inner.configs = configs.clone();
+        }
+    }
+
+    /// Did a majority answer something within `age`?
+    pub(crate) fn reaches_majority(&self, me: NodeId, age: Duration) -> bool {
+        let inner = self.lock();
+        let now = BootTime::now();
+        inner.configs.is_empty()
+            || majority_time(inner.configs.iter(), me, now, &inner.reached)
+                .is_some_and(|at| now.since(at) <= age)
     }
 
     /// A membership is about to be written to the local log and takes effect with it.

@@ -15,7 +15,9 @@ use crate::clock::BootTime;
 use crate::codec::{self, CodecError};
 use crate::driver::Shared;
 use crate::error::HandleError;
-use crate::network::{AppendHeader, SnapshotAnswer, SnapshotHeader, VoteAnswer, VoteHeader};
+use crate::network::{
+    AppendAnswer, AppendHeader, SnapshotAnswer, SnapshotHeader, VoteAnswer, VoteHeader,
+};
 
 const INBOUND: usize = 64;
 /// Twice what this release sends in one chunk.
@@ -92,6 +94,9 @@ fn stopped(shared: &Shared, e: &impl ToString) -> HandleError {
 
 async fn append(shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {
     let (header, tail): (AppendHeader, _) = codec::unframe(body).map_err(malformed)?;
+    if !header.majority {
+        return codec::frame(&AppendAnswer::Here, &[]).map_err(malformed);
+    }
     let request = AppendEntriesRequest {
         vote: header.vote,
         prev_log_id: header.previous,
@@ -106,7 +111,7 @@ async fn append(shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {
     if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
         shared.contact.advance(BootTime::now());
     }
-    codec::frame(&answer, &[]).map_err(malformed)
+    codec::frame(&AppendAnswer::Raft(answer), &[]).map_err(malformed)
 }
 
 async fn vote(shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {

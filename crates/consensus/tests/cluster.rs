@@ -155,6 +155,45 @@ async fn the_quorum_acknowledgement_stops_with_the_majority() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_heard_but_hears_nobody_is_replaced() {
+    let cluster = Cluster::of(3).await;
+    let old = cluster.leader().await;
+    let rest = cluster.others(old);
+    for id in &rest {
+        cluster.wires.cut_one_way(*id, old);
+    }
+    let at = Instant::now();
+    let new = cluster.leader_among(&rest).await;
+    let outage = at.elapsed();
+    assert!(outage < Duration::from_secs(4), "after {outage:?}");
+    println!("replaced after {outage:?}");
+    let node = &cluster.nodes[&new];
+    node.propose(b"on".to_vec(), PATIENCE).await.unwrap();
+    cluster.wires.heal();
+    let last = cluster.propose("all").await;
+    cluster.wait_applied(old, last.index).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_total_cut_the_cluster_works_at_once() {
+    let cluster = Cluster::of(3).await;
+    cluster.leader().await;
+    for (a, b) in [(1, 2), (2, 3), (1, 3)] {
+        cluster.wires.cut(a, b);
+    }
+    sleep(LONG_CUT).await;
+    for node in cluster.nodes.values() {
+        assert_eq!(node.leadership().borrow().leader, None);
+    }
+    let at = Instant::now();
+    cluster.wires.heal();
+    cluster.leader().await;
+    let outage = at.elapsed();
+    println!("works again after {outage:?}");
+    assert!(outage < Duration::from_millis(1500), "after {outage:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_barrier_needs_a_majority() {
     let cluster = Cluster::of(3).await;
     let leader = cluster.leader().await;

@@ -199,12 +199,11 @@ pub enum MigrationPhase {
     Failed {
         /// Why.
         reason: String,
-        /// The switchover had been ordered, so the target may run the guest: freeze the source unless
-        /// the target is known not to run, and ask the target. QEMU resumes the source by itself if it
-        /// can still lock the disks, so act at once. When false, the source simply goes on.
+        /// The switchover had been ordered, so the target may run the guest: the source was frozen at
+        /// once. Ask the target; thaw the source when it does not and never will run the guest. When
+        /// false, the source simply goes on.
         switchover_begun: bool,
-        /// What the source does now: it runs, unless it was frozen meanwhile or the target has its disks;
-        /// `None` when it does not answer or is gone.
+        /// What the source does now; `None` when it does not answer or is gone.
         source: Option<GuestState>,
     },
     /// It was cancelled before the switchover. QEMU resumes the source by itself.

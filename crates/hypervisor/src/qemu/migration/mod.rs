@@ -7,9 +7,12 @@
 //! - Cancelled or failed in `active` or `pre-switchover`: QEMU resumes the source by itself, even if it
 //!   was told `stop` in pre-switchover meanwhile.
 //! - A target whose source goes away ends with an error on its own.
-//! - A source cannot be told to stay paused when it fails *after* the switchover was ordered: QEMU
-//!   takes the disks back and resumes it, unless the target holds their locks. The phase `Failed` says
-//!   what the source does; the caller freezes it until the target's fate is known.
+//! - When a switchover that was ordered fails, QEMU resumes the source by itself too, whatever became of
+//!   the target: even when the disks cannot be taken back (the error is ignored; a write would then
+//!   abort QEMU). Nothing can be set to prevent it: the state to return to is recorded before the pause.
+//!   So the source's task freezes the guest when it hears of the failure. The `failed` event comes
+//!   before the resume; the guest may execute for the few milliseconds until the `stop` is obeyed.
+//! - `blockdev-set-active false` is accepted while the guest runs, so a freeze confirms the pause last.
 
 pub mod downtime;
 mod incoming;

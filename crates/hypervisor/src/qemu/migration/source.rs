@@ -1,11 +1,15 @@
 //! The source: one task drives an outgoing migration from setup to its end.
 //!
-//! Always holds: phases only advance ([`rank`]); an order to continue is remembered *before* it is
-//! sent, so that a lost answer counts as a switchover that has begun; the end is announced only when
-//! QEMU confirms that the migration is over.
+//! Always holds:
+//! - phases only advance ([`rank`]);
+//! - an order to continue is remembered *before* it is sent, so that a lost answer counts as a
+//!   switchover that has begun;
+//! - the end is announced only when QEMU confirms that the migration is over;
+//! - after a failure of a switchover that was ordered the source is frozen at once, since the target
+//!   may run the guest; QEMU itself would let it go on.
 //!
-//! Must not: resume the guest. QEMU does that by itself when a migration fails; whether the guest *may*
-//! run then is known to the caller only (it may have frozen it, since its lease ran out).
+//! Must not: resume the guest. QEMU does that by itself when a migration fails earlier; whether the guest
+//! *may* run then is known to the caller only (it may have frozen it, since its lease ran out).
 
 use std::time::Duration;
 
@@ -267,11 +271,11 @@ impl Source {
     }
 
     async fn continue_switchover(&mut self) -> Result<(), HypervisorError> {
-        if self.rank != rank(&MigrationStatus::PreSwitchover) || self.cancelled.is_some() {
-            return Err(self.refuse("it does not wait for the switchover"));
-        }
         if self.switchover_begun {
             return Ok(());
+        }
+        if self.rank != rank(&MigrationStatus::PreSwitchover) || self.cancelled.is_some() {
+            return Err(self.refuse("it does not wait for the switchover"));
         }
         self.switchover_begun = true;
         let arguments = json!({ "state": "pre-switchover" });
@@ -333,6 +337,12 @@ impl Source {
                     downtime_ms: number("downtime"),
                     total_ms: number("total-time"),
                 });
+            }
+            MigrationStatus::Failed | MigrationStatus::Cancelled if self.switchover_begun => {
+                if let Err(error) = self.guest.freeze(QUICK).await {
+                    tracing::error!(%error, "a source that may run twice is not frozen");
+                }
+                self.guest.status().await.ok()
             }
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
                 self.guest.settled_state(Instant::now() + QUICK).await.ok()

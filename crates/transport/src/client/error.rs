@@ -86,6 +86,10 @@ impl CallError {
         }
     }
 
+    pub(crate) fn moved(node: u64) -> Self {
+        Self::unreachable(node, "its address was changed and is not connected yet")
+    }
+
     /// What a fault of `node` means to the caller.
     pub(crate) fn from_fault(
         fault: Fault,

@@ -47,15 +47,17 @@ pub(crate) enum View {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Down {
+    node: u64,
     pub(crate) since: Instant,
     pub(crate) since_wall: SystemTime,
     pub(crate) error: CallError,
 }
 
 impl Down {
-    fn new(since: Instant, error: CallError) -> Self {
+    fn new(node: u64, since: Instant, error: CallError) -> Self {
         let since_wall = SystemTime::now() - since.elapsed();
         Self {
+            node,
             since,
             since_wall,
             error,
@@ -87,11 +89,41 @@ impl Health {
     }
 }
 
-/// A handle on a link. The task ends when it is dropped.
+/// Keeps a link's task going; when both have ended, callers see their `view` close.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    addr: watch::Sender<PeerAddr>,
+    view: Arc<watch::Sender<View>>,
+}
+
+impl Keeper {
+    pub(crate) fn set_addr(&self, addr: PeerAddr) {
+        let changed = self.addr.send_if_modified(|old| {
+            let changed = *old != addr;
+            *old = addr;
+            changed
+        });
+        if changed {
+            forget_error(&self.view);
+        }
+    }
+}
+
+/// What was seen at the old address says nothing about the new one: calls wait instead of failing.
+fn forget_error(view: &watch::Sender<View>) {
+    view.send_if_modified(|view| match view {
+        View::Down(down) => {
+            down.error = CallError::moved(down.node);
+            true
+        }
+        View::Up(_) => false,
+    });
+}
+
+/// What callers hold of a link.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) node: u64,
-    addr: watch::Sender<PeerAddr>,
     pub(crate) view: watch::Receiver<View>,
     pub(crate) wake: Arc<Wake>,
     pub(crate) health: Arc<Health>,
@@ -105,11 +137,12 @@ impl Link {
         credentials: Arc<Credentials>,
         options: Arc<Options>,
         peers: Weak<Inner>,
-    ) -> Self {
+    ) -> (Self, Keeper) {
         let (addr, addr_rx) = watch::channel(addr);
         let now = Instant::now();
-        let first = Down::new(now, CallError::unreachable(node, "not connected yet"));
+        let first = Down::new(node, now, CallError::unreachable(node, "not connected yet"));
         let (view_tx, view) = watch::channel(View::Down(first));
+        let view_tx = Arc::new(view_tx);
         let wake = Arc::new(Wake::default());
         let health = Arc::new(Health::default());
         let task = Task {
@@ -119,7 +152,7 @@ impl Link {
             options,
             peers,
             addr: addr_rx,
-            view: view_tx,
+            view: view_tx.clone(),
             wake: wake.clone(),
             health: health.clone(),
             attempts: JoinSet::new(),
@@ -131,21 +164,17 @@ impl Link {
             next_ping: now,
         };
         tokio::spawn(task.run());
-        Self {
+        let link = Self {
             node,
-            addr,
             view,
             wake,
             health,
-        }
-    }
-
-    pub(crate) fn set_addr(&self, addr: PeerAddr) {
-        self.addr.send_if_modified(|old| {
-            let changed = *old != addr;
-            *old = addr;
-            changed
-        });
+        };
+        let keeper = Keeper {
+            addr,
+            view: view_tx,
+        };
+        (link, keeper)
     }
 
     pub(crate) fn conn(&self) -> Option<Arc<Conn>> {
@@ -192,7 +221,7 @@ struct Task {
     options: Arc<Options>,
     peers: Weak<Inner>,
     addr: watch::Receiver<PeerAddr>,
-    view: watch::Sender<View>,
+    view: Arc<watch::Sender<View>>,
     wake: Arc<Wake>,
     health: Arc<Health>,
     attempts: JoinSet<Attempt>,
@@ -217,6 +246,8 @@ impl Task {
             self.start_ping(now);
             let due = self.next_due(now);
             tokio::select! {
+                // A new address comes first: it makes the results of attempts void.
+                biased;
                 changed = self.addr.changed() => {
                     if changed.is_err() {
                         return;
@@ -254,7 +285,8 @@ impl Task {
         }
         let (error, since) = conn.end_reason();
         tracing::warn!(node = self.node, host = conn.hello.host, %error, "link down");
-        self.view.send_replace(View::Down(Down::new(since, error)));
+        self.view
+            .send_replace(View::Down(Down::new(self.node, since, error)));
         self.refresh = false;
         self.next_attempt = now.max(self.last_attempt + ATTEMPT_GAP);
         self.next_ping = now;
@@ -349,20 +381,12 @@ impl Task {
 
     /// The peer has moved: what is under way goes to the wrong place.
     fn new_address(&mut self) {
-        let now = Instant::now();
         self.attempts = JoinSet::new();
-        self.next_attempt = now;
-        let reason = CallError::unreachable(self.node, "its address was changed");
-        match self.conn() {
-            Some(conn) => conn.end(reason),
-            None => {
-                self.view.send_modify(|view| {
-                    if let View::Down(down) = view {
-                        down.error = reason;
-                    }
-                });
-            }
+        self.next_attempt = Instant::now();
+        if let Some(conn) = self.conn() {
+            conn.end(CallError::moved(self.node));
         }
+        forget_error(&self.view);
     }
 
     fn ping_due(&self) -> Instant {

@@ -25,7 +25,7 @@ use crate::identity::Credentials;
 use crate::wire::{Fault, MAX_BODY, PROTOCOL, ProtocolRange, valid_method};
 use conn::Failed;
 use http::Reply;
-use link::{Link, View};
+use link::{Keeper, Link, View};
 
 /// A relay is asked again after this, while a call still waits.
 const RELAY_AGAIN: Duration = Duration::from_millis(250);
@@ -115,7 +115,7 @@ pub struct Peers {
 pub(crate) struct Inner {
     credentials: Arc<Credentials>,
     options: Arc<Options>,
-    links: RwLock<BTreeMap<u64, Arc<Link>>>,
+    links: RwLock<BTreeMap<u64, (Arc<Link>, Keeper)>>,
 }
 
 impl Peers {
@@ -143,16 +143,16 @@ impl Peers {
                 continue;
             }
             match links.get(&node) {
-                Some(link) => link.set_addr(addr),
+                Some((_, keeper)) => keeper.set_addr(addr),
                 None => {
-                    let link = Link::start(
+                    let (link, keeper) = Link::start(
                         node,
                         addr,
                         inner.credentials.clone(),
                         inner.options.clone(),
                         Arc::downgrade(inner),
                     );
-                    links.insert(node, Arc::new(link));
+                    links.insert(node, (Arc::new(link), keeper));
                 }
             }
         }
@@ -198,7 +198,7 @@ impl Peers {
     #[must_use]
     pub fn links(&self) -> BTreeMap<u64, LinkState> {
         let links = self.inner.links();
-        links.iter().map(|(node, l)| (*node, l.state())).collect()
+        links.iter().map(|l| (l.node, l.state())).collect()
     }
 
     /// Takes note that a peer is alive, for instance because it has just called: a link that is down tries at once.
@@ -220,16 +220,15 @@ impl Peers {
 
 impl Inner {
     /// The links as they are now.
-    fn links(&self) -> BTreeMap<u64, Arc<Link>> {
-        self.links
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn links(&self) -> Vec<Arc<Link>> {
+        let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
+        links.values().map(|(link, _)| link.clone()).collect()
     }
 
     fn link(&self, target: u64) -> Result<Arc<Link>, CallError> {
         let links = self.links.read().unwrap_or_else(PoisonError::into_inner);
-        links.get(&target).cloned().ok_or_else(|| {
+        let found = links.get(&target).map(|(link, _)| link.clone());
+        found.ok_or_else(|| {
             CallError::unreachable(target, "it is not in the address book of this host")
         })
     }
@@ -243,6 +242,9 @@ impl Inner {
     async fn route(&self, link: &Link, spec: &Spec) -> Result<Bytes, CallError> {
         let mut view = link.view.clone();
         loop {
+            if Instant::now() >= spec.deadline {
+                return Err(self.gave_up(link));
+            }
             let seen = view.borrow_and_update().clone();
             let mut again = Instant::now() + RELAY_AGAIN;
             match seen {
@@ -266,10 +268,6 @@ impl Inner {
                 }
                 // It has ended; the link's task is about to say so.
                 View::Up(_) => {}
-            }
-            let now = Instant::now();
-            if now >= spec.deadline {
-                return Err(self.gave_up(link));
             }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() {

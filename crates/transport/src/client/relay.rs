@@ -25,6 +25,8 @@ enum Answer {
     Final(Result<Bytes, CallError>),
     /// This relay does not reach the target.
     NoWay,
+    /// This relay said nothing until the deadline; the target may have got the request.
+    Silent,
 }
 
 impl Inner {
@@ -55,11 +57,13 @@ impl Inner {
                     Some((_, Answer::NoWay)) if more || !asked.is_empty() => {
                         next_start = Instant::now();
                     }
+                    Some((_, Answer::Silent)) => {
+                        health.set_relay(None);
+                        return Some(Err(spec.timed_out(target)));
+                    }
                     _ => {
                         health.set_relay(None);
-                        // A relay may have passed it on and never have said so.
-                        let late = Instant::now() >= spec.deadline;
-                        return late.then(|| Err(spec.timed_out(target)));
+                        return None;
                     }
                 },
                 () = sleep_until(next_start), if more => {}
@@ -70,7 +74,7 @@ impl Inner {
     fn candidates(&self, target: u64, last_good: Option<u64>) -> Vec<(u64, Arc<Conn>)> {
         let mut found: Vec<_> = self
             .links()
-            .values()
+            .iter()
             .filter(|link| link.node != target)
             .filter_map(|link| Some((link.node, link.conn()?)))
             .collect();
@@ -90,6 +94,7 @@ impl Inner {
                 FaultKind::RelayUnreachable | FaultKind::RelayFailed => Answer::NoWay,
                 _ => Answer::Final(Err(self.fault(fault, target, &spec))),
             },
+            Err(Failed::Sent(CallError::Timeout { .. })) => Answer::Silent,
             Err(_) => Answer::NoWay,
         }
     }

@@ -333,7 +333,9 @@ impl Loop {
         let expiry = guard
             .as_ref()
             .and_then(|leases| leases.table.next_expiry(now));
-        let until = expiry.map_or(IDLE_ROUND, |at| {
+        let due = guard.as_ref().and_then(|leases| leases.memory.next_due(now));
+        let until = expiry.into_iter().chain(due).min();
+        let until = until.map_or(IDLE_ROUND, |at| {
             at.since(now).as_duration() + Duration::from_millis(1)
         });
         until.min(IDLE_ROUND)
@@ -421,22 +423,18 @@ impl Loop {
         let proofs = self.collect_proofs(leases, state, now, &mut problems);
         let health = health_of(leases, state, now);
         let settled = leases.settled(state, now);
-        let mut memory = std::mem::take(&mut leases.memory);
+        leases.memory.observe(state, &leases.reports, now);
         let input = Input {
             state,
             reports: &leases.reports,
             health: &health,
             proofs: &proofs,
             now,
-            memory: &memory,
+            memory: &leases.memory,
             settled,
         };
         let plan = quorate_planner::plan(&input);
         let waiting = quorate_planner::waiting(&input);
-        let observed = quorate_planner::observe(&input);
-        drop(input);
-        memory = observed;
-        leases.memory = memory;
         let armed = leases.armed_changes(state);
         let fencing = state
             .hosts

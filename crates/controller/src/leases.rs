@@ -171,9 +171,6 @@ impl Leases {
         })
     }
 
-    pub(crate) fn revision_seen(&self, host: &HostName) -> Option<Revision> {
-        self.reports.get(host).map(|report| report.applied)
-    }
 }
 
 /// Whether a host owns, or may have, any VM.

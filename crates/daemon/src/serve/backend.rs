@@ -1,0 +1,151 @@
+//! The API's view of the daemon.
+
+use super::console;
+use super::core::{Core, wrong_answer};
+use super::group::wall_clock;
+use super::peer::{Answer, Ask};
+use async_trait::async_trait;
+use quorate_api::view::{ClusterView, JoinToken};
+use quorate_api::{Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed, ObservedHost};
+use quorate_controller::{ControllerError, HostPicture, Picture};
+use quorate_state::{Command, Outcome, State};
+use quorate_types::{HostName, Millis, Timestamp, VmName};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long an operator's fencing may take.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// [`Backend`] over the daemon's parts.
+pub(crate) struct Daemon(pub(crate) Arc<Core>);
+
+fn observed(picture: Picture) -> Observed {
+    let host = |host: HostPicture| ObservedHost {
+        health: host.health,
+        lease_left: host.lease_left,
+        report: host.report,
+        fencing: host.fencing,
+    };
+    Observed {
+        leader: Some(picture.leader),
+        quorate: picture.quorate,
+        voters: picture.voters,
+        hosts: picture.hosts.into_iter().map(|(name, of)| (name, host(of))).collect(),
+        waiting: picture.waiting,
+        problems: picture.problems,
+    }
+}
+
+#[async_trait]
+impl Backend for Daemon {
+    fn host(&self) -> HostName {
+        self.0.me.clone()
+    }
+
+    fn states(&self) -> watch::Receiver<Arc<State>> {
+        self.0.states.clone()
+    }
+
+    async fn view(&self) -> Result<ClusterView, ApiError> {
+        let me = Answering { host: self.0.me.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
+        let observed = self.0.picture().await.ok().map(observed);
+        Ok(quorate_api::build(&self.0.state(), observed.as_ref(), &me))
+    }
+
+    async fn propose(&self, by: &str, command: Command) -> Result<Outcome, ApiError> {
+        if let Command::RequestMove { vm, to } = &command {
+            self.check_move(vm, to.as_ref()).await?;
+        }
+        self.0.propose(by, command).await
+    }
+
+    async fn create_token(&self, by: &str, ttl: Millis) -> Result<JoinToken, ApiError> {
+        let internal = |text: String| ApiError::new(ErrorCode::Internal, text);
+        let secret = quorate_transport::TokenSecret::generate().map_err(|error| internal(error.to_string()))?;
+        let expires = Timestamp(wall_clock().0.saturating_add(ttl.0));
+        self.0.propose(by, Command::CreateToken { hash: secret.hash(), expires }).await?;
+        let state = self.0.state();
+        let cluster = state.cluster.as_ref().ok_or_else(ApiError::no_quorum)?;
+        let ca = quorate_transport::Ca::from_pem(&cluster.id, &cluster.ca_certificate, &cluster.ca_key);
+        let fingerprint = ca.and_then(|ca| ca.fingerprint()).map_err(|error| internal(error.to_string()))?;
+        // This host first: it is known to be up.
+        let mut hosts: Vec<_> = state.hosts.iter().collect();
+        hosts.sort_by_key(|(name, _)| **name != self.0.me);
+        let token = quorate_transport::JoinToken {
+            addresses: hosts.into_iter().map(|(_, record)| record.address.clone()).collect(),
+            cluster: cluster.id.clone(),
+            ca_fingerprint: fingerprint,
+            secret,
+        };
+        Ok(JoinToken { token: token.to_string(), expires })
+    }
+
+    async fn fence(&self, _by: &str, host: &HostName) -> Result<String, ApiError> {
+        let ask = || Ask::Fence { host: host.clone() };
+        let local = async || match self.0.controller.fence(host.clone()).await {
+            Err(ControllerError::NotLeader) => None,
+            result => Some(result.map(Answer::Done).map_err(controller_error)),
+        };
+        self.done(ask, local).await
+    }
+
+    async fn confirm_dead(&self, by: &str, host: &HostName) -> Result<String, ApiError> {
+        let ask = || Ask::ConfirmDead { host: host.clone(), who: by.to_owned() };
+        let local = async || match self.0.controller.confirm_dead(host.clone(), by.to_owned()).await {
+            Err(ControllerError::NotLeader) => None,
+            Err(error) => Some(Err(controller_error(error))),
+            Ok(()) => Some(Ok(Answer::Done(format!("{host} is taken for dead on the word of {by}")))),
+        };
+        self.done(ask, local).await
+    }
+
+    async fn console(&self, vm: &VmName) -> Result<Console, ApiError> {
+        console::console(Arc::clone(&self.0), vm.clone()).await
+    }
+
+    async fn logs(&self, vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError> {
+        console::logs(Arc::clone(&self.0), vm.clone(), options).await
+    }
+}
+
+impl Daemon {
+    /// Refuses a move that cannot be made at once, with the reasons, instead of leaving it to fail later.
+    async fn check_move(&self, vm: &VmName, to: Option<&HostName>) -> Result<(), ApiError> {
+        let ask = || Ask::WhatMove { vm: vm.clone(), to: to.cloned() };
+        let local = async || {
+            let found = self.0.controller.with_input(|input| quorate_planner::what_move(input, vm, to));
+            found.map(|found| Ok(Answer::Move(found)))
+        };
+        match self.0.at_leader(ask, local, Duration::from_secs(5)).await? {
+            Answer::Move(Ok(_)) => Ok(()),
+            Answer::Move(Err(reason)) => {
+                let mut text = reason.summary;
+                for candidate in reason.candidates.iter().filter(|candidate| candidate.score.is_none()) {
+                    text.push_str(&format!("; {}: {}", candidate.host, candidate.why));
+                }
+                Err(ApiError::new(ErrorCode::Conflict, text))
+            }
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    async fn done(
+        &self,
+        ask: impl Fn() -> Ask,
+        local: impl AsyncFn() -> Option<Result<Answer, ApiError>>,
+    ) -> Result<String, ApiError> {
+        match self.0.at_leader(ask, local, FENCE_TIMEOUT).await? {
+            Answer::Done(text) => Ok(text),
+            _ => Err(wrong_answer()),
+        }
+    }
+}
+
+fn controller_error(error: ControllerError) -> ApiError {
+    let code = match &error {
+        ControllerError::UnknownHost(_) => ErrorCode::NotFound,
+        _ => ErrorCode::Conflict,
+    };
+    ApiError::new(code, error.to_string())
+}

@@ -1,0 +1,152 @@
+//! `quorate serve`: one process per host that wires the parts together.
+//!
+//! ```text
+//!   node.json, identity -> consensus (replays) -> agent (adopts guests) -> controller -> peers' server -> heartbeats, API
+//! ```
+//! Always holds: the daemon ends, with an error, when the replicated log fails (nothing is acknowledged
+//! after a storage error); when it ends, guests and their guard go on.
+
+mod backend;
+mod certs;
+mod console;
+mod core;
+mod group;
+mod handler;
+mod heartbeat;
+mod link;
+mod machine;
+mod node;
+mod peer;
+mod power;
+mod setup;
+mod wiring;
+
+pub(crate) use setup::{init, join};
+
+use self::core::Core;
+use anyhow::{Context as _, Result, bail};
+use group::RaftGroup;
+use machine::Machine;
+use node::NodeFile;
+use quorate_consensus::Consensus;
+use quorate_controller::Controller;
+use quorate_transport::{Credentials, Identity, Options, PeerAddr, Peers, Server, ServerOptions};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// Runs until a signal or a failure of the replicated log.
+pub(crate) async fn serve(dir: &Path) -> Result<()> {
+    let node = NodeFile::load(dir)?;
+    let _lock = lock(dir)?;
+    let identity = Identity::load(dir)?;
+    if let Err(error) = identity.check(&node.cluster_id, SystemTime::now()) {
+        warn!(%error, "this host's certificate");
+    }
+    let credentials = Credentials::new(identity)?;
+    let peers = Peers::new(Arc::clone(&credentials), Options::default());
+
+    let (machine, states) = Machine::new();
+    let raft = setup::raft_config(node.node, dir);
+    let link = Arc::new(link::Link(peers.clone()));
+    let consensus = Consensus::open(raft, machine, link).await?;
+    let mut failed = consensus.failed();
+    let group = RaftGroup::new(consensus.clone());
+    info!(host = %node.host, node = node.node, cluster = %node.cluster_name, revision = %states.borrow().revision, "starting");
+
+    let (stop, stopped) = watch::channel(false);
+    let agent = wiring::start_agent(dir, &node, &peers, states.clone()).await?;
+    let switch = Arc::new(power::Agents);
+    let controller = Controller::start(node.host.clone(), Arc::new(group.clone()), switch, stopped.clone());
+    let core = Arc::new(Core {
+        me: node.host.clone(),
+        group,
+        states: states.clone(),
+        controller,
+        consoles: wiring::consoles(&agent),
+        agent,
+        peers: peers.clone(),
+    });
+
+    let address: SocketAddr = node.address.parse().context("the address in node.json is damaged")?;
+    let handler = Arc::new(handler::PeerHandler(Arc::clone(&core)));
+    let options = ServerOptions { version: env!("CARGO_PKG_VERSION").to_owned(), ..ServerOptions::default() };
+    let server = Server::bind(address, Arc::clone(&credentials), peers.clone(), handler, options).await?;
+
+    tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
+    tokio::spawn(heartbeat::run(Arc::clone(&core)));
+    let book = address_book(node.node, states, peers, server);
+    let api = wiring::serve_api(dir, Arc::clone(&core), stopped);
+    sd_notify();
+
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        result = tokio::signal::ctrl_c() => result.map_err(Into::into),
+        result = api => result.and_then(|()| bail!("the API ended")),
+        () = book => bail!("the state's channel closed"),
+        _ = failed.wait_for(Option::is_some) => {
+            let why = failed.borrow().clone().unwrap_or_default();
+            Err(anyhow::anyhow!("the replicated log has failed: {why}"))
+        }
+    };
+    info!("stopping; guests go on");
+    // Nobody listens any more if the tasks have ended already.
+    let _ = stop.send(true);
+    core.agent.shutdown().await;
+    consensus.shutdown().await;
+    outcome
+}
+
+/// One daemon per directory.
+fn lock(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("another `quorate serve` runs with {}: stop it first", dir.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error).context("cannot lock the state directory"),
+    }
+}
+
+/// Tells systemd that the service is up (sd_notify(3)), where it asks for it.
+fn sd_notify() {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let result = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", &path));
+    if let Err(error) = result {
+        warn!(%error, "systemd cannot be told that the service is up");
+    }
+}
+
+/// Keeps the peers' addresses, and the list of removed hosts, in step with the state.
+async fn address_book(me: u64, mut states: watch::Receiver<Arc<quorate_state::State>>, peers: Peers, server: Server) {
+    let mut last = None;
+    loop {
+        let state = Arc::clone(&states.borrow_and_update());
+        let entry = |(name, record): (&quorate_types::HostName, &quorate_state::HostRecord)| {
+            let addr: SocketAddr = record.address.parse().ok()?;
+            Some((record.node, PeerAddr { host: name.to_string(), addr }))
+        };
+        let book: BTreeMap<u64, PeerAddr> = state.hosts.iter().filter_map(entry).collect();
+        if last.as_ref() != Some(&book) {
+            let members: Vec<u64> = book.keys().copied().collect();
+            server.set_removed((1..=state.last_node).filter(|node| !members.contains(node)).collect());
+            last = Some(book.clone());
+            peers.set_peers(book.into_iter().filter(|(node, _)| *node != me).collect());
+        }
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}

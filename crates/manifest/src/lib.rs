@@ -21,6 +21,7 @@ pub use check::{Existing, Problem, check};
 pub use diff::{Change, ChangeKind, FieldChange, diff};
 pub use json_schema::json_schema;
 pub use source::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS, Span};
+pub use suggest::nearest;
 pub use variables::variables_used;
 
 use quorate_types::Manifest;

@@ -1,10 +1,7 @@
 //! "Did you mean": the known word nearest to a misspelt one.
 
-/// The candidate that a reader would take the word for, if there is one.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+/// The candidate that a reader would take the word for, if there is one ("did you mean").
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = word.to_lowercase().replace('-', "_");
     // A word of two letters is one edit away from every other.
     let allowed = (word.chars().count() / 3).min(3);

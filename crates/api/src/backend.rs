@@ -1,0 +1,93 @@
+//! What the API needs of the daemon.
+
+use crate::error::{ApiError, ErrorCode};
+use crate::view::{ClusterView, JoinToken};
+use async_trait::async_trait;
+use axum::body::Bytes;
+use futures_util::Stream;
+use prometheus_client::registry::Registry;
+use quorate_state::{Command, Outcome, State};
+use quorate_types::{HostName, Millis, Revision, VmName};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+/// Both directions of a guest's serial console.
+pub trait ConsoleIo: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ConsoleIo for T {}
+
+/// A connected serial console.
+pub type Console = Box<dyn ConsoleIo>;
+
+/// Output of a guest's serial console.
+pub type LogStream = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
+
+/// What part of the log is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LogOptions {
+    /// Last lines to begin with.
+    pub lines: u32,
+    /// Go on with what comes.
+    pub follow: bool,
+}
+
+/// The daemon behind the API. Every method may be called at any time, also without a leader.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// This host.
+    fn host(&self) -> HostName;
+
+    /// The state as applied here, and every newer one.
+    fn states(&self) -> watch::Receiver<Arc<State>>;
+
+    /// The leader's picture ([`crate::build`] makes it); when no leader answers, what this host
+    /// remembers, with `quorate: false`.
+    async fn view(&self) -> Result<ClusterView, ApiError>;
+
+    /// Proposes a command in the name of `by` and waits until it is applied by the leader.
+    async fn propose(&self, by: &str, command: Command) -> Result<Outcome, ApiError>;
+
+    /// Makes a join token.
+    async fn create_token(&self, by: &str, ttl: Millis) -> Result<JoinToken, ApiError>;
+
+    /// Cuts a host's power with its fence devices; the answer is a sentence.
+    async fn fence(&self, by: &str, host: &HostName) -> Result<String, ApiError>;
+
+    /// Takes the operator's word that a host is dead; the answer is a sentence.
+    async fn confirm_dead(&self, by: &str, host: &HostName) -> Result<String, ApiError>;
+
+    /// Connects to a VM's serial console, wherever it runs.
+    async fn console(&self, vm: &VmName) -> Result<Console, ApiError>;
+
+    /// The log of a VM's serial console, wherever it runs.
+    async fn logs(&self, vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError>;
+
+    /// Adds the daemon's own metrics; called once.
+    fn register_metrics(&self, _registry: &mut Registry) {}
+
+    /// The newest state applied here.
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.states().borrow())
+    }
+
+    /// Waits until the state here is at least that of `revision`.
+    async fn applied_at_least(
+        &self,
+        revision: Revision,
+        within: Duration,
+    ) -> Result<Arc<State>, ApiError> {
+        let mut states = self.states();
+        let reached = states.wait_for(|state| state.revision >= revision);
+        match tokio::time::timeout(within, reached).await {
+            Ok(Ok(state)) => Ok(Arc::clone(&state)),
+            _ => Err(ApiError::new(
+                ErrorCode::Timeout,
+                format!("this host has not caught up with revision {revision}"),
+            )
+            .hint("`quorate status` shows whether it hears the leader; or ask another host")),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! VMs of the view.
+
+use super::Observed;
+use crate::view::{MigrationView, VmState, VmView};
+use quorate_membership::HostHealth;
+use quorate_state::{OrderKind, Ownership, State, VmRecord};
+use quorate_types::{HostName, VmName, VmPhase, VmReport};
+
+pub(super) fn vms(state: &State, seen: &Observed, known: bool) -> Vec<VmView> {
+    state
+        .vms
+        .iter()
+        .map(|(name, record)| vm(seen, known, name, record))
+        .collect()
+}
+
+/// What the owner says about the VM under its present epoch. `None`: nothing (yet).
+fn report_of<'a>(seen: &'a Observed, name: &VmName, record: &VmRecord) -> Option<&'a VmReport> {
+    let (host, epoch) = *record.ownership.hosts().first()?;
+    let report = seen.hosts.get(host)?.report.as_ref()?.vms.get(name)?;
+    (report.epoch == epoch).then_some(report)
+}
+
+fn vm(seen: &Observed, known: bool, name: &VmName, record: &VmRecord) -> VmView {
+    let report = report_of(seen, name, record);
+    let state = vm_state(seen, known, name, record, report);
+    let problem = report.and_then(|report| report.error.clone());
+    let spec = record.effective();
+    let (host, epoch) = match record.ownership.hosts().first() {
+        Some((host, epoch)) => (Some((*host).clone()), *epoch),
+        None => (None, record.last_epoch),
+    };
+    VmView {
+        name: name.clone(),
+        power: record.spec.power,
+        state,
+        host,
+        epoch,
+        ready: known && report.is_some_and(|report| report.ready),
+        migration: migration(record, report),
+        why: why(seen, name, record, state, problem.as_deref()),
+        problem,
+        restarts: report.map_or(0, |report| report.restarts),
+        since: report.map(|report| report.since),
+        cpus: spec.cpus,
+        memory: spec.memory,
+        addresses: spec
+            .nics
+            .iter()
+            .filter_map(|nic| nic.address.map(|address| address.to_string()))
+            .collect(),
+        restart_pending: restart_pending(record),
+    }
+}
+
+fn restart_pending(record: &VmRecord) -> bool {
+    let wanted = &record.spec;
+    record.active.as_ref().is_some_and(|active| {
+        active.cpus != wanted.cpus
+            || active.memory != wanted.memory
+            || active.machine != wanted.machine
+            || active.boot != wanted.boot
+            || active.disks != wanted.disks
+            || active.nics != wanted.nics
+    })
+}
+
+fn lost(seen: &Observed, host: &HostName) -> bool {
+    seen.hosts
+        .get(host)
+        .is_some_and(|host| matches!(host.health, HostHealth::Expired | HostHealth::Dead))
+}
+
+fn vm_state(
+    seen: &Observed,
+    known: bool,
+    name: &VmName,
+    record: &VmRecord,
+    report: Option<&VmReport>,
+) -> VmState {
+    if record.deleting {
+        return VmState::Deleting;
+    }
+    match &record.ownership {
+        Ownership::Free if !record.wanted() => VmState::Stopped,
+        _ if !known => VmState::Unknown,
+        Ownership::Free if seen.waiting.contains_key(name) => VmState::Waiting,
+        Ownership::Free
+            if record
+                .last_host
+                .as_ref()
+                .is_some_and(|host| lost(seen, host)) =>
+        {
+            VmState::Recovering
+        }
+        Ownership::Free => VmState::Starting,
+        Ownership::Owned { host, .. } | Ownership::Migrating { from: host, .. }
+            if lost(seen, host) =>
+        {
+            VmState::Recovering
+        }
+        Ownership::Migrating { .. } => VmState::Migrating,
+        Ownership::Owned {
+            order: OrderKind::Stop(_),
+            ..
+        } => VmState::Stopping,
+        Ownership::Owned { .. } => match report.map(|report| report.phase) {
+            None | Some(VmPhase::Absent | VmPhase::Starting | VmPhase::Incoming) => {
+                VmState::Starting
+            }
+            Some(VmPhase::Running) => VmState::Running,
+            Some(VmPhase::Frozen) => VmState::Frozen,
+            Some(VmPhase::IoError | VmPhase::BackOff) => VmState::Failing,
+            Some(VmPhase::Stopping) => VmState::Stopping,
+            Some(VmPhase::MigratingOut | VmPhase::HandedOver) => VmState::Migrating,
+        },
+    }
+}
+
+fn migration(record: &VmRecord, report: Option<&VmReport>) -> Option<MigrationView> {
+    let Ownership::Migrating {
+        id,
+        from,
+        to,
+        cancel,
+        ..
+    } = &record.ownership
+    else {
+        return None;
+    };
+    let progress = report
+        .and_then(|report| report.migration.as_ref())
+        .filter(|migration| migration.id == *id);
+    let transferred = progress.map_or(0, |p| p.transferred.0);
+    let remaining = progress.map_or(0, |p| p.remaining.0);
+    let all = u128::from(transferred) + u128::from(remaining);
+    let percent = (u128::from(transferred) * 100)
+        .checked_div(all)
+        .unwrap_or(0);
+    Some(MigrationView {
+        id: id.0,
+        from: from.clone(),
+        to: to.clone(),
+        transferred,
+        remaining,
+        percent: u8::try_from(percent).unwrap_or(100),
+        cancelling: *cancel,
+    })
+}
+
+fn why(
+    seen: &Observed,
+    name: &VmName,
+    record: &VmRecord,
+    state: VmState,
+    problem: Option<&str>,
+) -> String {
+    if let Some(sentence) = seen.waiting.get(name) {
+        return sentence.clone();
+    }
+    if let (VmState::Failing, Some(problem)) = (state, problem) {
+        return problem.to_owned();
+    }
+    if let (VmState::Recovering, Some(host)) = (state, record.ownership.host()) {
+        return format!("{host} is silent; waiting for proof that it no longer runs {name}");
+    }
+    match record.decisions.last() {
+        Some(decision) if !decision.reason.summary.is_empty() => decision.reason.summary.clone(),
+        _ => String::new(),
+    }
+}

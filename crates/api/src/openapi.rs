@@ -1,0 +1,62 @@
+//! The OpenAPI 3.1 document. The committed copy is `crates/api/openapi.json`; a test compares.
+
+use crate::routes;
+use utoipa::OpenApi;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Quorate",
+        version = "1",
+        description = "Keeps virtual machines running. Served on the unix socket DIR/api.sock.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    servers((url = "http://localhost", description = "Over the unix socket")),
+    paths(
+        routes::cluster,
+        routes::list_hosts,
+        routes::show_host,
+        routes::drain_host,
+        routes::resume_host,
+        routes::fence_host,
+        routes::confirm_dead,
+        routes::remove_host,
+        routes::list_vms,
+        routes::show_vm,
+        routes::delete_vm,
+        routes::start_vm,
+        routes::stop_vm,
+        routes::migrate_vm,
+        routes::cancel_move,
+        routes::explain_vm,
+        routes::vm_logs,
+        routes::vm_console,
+        routes::delete_pool,
+        routes::delete_network,
+        routes::delete_rule,
+        routes::apply_manifest,
+        routes::diff_manifest,
+        routes::manifest_schema,
+        routes::create_token,
+        routes::events,
+        routes::openapi,
+        routes::metrics_text,
+    ),
+    tags(
+        (name = "cluster", description = "The cluster as a whole"),
+        (name = "hosts", description = "Hosts"),
+        (name = "vms", description = "Virtual machines"),
+        (name = "objects", description = "Pools, networks and rules"),
+        (name = "manifest", description = "What the operator wants"),
+        (name = "events", description = "What happened"),
+        (name = "meta", description = "About this API"),
+    ),
+)]
+struct Document;
+
+/// The document as pretty JSON.
+#[must_use]
+pub fn document() -> String {
+    // The document is static data: it always serialises.
+    Document::openapi().to_pretty_json().unwrap_or_default()
+}

@@ -60,7 +60,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
 
     let (stop, stopped) = watch::channel(false);
     let agent = wiring::start_agent(dir, &node, &peers, states.clone()).await?;
-    let switch = Arc::new(power::Agents);
+    let switch = Arc::new(power::Agents::new());
     let controller = Controller::start(node.host.clone(), Arc::new(group.clone()), switch, stopped.clone());
     let core = Arc::new(Core {
         me: node.host.clone(),

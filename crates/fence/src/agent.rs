@@ -378,8 +378,8 @@ impl PowerFence for AgentFence {
         let mut tasks = JoinSet::new();
         let mut place = 0_usize;
         for (number, level) in (1..).zip(&plan.levels) {
-            for device in level.devices.iter().cloned() {
-                let fence = self.clone();
+            for device in &level.devices {
+                let (fence, device) = (self.clone(), device.clone());
                 tasks.spawn(async move {
                     (place, fence.device_health(&device, number, deadline).await)
                 });

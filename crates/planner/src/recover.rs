@@ -1,0 +1,135 @@
+//! Recovery: a VM is taken from its owner as soon as *its* proof exists.
+//!
+//! ```text
+//! owner's ledger closed the epoch ------------> Release (StoppedByOwner)
+//! a proof covers the whole host --------------> Release (that proof)
+//! owner is up but says nothing of the VM -----> nothing: its agent starts it again, same epoch
+//! owner is silent, nothing proven ------------> nothing: unknown is not dead
+//! ```
+//! Always holds: each VM by itself; no timeout at the leader takes part.
+
+use crate::work::{Own, Work};
+use quorate_membership::{Evidence, FenceProof, HostHealth};
+use quorate_state::{OrderKind, Reason, StopMode};
+use quorate_types::{Epoch, VmPhase};
+
+pub(crate) fn run(work: &mut Work<'_>) {
+    for vm in 0..work.vms.len() {
+        if let Own::Owned {
+            host,
+            epoch: Some(epoch),
+            order,
+        } = work.vms[vm].own
+        {
+            recover(work, vm, host, epoch, order);
+        }
+    }
+}
+
+fn recover(work: &mut Work<'_>, vm: usize, host: usize, epoch: Epoch, order: OrderKind) {
+    let Some(proof) = work.proof(vm, host, epoch) else {
+        work.note_owner(vm, host, epoch, order);
+        return;
+    };
+    let report = work.report(vm, host);
+    let closed = report.filter(|report| report.closed >= epoch);
+    let saving = order == OrderKind::Stop(StopMode::Save) && !work.vms[vm].record.deleting;
+    let saved = closed
+        .and_then(|report| report.saved.clone())
+        .filter(|_| saving);
+    let owner = work.hosts[host].name;
+    let summary = match (closed, order) {
+        (Some(_), OrderKind::Stop(_)) => format!("{owner} stopped it as ordered"),
+        (Some(report), OrderKind::Run) if report.guest_shutdown => {
+            format!("the guest shut itself down on {owner}")
+        }
+        (Some(_), OrderKind::Run) => format!("it ended on {owner}"),
+        (None, _) => format!("{owner} is lost ({})", proof.kind()),
+    };
+    let mut evidence = vec![proof.describe()];
+    if let Some(error) = closed.and_then(|report| report.error.as_ref()) {
+        evidence.push(format!("{owner} reports: {error}"));
+    }
+    let reason = Reason {
+        summary,
+        evidence,
+        candidates: Vec::new(),
+    };
+    work.release(vm, vec![proof], saved, reason);
+}
+
+impl Work<'_> {
+    /// A proof that `host` does not run the VM under `epoch`, the owner's own word first.
+    pub(crate) fn proof(&self, vm: usize, host: usize, epoch: Epoch) -> Option<FenceProof> {
+        let closed = self.report(vm, host).map(|report| report.closed);
+        if let Some(closed) = closed.filter(|closed| *closed >= epoch) {
+            let evidence = Evidence::Closed {
+                vm: self.vms[vm].name.clone(),
+                closed,
+            };
+            return FenceProof::from_evidence(self.hosts[host].name.clone(), evidence).ok();
+        }
+        let wide = self.hosts[host].proof?;
+        wide.covers(self.hosts[host].name, self.vms[vm].name, epoch)
+            .then(|| wide.clone())
+    }
+
+    /// Notes what an owned VM waits for, if it is not as wanted.
+    fn note_owner(&mut self, vm: usize, host: usize, epoch: Epoch, order: OrderKind) {
+        if !self.hosts[host].up {
+            self.note(vm, |work| work.silent_owner(host));
+            return;
+        }
+        if order != OrderKind::Run || !self.vms[vm].wanted {
+            return;
+        }
+        let name = self.hosts[host].name;
+        let report = self.report(vm, host).filter(|report| report.epoch == epoch);
+        let Some(report) = report else {
+            self.note(vm, |_| {
+                format!("{name} has the order to run it and has not reported it yet")
+            });
+            return;
+        };
+        let error = report.error.as_deref().unwrap_or("no cause was reported");
+        let text = match report.phase {
+            VmPhase::Running | VmPhase::MigratingOut if report.ready => return,
+            VmPhase::Running | VmPhase::MigratingOut => {
+                if self.vms[vm].spec.ready.is_none() {
+                    return;
+                }
+                format!("it runs on {name} and is not ready yet")
+            }
+            VmPhase::Frozen => format!("{name} froze it when its lease ran out; it goes on soon"),
+            VmPhase::IoError => format!("{name} paused it after an I/O error: {error}"),
+            VmPhase::BackOff => format!(
+                "{name} waits before it tries again ({} restarts): {error}",
+                report.restarts
+            ),
+            VmPhase::Absent | VmPhase::Starting => format!("{name} is starting it"),
+            VmPhase::Stopping | VmPhase::Incoming | VmPhase::HandedOver => {
+                format!("{name} is ending what it did before")
+            }
+        };
+        self.note(vm, |_| text);
+    }
+
+    /// Why a VM of a silent host is not started elsewhere.
+    pub(crate) fn silent_owner(&self, host: usize) -> String {
+        let seen = &self.hosts[host];
+        let name = seen.name;
+        let armed = seen.record.and_then(|record| record.armed).is_some();
+        match seen.health {
+            Some(HostHealth::Expired) => format!(
+                "{name} is silent and its lease has run out; waits until its watchdog must have acted"
+            ),
+            Some(HostHealth::Dead) if armed => {
+                format!("{name} is silent; waits for the proof that it is dead")
+            }
+            Some(HostHealth::Dead) => format!(
+                "no proof that {name} is dead: its guard or watchdog was not armed; switch it off and run `quorate host confirm-dead {name}`, or configure power fencing for it"
+            ),
+            _ => format!("{name} is silent, its lease may still run"),
+        }
+    }
+}

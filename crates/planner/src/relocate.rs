@@ -1,0 +1,152 @@
+//! Moves that nobody asked for one by one: a host is drained, a rule is broken, a guest cannot
+//! stay up where it is.
+//!
+//! Always holds: at most `parallel_migrations` moves from and to each host at once (a larger unit
+//! of companions goes alone); after a failed move there is a wait that doubles, and other targets
+//! come first; a broken rule alone never stops a guest, it is only mended by live migration.
+
+use crate::fit::Query;
+use crate::memory::CRASH_LOOP;
+use crate::work::{Own, Work};
+use quorate_state::{HostMode, OrderKind, Reason, StopMode};
+use quorate_types::VmPhase;
+use quorate_types::spec::MigrationPolicy;
+
+/// Why a VM should be elsewhere.
+enum Cause {
+    /// Its host is to be empty.
+    Drain(String),
+    /// It is against a rule where it is.
+    Rule(String),
+}
+
+pub(crate) fn run(work: &mut Work<'_>) {
+    for vm in work.order.clone() {
+        let seen = &work.vms[vm];
+        let Own::Owned {
+            host,
+            epoch: Some(epoch),
+            order: OrderKind::Run,
+        } = seen.own
+        else {
+            continue;
+        };
+        if !seen.wanted || seen.touched {
+            continue;
+        }
+        if !work.may_place() {
+            continue;
+        }
+        match cause(work, vm, host) {
+            Some(cause) => relocate(work, vm, &cause),
+            None if loops(work, vm, host, epoch) => leave_crash_loop(work, vm, host),
+            None => {}
+        }
+    }
+}
+
+fn cause(work: &Work<'_>, vm: usize, host: usize) -> Option<Cause> {
+    let (seen, name) = (&work.vms[vm], work.hosts[host].name);
+    let mode = work.hosts[host].record.map(|record| record.mode);
+    match mode {
+        Some(HostMode::Draining) => return Some(Cause::Drain(format!("{name} is being drained"))),
+        Some(HostMode::Maintenance) => {
+            return Some(Cause::Drain(format!("{name} is in maintenance")));
+        }
+        _ => {}
+    }
+    let allowed = &seen.record.spec.hosts;
+    if !allowed.is_empty() && !allowed.contains(name) {
+        let text = format!("{name} is not among the hosts it is allowed on");
+        return Some(Cause::Rule(text));
+    }
+    // Of two that must be apart the one that counts less moves.
+    let rank = |at: usize| {
+        let vm = &work.vms[at];
+        (vm.priority, vm.dependents, std::cmp::Reverse(at))
+    };
+    let mut near = work.groups.apart[vm]
+        .iter()
+        .filter(|other| work.vms[**other].own.on(host));
+    if let Some(other) = near.find(|other| rank(**other) > rank(vm)) {
+        let text = format!("it must be kept apart from {}", work.vms[*other].name);
+        return Some(Cause::Rule(text));
+    }
+    let home = work.home(work.groups.of[vm]?, &[])?;
+    let split = home.0 != host && work.hosts[home.0].good();
+    split.then(|| {
+        let (other, home) = (work.vms[home.1].name, work.hosts[home.0].name);
+        Cause::Rule(format!("it must be kept with {other}, which is on {home}"))
+    })
+}
+
+fn relocate(work: &mut Work<'_>, vm: usize, cause: &Cause) {
+    let Some(unit) = work.unit(vm) else { return };
+    let (why, drain) = match cause {
+        Cause::Drain(why) => (why, true),
+        Cause::Rule(why) => (why, false),
+    };
+    if let Some(never) = unit.never().or_else(|| unit.waits()) {
+        return work.note(vm, |_| format!("{why}; {never}"));
+    }
+    if !drain && !unit.live() {
+        return work.note(vm, |_| format!("{why}; it is not stopped for that"));
+    }
+    let now = work.input.now;
+    let retries = unit
+        .vms()
+        .filter_map(|vm| work.input.memory.move_after(work.vms[vm].name));
+    if let Some(at) = retries.max().filter(|at| *at > now) {
+        let span = at.since(now).0.div_ceil(1000);
+        return work.note(vm, |_| {
+            format!("{why}; its move failed, the next try is in {span} s")
+        });
+    }
+    let choice = work.choose_for(&unit, None);
+    let Some(best) = choice.best else {
+        return work.note(vm, |work| {
+            format!("{why}; no host can take it: {}", choice.rejections(work))
+        });
+    };
+    if let Some(slots) = work.no_slots(&unit, best) {
+        return work.note(vm, |_| format!("{why}; {slots}"));
+    }
+    let reason = choice.reason(work, format!("{why}; {} fits best", work.hosts[best].name));
+    work.depart(&unit, best, &reason);
+}
+
+/// The guest ends again and again under this epoch.
+fn loops(work: &Work<'_>, vm: usize, host: usize, epoch: quorate_types::Epoch) -> bool {
+    let never = work.vms[vm].record.spec.migration == MigrationPolicy::Never;
+    let report = work.report(vm, host).filter(|report| report.epoch == epoch);
+    let looping =
+        report.is_some_and(|seen| seen.phase == VmPhase::BackOff && seen.restarts >= CRASH_LOOP);
+    looping && !never && work.hosts[host].up
+}
+
+/// Tries another host for it. Each host is tried once, then avoided for a while: this ends.
+fn leave_crash_loop(work: &mut Work<'_>, vm: usize, host: usize) {
+    let choice = work.choose(&Query {
+        vm,
+        not: Some(host),
+        ..Query::default()
+    });
+    let (memory, now) = (work.input.memory, work.input.now);
+    let tried = |at: usize| memory.crashed_on(work.vms[vm].name, work.hosts[at].name, now);
+    let Some(best) = choice.best.filter(|best| !tried(*best)) else {
+        return;
+    };
+    let summary = format!(
+        "it cannot stay up on {}; {} can try",
+        work.hosts[host].name, work.hosts[best].name
+    );
+    let reason = Reason {
+        evidence: work
+            .report(vm, host)
+            .and_then(|report| report.error.clone())
+            .into_iter()
+            .collect(),
+        ..choice.reason(work, summary)
+    };
+    work.stop(vm, StopMode::Hard, reason);
+}

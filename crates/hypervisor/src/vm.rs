@@ -43,7 +43,8 @@ pub enum Adoption {
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {
     /// Starts a guest and returns when it runs (boot, restore) or is ready to be told where to listen
-    /// (incoming). `within` bounds the whole start; when it fails nothing is left behind.
+    /// (incoming). `within` bounds the whole start; when it fails nothing is left behind. Dropping the
+    /// future half-way leaves what was spawned, for `adopt` to find.
     async fn start(
         &self,
         config: &GuestConfig,

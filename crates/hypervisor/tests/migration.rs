@@ -6,11 +6,12 @@ mod common;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use common::{Bench, LONG, bench, counts_on, disk_seq, eventually, serial_text, ticks};
+use common::{Bench, LONG, bench, counts_on, disk_seq, event, eventually, serial_text, ticks};
 use quorate_hypervisor::qemu::Guest;
 use quorate_hypervisor::{
-    Boot, Downtime, GuestConfig, GuestState, HypervisorError, IncomingMigration, IncomingOutcome,
-    ListenRequest, MigrationPhase, MigrationRequest, MigrationStatus, OutgoingMigration, StartMode,
+    Boot, Downtime, GuestConfig, GuestEvent, GuestState, HypervisorError, IncomingMigration,
+    IncomingOutcome, ListenRequest, MigrationPhase, MigrationRequest, MigrationStatus,
+    OutgoingMigration, StartMode, TlsMaterial,
 };
 use tokio::time::timeout;
 
@@ -247,9 +248,17 @@ async fn a_target_that_dies_leaves_the_source_running() {
         .unwrap();
     until(&mut migration, is_pre_switchover).await;
     target.kill(LONG).await.unwrap();
+    let mut events = pair.source.events();
+    let window = tokio::spawn(async move {
+        event(&mut events, |event| *event == GuestEvent::Resume).await;
+        let resumed = Instant::now();
+        event(&mut events, |event| *event == GuestEvent::Stop).await;
+        resumed.elapsed()
+    });
     let sent = migration.continue_switchover().await;
     let last = until(&mut migration, MigrationPhase::is_final).await;
     println!("target killed at the pause: {sent:?}, {last:?}");
+    println!("QEMU let the source run for {:?}", window.await.unwrap());
     // The target might have run, for all the source knows: it is frozen until somebody knows better.
     assert!(
         matches!(
@@ -317,6 +326,102 @@ async fn a_freeze_wins_over_a_migration() {
     pair.source.thaw(LONG).await.unwrap();
     counts_on(&pair.from).await;
     pair.source.kill(LONG).await.unwrap();
+}
+
+/// A cluster's CA, with a certificate for a source and one for a target in the names QEMU wants.
+fn certificates(dir: &std::path::Path) {
+    use rcgen::KeyUsagePurpose;
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
+    std::fs::create_dir(dir).unwrap();
+    let write = |name: &str, pem: String| std::fs::write(dir.join(name), pem).unwrap();
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let ca_key = KeyPair::generate().unwrap();
+    write("ca-cert.pem", ca.self_signed(&ca_key).unwrap().pem());
+    let issuer = Issuer::new(ca, ca_key);
+    for (end, purpose) in [
+        ("server", ExtendedKeyUsagePurpose::ServerAuth),
+        ("client", ExtendedKeyUsagePurpose::ClientAuth),
+    ] {
+        let mut params = CertificateParams::new(vec!["h2.quorate".to_owned()]).unwrap();
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.extended_key_usages = vec![purpose];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        write(&format!("{end}-cert.pem"), certificate.pem());
+        write(&format!("{end}-key.pem"), key.serialize_pem());
+    }
+}
+
+#[tokio::test]
+async fn an_encrypted_migration_wants_the_right_certificates() {
+    let Some(bench) = bench() else { return };
+    let mut from = bench.config("source");
+    from.disks = vec![bench.raw_disk()];
+    let source = bench.boot(&from).await;
+    let (ours, theirs) = (
+        bench.dir.path().join("ours"),
+        bench.dir.path().join("theirs"),
+    );
+    certificates(&ours);
+    certificates(&theirs);
+    let tls = |dir: &std::path::Path, name: &str| {
+        Some(TlsMaterial {
+            dir: dir.to_path_buf(),
+            hostname: Some(name.to_owned()),
+        })
+    };
+    let mut to = bench.config("target");
+    to.disks = from.disks.clone();
+    for (dir, name, works) in [
+        (&theirs, "h2.quorate", false),
+        (&ours, "h3.quorate", false),
+        (&ours, "h2.quorate", true),
+    ] {
+        let target = bench.start(&to, StartMode::Incoming).await;
+        let mut request = listen();
+        request.tls = tls(&ours, "");
+        let mut incoming = target.listen(request).await.unwrap();
+        let mut request = MigrationRequest::new(incoming.address);
+        request.tls = tls(dir, name);
+        let mut migration = source.migrate(request).await.unwrap();
+        let last = loop {
+            match next(&mut migration).await {
+                MigrationPhase::PreSwitchover => migration.continue_switchover().await.unwrap(),
+                phase if phase.is_final() => break phase,
+                _ => {}
+            }
+        };
+        println!("{name}: {last:?}");
+        assert_eq!(
+            matches!(last, MigrationPhase::Completed { .. }),
+            works,
+            "{last:?}"
+        );
+        let outcome = if works {
+            timeout(LONG, incoming.wait()).await.unwrap()
+        } else {
+            target.kill(LONG).await.unwrap();
+            incoming.wait().await
+        };
+        assert_eq!(
+            outcome == IncomingOutcome::Arrived(GuestState::Running),
+            works,
+            "{outcome:?}"
+        );
+        if works {
+            target.kill(LONG).await.unwrap();
+        } else {
+            counts_on(&from).await;
+        }
+    }
+    source.quit().await.unwrap();
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use crate::wire::{HeartbeatReply, HeartbeatRequest};
 use quorate_membership::{Heartbeat, Instant, LeaseTable};
 use quorate_planner::Memory;
 use quorate_state::State;
-use quorate_types::{HostName, HostReport, Millis, Revision};
+use quorate_types::{HostName, HostReport, Millis};
 use std::collections::BTreeMap;
 
 /// What one leader knows in one term.

@@ -7,8 +7,8 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::io::{ErrorKind, Read, Write};
-use std::process::Command;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use quorate_network::linux::packet::PacketSocket;
@@ -487,40 +487,112 @@ fn a_failed_creation_leaves_no_tap_behind() {
     });
 }
 
+/// A real QEMU on the tap, told what to do over QMP.
+struct Qemu {
+    process: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Qemu {
+    fn start(tap: &TapSpec) -> Option<Self> {
+        let netdev = format!("tap,id=n0,ifname={},script=no,downscript=no", tap.ifname);
+        let device = format!("virtio-net-pci,netdev=n0,mac={}", tap.guest_mac);
+        let mut process = Command::new("qemu-system-x86_64")
+            .args(["-nodefaults", "-display", "none", "-M", "q35,accel=tcg"])
+            .args(["-netdev", &netdev, "-device", &device, "-qmp", "stdio"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let mut qemu = Self {
+            commands: process.stdin.take().unwrap(),
+            answers: BufReader::new(process.stdout.take().unwrap()),
+            process,
+        };
+        qemu.execute(r#"{"execute":"qmp_capabilities"}"#);
+        Some(qemu)
+    }
+
+    /// Sends a command and waits for its answer.
+    fn execute(&mut self, command: &str) {
+        writeln!(self.commands, "{command}").unwrap();
+        let mut line = String::new();
+        while !line.contains("\"return\"") {
+            line.clear();
+            let len = self.answers.read_line(&mut line).unwrap();
+            assert!(len > 0 && !line.contains("\"error\""), "{command}: {line}");
+        }
+    }
+
+    /// Makes QEMU announce its guest, as it does by itself after a migration.
+    fn announce_self(&mut self) {
+        self.execute(
+            r#"{"execute":"announce-self","arguments":
+            {"initial":10,"max":10,"rounds":3,"step":1}}"#,
+        );
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 #[test]
-fn qemu_takes_a_muted_tap_and_leaves_it_mute() {
+fn qemu_on_a_muted_tap_stays_mute_and_speaks_once_it_is_opened() {
     in_namespace(async |site: Site| {
+        let mut witness = site.tap("witness", false).await;
         let spec = tap_spec("guest", true);
         site.driver.create_tap(&spec).await.unwrap();
-        let netdev = format!("tap,id=n0,ifname={},script=no,downscript=no", spec.ifname);
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-nodefaults",
-            "-display",
-            "none",
-            "-S",
-            "-M",
-            "q35,accel=tcg",
-        ]);
-        command.args(["-netdev", &netdev, "-device", "virtio-net-pci,netdev=n0"]);
-        let Ok(mut qemu) = command.spawn() else {
+        let Some(mut qemu) = Qemu::start(&spec) else {
             eprintln!("skipped: needs qemu-system-x86_64");
             return;
         };
-        let deadline = Instant::now() + DEADLINE;
-        let facts = loop {
-            let taps = site.driver.list_taps().await.unwrap();
-            if taps[0].attached || Instant::now() > deadline {
-                break taps.into_iter().next().unwrap();
-            }
-            assert!(qemu.try_wait().unwrap().is_none(), "QEMU refused the tap");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
+        let taps = site.driver.list_taps().await.unwrap();
+        let facts = taps.iter().find(|tap| tap.ifname == spec.ifname).unwrap();
         assert!(facts.attached && facts.muted, "{facts:?}");
-        // Held by a guest, it can still be muted, opened and created again.
+
+        // Muted: QEMU sends its announcements, and none gets out. The tap counts them.
+        qemu.announce_self();
+        let deadline = Instant::now() + DEADLINE;
+        while refused_frames(&spec.ifname) < 3 {
+            assert!(Instant::now() < deadline, "QEMU announces nothing");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let sentinel = (witness.mac, witness.send().unwrap());
+        site.frames_until(spec.guest_mac, sentinel);
+
+        // Creating it again while a guest holds it changes nothing.
         assert!(site.driver.create_tap(&spec).await.unwrap().muted);
         site.driver.unmute(&spec.ifname).await.unwrap();
-        qemu.kill().unwrap();
-        qemu.wait().unwrap();
+        qemu.announce_self();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let frame = receive(&site.peer, deadline);
+            if frame[6..12] == spec.guest_mac.octets() {
+                assert_eq!(frame[12..14], [0x80, 0x35], "a reverse ARP");
+                return;
+            }
+        }
     });
+}
+
+/// How many frames the kernel refused from the process behind the tap.
+fn refused_frames(ifname: &str) -> u64 {
+    let output = Command::new("ip")
+        .args(["-s", "-o", "link", "show", ifname])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let received = text.split("RX:").nth(1).unwrap();
+    let numbers: Vec<u64> = received
+        .split_whitespace()
+        .filter_map(|word| word.trim_matches('\\').parse().ok())
+        .take(4)
+        .collect();
+    // Bytes, packets, errors, dropped.
+    numbers[3]
 }

@@ -24,7 +24,7 @@ pub enum Act {
         /// Fencing token, for messages.
         epoch: Epoch,
         /// Definition.
-        spec: VmSpec,
+        spec: Box<VmSpec>,
         /// CPU and machine.
         abi: GuestAbi,
         /// Memory to resume from.
@@ -39,7 +39,7 @@ pub enum Act {
         /// Fencing token, for messages.
         epoch: Epoch,
         /// Definition.
-        spec: VmSpec,
+        spec: Box<VmSpec>,
         /// CPU and machine.
         abi: GuestAbi,
     },

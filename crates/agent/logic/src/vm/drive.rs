@@ -257,7 +257,7 @@ impl VmMachine {
         self.begin_process(cx, epoch);
         let act = Act::Start {
             epoch,
-            spec: spec.clone(),
+            spec: Box::new(spec.clone()),
             abi: abi.clone(),
             restore: restore.cloned(),
         };

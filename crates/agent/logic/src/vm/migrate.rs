@@ -411,7 +411,7 @@ impl VmMachine {
                 let act = Act::Prepare {
                     id,
                     epoch,
-                    spec: spec.clone(),
+                    spec: Box::new(spec.clone()),
                     abi: abi.clone(),
                 };
                 self.run = self.act(cx, act);

@@ -1,0 +1,813 @@
+//! The transition table of `vm`, row by row.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use common::*;
+use quorate_agent_logic::{
+    Act, Adopted, AskToken, Effect, Exit, GuestEvent, Input, Ledger, LedgerRecord, Observed,
+    ObservedMigration, TargetSays, Token,
+};
+use quorate_membership::Instant;
+use quorate_state::StopMode;
+use quorate_types::report::MigrationOutcome;
+use quorate_types::spec::{Probe, ReadyCheck};
+use quorate_types::{Epoch, MigrationId, Millis, VmPhase};
+
+fn is_start(act: &Act) -> bool {
+    matches!(act, Act::Start { .. })
+}
+
+#[test]
+fn starts_only_with_a_lease_and_a_fresh_replica() {
+    let mut bench = Bench::new();
+    bench.order(Some(run(1)));
+    assert!(bench.acts().is_empty(), "no lease");
+    bench.ack_from(2);
+    assert!(bench.acts().is_empty(), "the replica is behind");
+    bench.order(Some(run(1)));
+    let records = bench.records();
+    assert!(matches!(records[..], [LedgerRecord::Told { .. }]));
+    assert!(is_start(&bench.act().1));
+    assert_eq!(bench.phase(), VmPhase::Starting);
+}
+
+#[test]
+fn a_crash_is_restarted_at_once_then_later_and_later() {
+    let (mut bench, mut run) = Bench::running(1);
+    for wait in [0, 1, 2, 4, 8, 16, 32, 60, 60] {
+        bench.event(run, exit("killed by signal 11"));
+        if wait > 0 {
+            assert_eq!(bench.phase(), VmPhase::BackOff);
+            bench.held(Millis(wait * 1000 - 1));
+            assert!(bench.acts().iter().all(|(_, act)| !is_start(act)), "{wait}");
+            bench.held(Millis(1));
+        }
+        let (token, act) = bench.acts().pop().unwrap();
+        assert!(is_start(&act), "after {wait} s");
+        run = token;
+        bench.event(run, GuestEvent::Started);
+        bench.effects.clear();
+    }
+    assert_eq!(bench.report().restarts, 9);
+    assert_eq!(bench.report().error.as_deref(), Some("killed by signal 11"));
+    // Ten minutes of running forgive.
+    bench.held(Millis::secs(600));
+    bench.event(run, exit("again"));
+    assert!(bench.acts().iter().any(|(_, act)| is_start(act)));
+}
+
+#[test]
+fn a_start_that_fails_is_tried_again_and_never_given_up() {
+    let mut bench = Bench::new();
+    bench.order(Some(run(1)));
+    bench.ack();
+    for _ in 0..12 {
+        let (token, act) = bench.acts().pop().unwrap();
+        assert!(is_start(&act));
+        let detail = "no such image".to_owned();
+        bench.event(
+            token,
+            GuestEvent::StartFailed {
+                detail,
+                refused: false,
+            },
+        );
+        assert_eq!(bench.phase(), VmPhase::BackOff);
+        bench.held(Millis::secs(60));
+    }
+    assert!(bench.acts().iter().any(|(_, act)| is_start(act)));
+}
+
+#[test]
+fn a_guest_that_shuts_itself_down_is_started_again() {
+    let (mut bench, run) = Bench::running(1);
+    let by_guest = Exit {
+        by_guest: true,
+        by_guard: false,
+        ran: false,
+        detail: "shutdown: guest-shutdown".into(),
+    };
+    bench.event(run, GuestEvent::Exited(by_guest));
+    assert!(bench.report().guest_shutdown);
+    assert!(is_start(&bench.acts().pop().unwrap().1));
+}
+
+#[test]
+fn a_saved_memory_is_used_once() {
+    let mut bench = Bench::new();
+    bench.order(Some(restore(3)));
+    bench.ack();
+    let records = bench.records();
+    assert!(matches!(
+        records[1],
+        LedgerRecord::Restored {
+            epoch: Epoch(3),
+            ..
+        }
+    ));
+    let (token, act) = bench.act();
+    assert!(matches!(
+        act,
+        Act::Start {
+            restore: Some(_),
+            ..
+        }
+    ));
+    // The guard refused it: nothing was tried, so it is still good.
+    let detail = "no lease".to_owned();
+    bench.event(
+        token,
+        GuestEvent::StartFailed {
+            detail,
+            refused: true,
+        },
+    );
+    bench.held(Millis(200));
+    let (token, act) = bench.act();
+    assert!(matches!(
+        act,
+        Act::Start {
+            restore: Some(_),
+            ..
+        }
+    ));
+    bench.event(token, GuestEvent::Started);
+    bench.effects.clear();
+    bench.event(token, exit("crash"));
+    let (_, act) = bench.act();
+    assert!(matches!(act, Act::Start { restore: None, .. }));
+    let mut bench = bench.restart(&[]);
+    bench.order(Some(restore(3)));
+    bench.ack();
+    let (_, act) = bench.act();
+    assert!(matches!(act, Act::Start { restore: None, .. }));
+}
+
+#[test]
+fn frozen_by_the_guard_and_thawed_when_the_lease_returns() {
+    let (mut bench, run) = Bench::running(1);
+    bench.silent(Millis(1800));
+    bench.step(Input::GuardFroze { vm: vm(), run });
+    assert_eq!(bench.phase(), VmPhase::Frozen);
+    bench.silent(Millis(5000));
+    assert!(bench.acts().is_empty());
+    bench.ack();
+    let (op, act) = bench.act();
+    assert_eq!(act, Act::Thaw);
+    let detail = "freeze time".to_owned();
+    bench.event(op, GuestEvent::ThawRefused { detail });
+    bench.held(Millis(200));
+    let (op, act) = bench.act();
+    assert_eq!(act, Act::Thaw);
+    bench.event(op, GuestEvent::Thawed);
+    assert_eq!(bench.phase(), VmPhase::Running);
+    assert!(bench.report().ready, "readiness stays over a freeze");
+}
+
+#[test]
+fn a_late_answer_to_an_older_thaw_changes_nothing() {
+    let (mut bench, run) = Bench::running(1);
+    bench.step(Input::GuardFroze { vm: vm(), run });
+    let (old, _) = bench.act();
+    bench.silent(Millis(3000));
+    bench.step(Input::GuardFroze { vm: vm(), run });
+    bench.event(old, GuestEvent::Thawed);
+    assert_eq!(bench.phase(), VmPhase::Frozen);
+}
+
+#[test]
+fn a_frozen_copy_whose_epoch_moved_is_ended_and_closed() {
+    let (mut bench, run) = Bench::running(1);
+    bench.silent(Millis(3000));
+    bench.step(Input::GuardFroze { vm: vm(), run });
+    bench.order(None);
+    let (_, act) = bench.act();
+    assert_eq!(act, Act::Kill, "no lease is needed to end it");
+    assert_eq!(bench.report().closed, Epoch(0), "not yet gone");
+    bench.event(run, exit("killed by signal 9"));
+    assert_eq!(bench.disk.get(&vm()).unwrap().closed, Epoch(1));
+    assert_eq!(bench.report().closed, Epoch(1));
+    bench.ack();
+    bench.order(Some(common::run(1)));
+    assert!(bench.acts().iter().all(|(_, act)| !is_start(act)), "closed");
+    bench.order(Some(common::run(2)));
+    assert!(is_start(&bench.acts().pop().unwrap().1));
+}
+
+#[test]
+fn disks_in_other_hands_end_the_copy() {
+    let (mut bench, run) = Bench::running(1);
+    bench.step(Input::GuardFroze { vm: vm(), run });
+    let (op, _) = bench.act();
+    let detail = "Failed to get \"write\" lock".to_owned();
+    bench.event(op, GuestEvent::DiskLost { detail });
+    assert_eq!(bench.act().1, Act::Kill);
+    bench.event(run, exit("killed"));
+    assert_eq!(bench.report().closed, Epoch(1));
+}
+
+#[test]
+fn a_disk_error_pauses_it_until_the_disk_works() {
+    let (mut bench, run) = Bench::running(1);
+    let detail = "disk0: write: no space".to_owned();
+    bench.event(run, GuestEvent::IoError { detail });
+    assert_eq!(bench.phase(), VmPhase::IoError);
+    bench.held(Millis(4900));
+    assert!(bench.acts().is_empty());
+    bench.held(Millis(200));
+    assert_eq!(bench.act().1, Act::Thaw);
+}
+
+#[test]
+fn a_graceful_stop_presses_again_and_ends_hard() {
+    let (mut bench, run) = Bench::running(1);
+    bench.order(Some(stop(1, StopMode::Graceful)));
+    assert_eq!(bench.act().1, Act::Powerdown);
+    assert_eq!(bench.phase(), VmPhase::Stopping);
+    bench.held(Millis::secs(59));
+    assert!(bench.acts().iter().all(|(_, act)| *act == Act::Powerdown));
+    bench.held(Millis::secs(1));
+    assert_eq!(bench.act().1, Act::Kill);
+    bench.event(run, exit("killed"));
+    assert_eq!(bench.report().closed, Epoch(1));
+    assert_eq!(bench.phase(), VmPhase::Absent);
+}
+
+#[test]
+fn a_guest_that_cannot_be_asked_is_ended_at_once() {
+    let (mut bench, _) = Bench::running(1);
+    bench.order(Some(stop(1, StopMode::Graceful)));
+    let (op, _) = bench.act();
+    let detail = "no power button".to_owned();
+    bench.event(op, GuestEvent::PowerdownFailed { detail });
+    assert_eq!(bench.act().1, Act::Kill);
+}
+
+#[test]
+fn a_shutdown_as_ordered_is_closed_without_a_restart() {
+    let (mut bench, run) = Bench::running(1);
+    bench.order(Some(stop(1, StopMode::Graceful)));
+    bench.acts();
+    bench.event(run, exit("shutdown"));
+    assert_eq!(bench.act().1, Act::Clean);
+    assert_eq!(bench.report().closed, Epoch(1));
+}
+
+#[test]
+fn a_stop_of_what_does_not_run_closes_at_once() {
+    let mut bench = Bench::new();
+    bench.order(Some(stop(4, StopMode::Hard)));
+    bench.ack();
+    assert_eq!(bench.report().closed, Epoch(4));
+}
+
+#[test]
+fn a_save_is_durable_before_it_is_reported() {
+    let (mut bench, run) = Bench::running(1);
+    bench.order(Some(stop(1, StopMode::Save)));
+    let (op, act) = bench.act();
+    let Act::Save { file, .. } = act else {
+        panic!("{act:?}")
+    };
+    bench.event(op, GuestEvent::Saved);
+    assert_eq!(bench.act().1, Act::Kill);
+    assert_eq!(bench.report().saved, None);
+    bench.event(run, exit("killed"));
+    assert_eq!(bench.report().saved.unwrap().file, file);
+    let bench = bench.restart(&[]);
+    assert_eq!(bench.report().saved.unwrap().file, file);
+}
+
+#[test]
+fn a_ready_check_counts_again_after_each_start() {
+    let mut bench = Bench::new();
+    let mut spec = spec();
+    spec.ready = Some(ReadyCheck {
+        probe: Probe::Agent,
+        timeout: Millis::secs(30),
+    });
+    bench.order(Some(quorate_state::Order::Run {
+        epoch: Epoch(1),
+        spec,
+        abi: abi(),
+        restore: None,
+    }));
+    bench.ack();
+    let (run, _) = bench.act();
+    bench.event(run, GuestEvent::Started);
+    assert!(matches!(bench.act().1, Act::Probe(_)));
+    assert!(!bench.report().ready);
+    bench.event(run, GuestEvent::Ready);
+    assert!(bench.report().ready);
+    bench.effects.clear();
+    bench.event(run, exit("crash"));
+    assert!(!bench.report().ready);
+    let (again, _) = bench.act();
+    bench.event(again, GuestEvent::Started);
+    bench.event(run, GuestEvent::Ready);
+    assert!(!bench.report().ready, "of the earlier process");
+}
+
+// --- migration, source ---
+
+/// A source that streams; the tokens of its process and of the sending.
+fn streaming() -> (Bench, Token, Token) {
+    let (mut bench, run) = Bench::running(1);
+    bench.order(Some(out(7, 1, false)));
+    let ask = bench.effects.iter().find_map(|effect| match effect {
+        Effect::AskTarget { token, .. } => Some(*token),
+        _ => None,
+    });
+    bench.effects.clear();
+    let address = "10.0.0.2:4444".to_owned();
+    bench.event(ask.unwrap(), GuestEvent::TargetReady { address });
+    let (send, act) = bench.act();
+    assert!(matches!(act, Act::Send { .. }));
+    assert_eq!(bench.phase(), VmPhase::MigratingOut);
+    (bench, run, send)
+}
+
+fn switching() -> (Bench, Token, Token) {
+    let (mut bench, run, send) = streaming();
+    bench.event(send, GuestEvent::PreSwitchover);
+    let first = bench.effects.first();
+    assert!(
+        matches!(
+            first,
+            Some(Effect::Ledger(LedgerRecord::SwitchoverBegun { .. }))
+        ),
+        "durable first"
+    );
+    assert_eq!(bench.act().1, Act::Continue { send });
+    (bench, run, send)
+}
+
+fn outcome(bench: &Bench) -> MigrationOutcome {
+    bench.report().migration.unwrap().outcome
+}
+
+#[test]
+fn a_source_hands_over_and_ends_when_ownership_moved() {
+    let (mut bench, run, send) = switching();
+    bench.event(send, GuestEvent::SendCompleted { downtime_ms: 12 });
+    assert_eq!(bench.phase(), VmPhase::HandedOver);
+    assert_eq!(outcome(&bench), MigrationOutcome::Sent);
+    bench.held(Millis::secs(20));
+    assert!(bench.acts().is_empty(), "paused for as long as it takes");
+    bench.order(None);
+    assert_eq!(bench.act().1, Act::Kill);
+    bench.event(run, exit("killed"));
+    assert_eq!(bench.report().closed, Epoch(1));
+}
+
+#[test]
+fn a_target_that_never_gets_ready_leaves_the_guest() {
+    let (mut bench, _) = Bench::running(1);
+    bench.order(Some(out(7, 1, false)));
+    for _ in 0..200 {
+        let ask = bench.effects.iter().rev().find_map(|effect| match effect {
+            Effect::AskTarget { token, .. } => Some(*token),
+            _ => None,
+        });
+        bench.effects.clear();
+        if let Some(token) = ask {
+            let detail = "connection refused".to_owned();
+            bench.event(token, GuestEvent::TargetNotReady { detail });
+        }
+        bench.held(Millis(100));
+    }
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+    assert_eq!(bench.phase(), VmPhase::Running);
+    let reason = bench.report().migration.unwrap().reason.unwrap();
+    assert!(reason.contains("connection refused"), "{reason}");
+    // Final: never begun again under this id, also not by the next agent.
+    assert!(bench.acts().is_empty());
+    let adopted = adopted(Observed::Running, ObservedMigration::None);
+    let mut bench = bench.restart(&[adopted]);
+    bench.order(Some(out(7, 1, false)));
+    bench.ack();
+    bench.held(Millis::secs(2));
+    assert!(
+        !bench
+            .effects
+            .iter()
+            .any(|e| matches!(e, Effect::AskTarget { .. }))
+    );
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+}
+
+#[test]
+fn a_failure_before_the_switchover_is_final_and_the_guest_goes_on() {
+    let (mut bench, _, send) = streaming();
+    let detail = "connection reset".to_owned();
+    bench.event(
+        send,
+        GuestEvent::SendFailed {
+            detail,
+            begun: false,
+            observed: Observed::Running,
+        },
+    );
+    assert_eq!(bench.phase(), VmPhase::Running);
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+    assert!(bench.acts().is_empty());
+}
+
+#[test]
+fn a_cancel_is_obeyed_before_the_switchover_only() {
+    let (mut bench, _, send) = streaming();
+    bench.order(Some(out(7, 1, true)));
+    assert_eq!(bench.act().1, Act::Cancel);
+    bench.event(send, GuestEvent::PreSwitchover);
+    assert!(bench.acts().is_empty(), "not continued");
+    let (mut bench, _, _) = switching();
+    bench.order(Some(out(7, 1, true)));
+    assert!(bench.acts().is_empty());
+}
+
+#[test]
+fn no_switchover_without_a_lease() {
+    let (mut bench, _, send) = streaming();
+    bench.now = bench.now.plus(Millis(1800));
+    bench.event(send, GuestEvent::PreSwitchover);
+    assert_eq!(bench.act().1, Act::Cancel);
+    assert!(bench.disk.get(&vm()).unwrap().begun().is_none());
+}
+
+#[test]
+fn the_end_of_the_lease_cancels_a_stream() {
+    let (mut bench, _, _) = streaming();
+    bench.silent(Millis(1800));
+    assert_eq!(bench.act().1, Act::Cancel);
+}
+
+/// Also the question to the target.
+fn broken_switchover() -> (Bench, Token, Token) {
+    let (mut bench, run, send) = switching();
+    let detail = "broken pipe".to_owned();
+    bench.event(
+        send,
+        GuestEvent::SendFailed {
+            detail,
+            begun: true,
+            observed: Observed::Running,
+        },
+    );
+    assert_eq!(bench.phase(), VmPhase::HandedOver);
+    assert_eq!(outcome(&bench), MigrationOutcome::InProgress);
+    let ask = last_outcome_ask(&bench).unwrap();
+    let (op, act) = bench.acts().remove(0);
+    assert_eq!(act, Act::Freeze, "QEMU resumes such a source by itself");
+    bench.event(op, GuestEvent::Paused);
+    (bench, run, ask)
+}
+
+fn last_outcome_ask(bench: &Bench) -> Option<Token> {
+    bench.effects.iter().rev().find_map(|effect| match effect {
+        Effect::AskOutcome { token, .. } => Some(*token),
+        _ => None,
+    })
+}
+
+#[test]
+fn after_a_broken_switchover_it_goes_on_only_when_the_target_never_ran_it() {
+    let (mut bench, _, ask) = broken_switchover();
+    bench.event(ask, GuestEvent::TargetSaid(TargetSays::NeverRan));
+    bench.held(Millis::secs(5));
+    assert!(bench.acts().is_empty(), "ownership has not come back");
+    bench.order(Some(run(1)));
+    assert_eq!(bench.act().1, Act::Thaw);
+    let over = bench.disk.get(&vm()).unwrap().begun();
+    assert!(
+        over.is_none(),
+        "a later agent must not take it for handed over"
+    );
+}
+
+#[test]
+fn without_the_targets_word_its_memory_is_given_up() {
+    let (mut bench, old, _) = broken_switchover();
+    bench.order(Some(run(1)));
+    bench.held(Millis(1900));
+    assert!(bench.acts().is_empty());
+    bench.held(Millis(200));
+    assert_eq!(bench.act().1, Act::Kill);
+    bench.event(old, exit("killed"));
+    let (_, act) = bench.act();
+    assert!(is_start(&act), "from its disks");
+    assert_eq!(bench.report().closed, Epoch(0));
+}
+
+#[test]
+fn a_second_migration_shows_that_ownership_came_back() {
+    let (mut bench, _, ask) = broken_switchover();
+    bench.event(ask, GuestEvent::TargetSaid(TargetSays::NeverRan));
+    bench.order(Some(out(9, 1, false)));
+    assert_eq!(bench.act().1, Act::Thaw);
+}
+
+#[test]
+fn a_source_that_cannot_be_paused_is_ended() {
+    let (mut bench, _, send) = switching();
+    let detail = "broken pipe".to_owned();
+    bench.event(
+        send,
+        GuestEvent::SendFailed {
+            detail,
+            begun: true,
+            observed: Observed::Unknown,
+        },
+    );
+    let (op, _) = bench.acts().remove(0);
+    let detail = "no answer".to_owned();
+    bench.event(op, GuestEvent::PauseFailed { detail });
+    assert_eq!(bench.act().1, Act::Kill);
+}
+
+fn adopted(observed: Observed, migration: ObservedMigration) -> Adopted {
+    Adopted {
+        vm: vm(),
+        run: Token(1),
+        observed,
+        migration,
+    }
+}
+
+#[test]
+fn a_restarted_agent_ends_a_migration_that_had_not_switched_over() {
+    let (bench, _, _) = streaming();
+    let found = adopted(Observed::Running, ObservedMigration::UnderWay);
+    let mut bench = bench.restart(&[found]);
+    let acts = bench.acts();
+    assert!(acts.iter().any(|(_, act)| *act == Act::Cancel), "{acts:?}");
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+    bench.order(Some(out(7, 1, false)));
+    bench.ack();
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+    assert_eq!(bench.phase(), VmPhase::Running);
+}
+
+#[test]
+fn a_restarted_agent_keeps_a_guest_that_was_handed_over_paused() {
+    for (migration, observed) in [
+        (ObservedMigration::Completed, Observed::Paused),
+        (ObservedMigration::None, Observed::Running),
+        (ObservedMigration::SwitchingOver, Observed::Paused),
+    ] {
+        let (bench, _, _) = switching();
+        let mut bench = bench.restart(&[adopted(observed, migration)]);
+        assert_eq!(bench.phase(), VmPhase::HandedOver);
+        let acts = bench.acts();
+        match migration {
+            ObservedMigration::None => assert_eq!(acts[0].1, Act::Freeze, "at once"),
+            ObservedMigration::SwitchingOver => assert_eq!(acts[0].1, Act::Attach),
+            _ => assert!(acts.is_empty()),
+        }
+        // An old state of the replica shows an order from before the migration.
+        bench.order(Some(run(1)));
+        bench.step(Input::Tick);
+        assert!(bench.acts().is_empty(), "not before a fresh replica");
+    }
+}
+
+// --- migration, target ---
+
+fn listening() -> (Bench, Token) {
+    let mut bench = Bench::new();
+    bench.order(Some(incoming(7, 2, false)));
+    bench.ack();
+    let records = bench.records();
+    assert!(matches!(
+        records[0],
+        LedgerRecord::Told {
+            migration: Some(MigrationId(7)),
+            ..
+        }
+    ));
+    let (run, act) = bench.act();
+    assert!(matches!(act, Act::Prepare { .. }));
+    let ask = AskToken(1);
+    bench.step(Input::PeerIncoming {
+        ask,
+        vm: vm(),
+        id: MigrationId(7),
+        ready: true,
+    });
+    assert!(bench.effects.is_empty(), "answered when it listens");
+    let address = "10.0.0.2:4444".to_owned();
+    bench.event(
+        run,
+        GuestEvent::Listening {
+            address: address.clone(),
+        },
+    );
+    let answer = Effect::Answer {
+        ask,
+        result: Ok(address),
+    };
+    assert!(bench.effects.contains(&answer));
+    bench.effects.clear();
+    (bench, run)
+}
+
+#[test]
+fn a_target_runs_what_arrives() {
+    let (mut bench, run) = listening();
+    bench.event(run, GuestEvent::Arrived { running: true });
+    assert!(matches!(bench.records()[0], LedgerRecord::Arrived { .. }));
+    assert_eq!(bench.phase(), VmPhase::Running);
+    assert_eq!(outcome(&bench), MigrationOutcome::Arrived);
+    assert!(bench.report().ready, "as it was at the source");
+    assert_eq!(bench.report().epoch, Epoch(2));
+    bench.effects.clear();
+    bench.order(Some(common::run(2)));
+    bench.held(Millis::secs(3));
+    assert!(bench.acts().is_empty());
+}
+
+#[test]
+fn a_target_that_fails_closes_and_is_never_prepared_again() {
+    let (mut bench, run) = listening();
+    let detail = "the stream was broken".to_owned();
+    bench.event(run, GuestEvent::ArrivalFailed { detail });
+    assert_eq!(bench.act().1, Act::Kill);
+    bench.event(run, exit("killed"));
+    assert_eq!(bench.report().closed, Epoch(2));
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+    bench.effects.clear();
+    bench.held(Millis::secs(3));
+    assert!(bench.acts().is_empty());
+    bench.step(Input::PeerOutcome {
+        ask: AskToken(2),
+        vm: vm(),
+        id: MigrationId(7),
+    });
+    let says = TargetSays::NeverRan;
+    assert!(bench.effects.contains(&Effect::AnswerOutcome {
+        ask: AskToken(2),
+        says
+    }));
+}
+
+#[test]
+fn a_target_without_a_lease_or_an_order_gives_up() {
+    for how in ["lease", "cancel", "order"] {
+        let (mut bench, run) = listening();
+        match how {
+            "lease" => bench.silent(Millis(1800)),
+            "cancel" => bench.order(Some(incoming(7, 2, true))),
+            _ => bench.order(None),
+        }
+        assert_eq!(bench.act().1, Act::Kill, "{how}");
+        bench.event(run, exit("killed"));
+        assert_eq!(bench.report().closed, Epoch(2), "{how}");
+        assert_eq!(outcome(&bench), MigrationOutcome::Failed, "{how}");
+    }
+}
+
+#[test]
+fn a_guest_that_ran_before_its_end_has_arrived() {
+    let (mut bench, run) = listening();
+    let exit = Exit {
+        by_guest: false,
+        by_guard: false,
+        ran: true,
+        detail: "killed by signal 9".into(),
+    };
+    bench.event(run, GuestEvent::Exited(exit));
+    assert_eq!(outcome(&bench), MigrationOutcome::Arrived);
+    assert_eq!(bench.report().closed, Epoch(0));
+    bench.effects.clear();
+    bench.held(Millis::secs(2));
+    assert!(
+        bench.acts().is_empty(),
+        "not made anew before it is committed"
+    );
+    bench.order(Some(common::run(2)));
+    bench.held(Millis::secs(2));
+    assert!(bench.acts().iter().any(|(_, act)| is_start(act)));
+}
+
+#[test]
+fn a_restarted_target_finds_out_whether_the_guest_has_arrived() {
+    for (state, arrived) in [(Observed::Running, true), (Observed::InMigrate, false)] {
+        let (bench, _) = listening();
+        let mut bench = bench.restart(&[adopted(state, ObservedMigration::None)]);
+        let (op, act) = bench.act();
+        assert_eq!(act, Act::Query);
+        bench.event(op, GuestEvent::State(state));
+        if arrived {
+            assert_eq!(outcome(&bench), MigrationOutcome::Arrived);
+        } else {
+            assert_eq!(bench.act().1, Act::Kill);
+            bench.event(Token(1), exit("killed"));
+            assert_eq!(bench.report().closed, Epoch(2));
+        }
+    }
+}
+
+#[test]
+fn the_next_migration_to_a_host_begins_anew() {
+    let (mut bench, run) = listening();
+    bench.order(Some(incoming(9, 4, false)));
+    assert_eq!(bench.act().1, Act::Kill);
+    bench.event(run, exit("killed"));
+    let acts = bench.acts();
+    assert!(acts.iter().any(|(_, act)| matches!(
+        act,
+        Act::Prepare {
+            id: MigrationId(9),
+            ..
+        }
+    )));
+    assert_eq!(bench.report().closed, Epoch(2));
+}
+
+// --- restart of the agent ---
+
+#[test]
+fn a_restarted_agent_disturbs_nobody_on_an_old_replica() {
+    let (bench, _) = Bench::running(5);
+    let found = adopted(Observed::Running, ObservedMigration::None);
+    let mut bench = bench.restart(&[found]);
+    bench.revision = 0;
+    bench.order(None);
+    bench.step(Input::Tick);
+    assert!(bench.acts().is_empty(), "no lease yet");
+    bench.ack_from(9);
+    assert!(bench.acts().is_empty(), "the replica is behind");
+    bench.revision = 8;
+    bench.order(Some(run(5)));
+    bench.ack_from(9);
+    assert!(bench.acts().is_empty());
+    assert_eq!(bench.phase(), VmPhase::Running);
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_asked_again_then_restarted() {
+    let (bench, _) = Bench::running(5);
+    let found = adopted(Observed::Unknown, ObservedMigration::None);
+    let mut bench = bench.restart(&[found]);
+    bench.order(Some(run(5)));
+    bench.ack();
+    bench.held(Millis::secs(29));
+    let acts = bench.acts();
+    assert!(acts.len() >= 10 && acts.iter().all(|(_, act)| *act == Act::Query));
+    bench.held(Millis::secs(3));
+    assert!(bench.acts().iter().any(|(_, act)| *act == Act::Kill));
+}
+
+#[test]
+fn a_guest_that_ended_meanwhile_is_started_under_its_epoch() {
+    let (bench, _) = Bench::running(5);
+    let mut bench = bench.restart(&[]);
+    bench.order(Some(run(5)));
+    bench.ack();
+    assert!(matches!(
+        bench.act().1,
+        Act::Start {
+            epoch: Epoch(5),
+            ..
+        }
+    ));
+}
+
+#[test]
+fn an_unknown_process_is_ended() {
+    let found = adopted(Observed::Running, ObservedMigration::None);
+    let mut bench = Bench::with(Ledger::default(), &[found]);
+    bench.order(Some(run(1)));
+    assert!(bench.acts().is_empty());
+    bench.ack();
+    assert_eq!(bench.act().1, Act::Kill);
+}
+
+#[test]
+fn a_vm_that_left_the_cluster_is_forgotten() {
+    let (mut bench, run) = Bench::running(1);
+    bench.order(Some(stop(1, StopMode::Hard)));
+    bench.event(run, exit("killed"));
+    bench.revision += 1;
+    bench.step(Input::Orders {
+        revision: quorate_types::Revision(bench.revision),
+        orders: Default::default(),
+        known: Default::default(),
+    });
+    assert!(bench.disk.get(&vm()).is_none());
+    assert!(bench.logic.report(quorate_types::Timestamp(0)).is_empty());
+}
+
+#[test]
+fn an_unconfirmed_kill_is_repeated_and_nothing_is_closed() {
+    let (mut bench, _) = Bench::running(1);
+    bench.order(None);
+    bench.ack();
+    let (op, _) = bench.act();
+    let detail = "stuck in the kernel".to_owned();
+    bench.event(op, GuestEvent::KillFailed { detail });
+    bench.held(Millis::secs(7));
+    assert!(bench.acts().iter().any(|(_, act)| *act == Act::Kill));
+    assert_eq!(bench.report().closed, Epoch(0));
+    assert!(bench.now > Instant(0));
+}

@@ -239,8 +239,24 @@ async fn a_target_that_dies_leaves_the_source_running() {
     assert!(goes_on(&last), "{last:?}");
     counts_on(&pair.from).await;
 
-    // At the pause: the switchover is ordered into the void.
-    let (_, target, incoming) = target(&bench, &pair.from).await;
+    killed_at_the_pause(&bench, &pair).await;
+
+    // Nobody listens.
+    let mut migration = pair
+        .source
+        .migrate(MigrationRequest::new(nobody))
+        .await
+        .unwrap();
+    let last = until(&mut migration, MigrationPhase::is_final).await;
+    println!("nobody listens: {last:?}");
+    assert!(goes_on(&last), "{last:?}");
+    counts_on(&pair.from).await;
+    pair.source.kill(LONG).await.unwrap();
+}
+
+/// The switchover is ordered into the void.
+async fn killed_at_the_pause(bench: &Bench, pair: &Pair) {
+    let (_, target, incoming) = target(bench, &pair.from).await;
     let mut migration = pair
         .source
         .migrate(MigrationRequest::new(incoming.address))
@@ -276,18 +292,6 @@ async fn a_target_that_dies_leaves_the_source_running() {
     assert_eq!(ticks(&pair.from), at);
     pair.source.thaw(LONG).await.unwrap();
     counts_on(&pair.from).await;
-
-    // Nobody listens.
-    let mut migration = pair
-        .source
-        .migrate(MigrationRequest::new(nobody))
-        .await
-        .unwrap();
-    let last = until(&mut migration, MigrationPhase::is_final).await;
-    println!("nobody listens: {last:?}");
-    assert!(goes_on(&last), "{last:?}");
-    counts_on(&pair.from).await;
-    pair.source.kill(LONG).await.unwrap();
 }
 
 #[tokio::test]

@@ -89,6 +89,16 @@ impl Guest {
         }
     }
 
+    /// `stop`, and the state after it.
+    pub(in crate::qemu) async fn stop_now(
+        &self,
+        deadline: Instant,
+    ) -> Result<GuestState, HypervisorError> {
+        self.command("pause it", "stop", Value::Null, deadline)
+            .await?;
+        self.state_by(deadline).await
+    }
+
     /// `stop`, and a second question whether it is so.
     pub(super) async fn pause_confirmed(&self, deadline: Instant) -> Result<(), HypervisorError> {
         let failed = |error: HypervisorError| match error {
@@ -99,10 +109,7 @@ impl Guest {
             },
             other => other,
         };
-        self.command("pause it", "stop", Value::Null, deadline)
-            .await
-            .map_err(failed)?;
-        let state = self.state_by(deadline).await.map_err(failed)?;
+        let state = self.stop_now(deadline).await.map_err(failed)?;
         if state.may_execute() {
             return Err(HypervisorError::FreezeFailed {
                 vm: self.config().name.clone(),

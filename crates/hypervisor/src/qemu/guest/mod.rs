@@ -1,7 +1,7 @@
 //! A running guest.
 //!
 //! Owns: the handle ([`Guest`], cheap to clone), the one task that keeps its control connection and
-//! watches its process ([`supervisor`]), and the operations on it.
+//! watches its process (`supervisor`), and the operations on it.
 //!
 //! # Freezing: what QEMU 10.0.2 does (measured, raw and qcow2, virtio-blk attached)
 //! - After `stop` the image locks are still held. `blockdev-set-active {active: false}` without a node

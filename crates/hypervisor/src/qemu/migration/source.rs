@@ -189,6 +189,9 @@ impl Source {
 
     /// Takes note of a status; returns the last phase when it is over.
     async fn observe(&mut self, status: MigrationStatus) -> Option<MigrationPhase> {
+        if status == MigrationStatus::Failed && self.switchover_begun {
+            self.hold().await; // before anything else is asked
+        }
         if rank(&status) <= self.rank {
             return None;
         }
@@ -326,6 +329,20 @@ impl Source {
         }
     }
 
+    /// Freezes a source whose target may run the guest. QEMU resumes it shortly after it announced the
+    /// failure, so `stop` is repeated without a pause until it has had its effect: each round trip
+    /// counts.
+    async fn hold(&self) {
+        let deadline = Instant::now() + QUICK;
+        let held = async {
+            while self.guest.stop_now(deadline).await? == GuestState::FinishMigrate {}
+            self.guest.freeze(QUICK).await
+        };
+        if let Err(error) = held.await {
+            tracing::error!(%error, "a source that may run twice is not frozen");
+        }
+    }
+
     /// It is said to be over: asks how, and what the guest does now.
     async fn conclude(&mut self) -> Option<MigrationPhase> {
         let reply = self.query().await.ok()?;
@@ -339,9 +356,7 @@ impl Source {
                 });
             }
             MigrationStatus::Failed | MigrationStatus::Cancelled if self.switchover_begun => {
-                if let Err(error) = self.guest.freeze(QUICK).await {
-                    tracing::error!(%error, "a source that may run twice is not frozen");
-                }
+                self.hold().await;
                 self.guest.status().await.ok()
             }
             MigrationStatus::Failed | MigrationStatus::Cancelled => {

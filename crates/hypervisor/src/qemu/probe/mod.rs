@@ -1,7 +1,7 @@
 //! What QEMU on this host can do.
 //!
 //! Owns: [`HostFacts`], asked from a QEMU without a machine, and the choice of the accelerator, which is
-//! proven by a [`trial`] boot: `/dev/kvm` may exist and yet not run a guest (nested without support, wrong
+//! proven by a trial boot: `/dev/kvm` may exist and yet not run a guest (nested without support, wrong
 //! permissions, a hypervisor that traps what kernels use).
 //!
 //! Must not: cache. The caller keeps the facts and probes again when QEMU or the kernel changes.

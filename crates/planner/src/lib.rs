@@ -99,3 +99,8 @@ fn decide<'a>(input: &Input<'a>, notes: bool) -> Work<'a> {
     hosts::run(&mut work);
     work
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

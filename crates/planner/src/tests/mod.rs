@@ -1,0 +1,7 @@
+//! Table tests of each duty, and properties over random clusters.
+
+mod migration;
+mod moving;
+mod placement;
+mod properties;
+mod recovery;

@@ -150,3 +150,12 @@ async fn address_book(me: u64, mut states: watch::Receiver<Arc<quorate_state::St
         }
     }
 }
+
+/// Log lines on standard error, for the journal. `QUORATE_LOG` filters as `RUST_LOG` does elsewhere.
+pub(crate) fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let wanted = std::env::var("QUORATE_LOG").unwrap_or_else(|_| "info".to_owned());
+    // openraft logs each heartbeat; what matters of it is logged by the facade.
+    let filter = EnvFilter::new(format!("{wanted},{}", quorate_consensus::LOG_DIRECTIVE));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -213,6 +213,8 @@ pub struct VmView {
     pub ready: bool,
     /// The migration under way.
     pub migration: Option<MigrationView>,
+    /// Somebody asked for a move that is neither done nor given up.
+    pub move_requested: bool,
     /// One sentence: why it is where it is, or what is in the way.
     pub why: String,
     /// What is wrong with it.

@@ -7,6 +7,9 @@ mod hosts;
 mod problems;
 mod vms;
 
+#[cfg(test)]
+mod tests;
+
 use crate::view::{
     ClusterSummary, ClusterView, HostProblem, NetworkView, PoolView, ProblemView, RuleView,
 };

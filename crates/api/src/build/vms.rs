@@ -38,6 +38,7 @@ fn vm(seen: &Observed, known: bool, name: &VmName, record: &VmRecord) -> VmView 
         epoch,
         ready: known && report.is_some_and(|report| report.ready),
         migration: migration(record, report),
+        move_requested: record.move_request.is_some(),
         why: why(seen, name, record, state, problem.as_deref()),
         problem,
         restarts: report.map_or(0, |report| report.restarts),

@@ -114,7 +114,7 @@ impl Follower {
     fn collect(&mut self) {
         let state = Arc::clone(&self.states.borrow_and_update());
         let oldest = state.log.all().next().map_or(0, |event| event.sequence);
-        if !self.checked_gap && oldest > self.after + 1 {
+        if !self.checked_gap && oldest > self.after.saturating_add(1) {
             let gap = Event::default().event("gap").data(self.after.to_string());
             self.pending.push_back(gap);
         }

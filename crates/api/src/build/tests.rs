@@ -1,0 +1,354 @@
+//! What the view says in each condition.
+
+use super::*;
+use crate::view::{HostState, Level, VmState, VmView};
+use quorate_membership::HostHealth;
+use quorate_state::{GuestAbi, HostRecord, Object, OrderKind, Ownership, VmRecord};
+use quorate_types::report::{
+    Capacity, HypervisorFacts, LinkReport, MigrationOutcome, MigrationReport, PoolReport,
+};
+use quorate_types::{
+    BootId, ByteSize, Epoch, MigrationId, Revision, Timestamp, VmPhase, VmReport, VmSpec,
+};
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+fn vm(name: &str) -> VmName {
+    name.parse().unwrap()
+}
+
+struct Scene {
+    state: State,
+    seen: Observed,
+}
+
+impl Scene {
+    /// Three hosts that are well, one VM on h2.
+    fn new() -> Self {
+        let mut state = State::default();
+        let mut seen = Observed {
+            leader: Some(host("h1")),
+            quorate: true,
+            voters: [1, 2, 3].into(),
+            ..Observed::default()
+        };
+        for (node, name) in [(1, "h1"), (2, "h2"), (3, "h3")] {
+            let record = HostRecord {
+                node,
+                address: format!("192.0.2.{node}:7420"),
+                mode: quorate_state::HostMode::Active,
+                joined: Timestamp(0),
+                armed: Some(Millis(500)),
+                changed: Revision(1),
+            };
+            state.hosts.insert(host(name), record);
+            let observed = ObservedHost {
+                health: HostHealth::Up,
+                lease_left: Millis(1800),
+                report: Some(report(name)),
+                fencing: None,
+            };
+            seen.hosts.insert(host(name), observed);
+        }
+        let mut scene = Self { state, seen };
+        scene.own("db", owned("h2", 3));
+        scene.phase("h2", "db", 3, VmPhase::Running);
+        scene
+    }
+
+    fn own(&mut self, name: &str, ownership: Ownership) {
+        let spec: VmSpec = serde_json::from_str(r#"{"memory": "128MiB"}"#).unwrap();
+        let record = VmRecord {
+            active: Some(spec.clone()),
+            spec,
+            abi: Some(GuestAbi {
+                machine: "q35".into(),
+                cpu_model: "qemu64".into(),
+            }),
+            ownership,
+            last_epoch: Epoch(3),
+            saved: None,
+            move_request: None,
+            failed_moves: 0,
+            deleting: false,
+            last_host: Some(host("h2")),
+            decisions: Vec::new(),
+            changed: Revision(2),
+        };
+        self.state.vms.insert(vm(name), record);
+    }
+
+    fn report(&mut self, name: &str) -> &mut HostReport {
+        self.seen
+            .hosts
+            .get_mut(&host(name))
+            .unwrap()
+            .report
+            .as_mut()
+            .unwrap()
+    }
+
+    fn phase(&mut self, on: &str, name: &str, epoch: u64, phase: VmPhase) -> &mut VmReport {
+        let report = VmReport {
+            epoch: Epoch(epoch),
+            phase,
+            ready: phase == VmPhase::Running,
+            closed: Epoch(0),
+            saved: None,
+            guest_shutdown: false,
+            restarts: 0,
+            since: Timestamp(5),
+            error: None,
+            migration: None,
+            resident: ByteSize(0),
+        };
+        let vms = &mut self.report(on).vms;
+        vms.insert(vm(name), report);
+        vms.get_mut(&vm(name)).unwrap()
+    }
+
+    fn health(&mut self, name: &str, health: HostHealth) {
+        self.seen.hosts.get_mut(&host(name)).unwrap().health = health;
+    }
+
+    fn view(&self) -> ClusterView {
+        let me = Answering {
+            host: host("h1"),
+            version: "1".into(),
+        };
+        build(&self.state, Some(&self.seen), &me)
+    }
+
+    fn db(&self) -> VmView {
+        self.view().vms.remove(0)
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.view()
+            .cluster
+            .problems
+            .into_iter()
+            .map(|p| p.text)
+            .collect()
+    }
+}
+
+fn owned(on: &str, epoch: u64) -> Ownership {
+    Ownership::Owned {
+        host: host(on),
+        epoch: Epoch(epoch),
+        order: OrderKind::Run,
+    }
+}
+
+fn report(name: &str) -> HostReport {
+    HostReport {
+        host: host(name),
+        boot: BootId("b".into()),
+        sequence: 1,
+        version: "1".into(),
+        applied: Revision(2),
+        guard_armed: true,
+        watchdog_ms: Some(500),
+        capacity: Capacity {
+            cpus: 4,
+            memory: ByteSize::mib(4096),
+        },
+        hypervisor: HypervisorFacts::default(),
+        networks: BTreeSet::new(),
+        pools: BTreeMap::new(),
+        links: BTreeMap::new(),
+        vms: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn all_well_has_no_problems() {
+    let scene = Scene::new();
+    let view = scene.view();
+    assert_eq!(view.cluster.problems, []);
+    assert_eq!(
+        (scene.db().state, scene.db().ready),
+        (VmState::Running, true)
+    );
+    assert_eq!(view.hosts[1].vms, [vm("db")]);
+    assert_eq!(view.hosts[1].used.memory, ByteSize::mib(128));
+}
+
+#[test]
+fn each_phase_has_its_state() {
+    for (phase, state) in [
+        (VmPhase::Absent, VmState::Starting),
+        (VmPhase::Starting, VmState::Starting),
+        (VmPhase::Running, VmState::Running),
+        (VmPhase::Frozen, VmState::Frozen),
+        (VmPhase::IoError, VmState::Failing),
+        (VmPhase::BackOff, VmState::Failing),
+        (VmPhase::Stopping, VmState::Stopping),
+        (VmPhase::MigratingOut, VmState::Migrating),
+    ] {
+        let mut scene = Scene::new();
+        scene.phase("h2", "db", 3, phase);
+        assert_eq!(scene.db().state, state, "{phase:?}");
+    }
+}
+
+#[test]
+fn a_report_under_an_older_epoch_claims_nothing() {
+    let mut scene = Scene::new();
+    scene.phase("h2", "db", 2, VmPhase::Running);
+    let db = scene.db();
+    assert_eq!((db.state, db.ready), (VmState::Starting, false));
+}
+
+#[test]
+fn a_dead_owner_means_recovering_and_says_what_is_missing() {
+    let mut scene = Scene::new();
+    scene.health("h2", HostHealth::Dead);
+    scene.seen.hosts.get_mut(&host("h2")).unwrap().fencing =
+        Some("fence_ipmilan: timed out".into());
+    assert_eq!(scene.db().state, VmState::Recovering);
+    let texts = scene.texts();
+    assert!(
+        texts[0].contains("still owns db: fence_ipmilan: timed out"),
+        "{texts:?}"
+    );
+    assert!(texts[0].contains("quorate host confirm-dead h2"));
+    assert_eq!(
+        texts.len(),
+        1,
+        "the VM's trouble follows from the host's: {texts:?}"
+    );
+}
+
+#[test]
+fn a_migration_shows_its_own_progress_only() {
+    let mut scene = Scene::new();
+    let ownership = Ownership::Migrating {
+        id: MigrationId(9),
+        from: host("h2"),
+        epoch: Epoch(3),
+        to: host("h3"),
+        target_epoch: Epoch(4),
+        cancel: false,
+    };
+    scene.own("db", ownership);
+    let progress = |id| MigrationReport {
+        id: MigrationId(id),
+        outcome: MigrationOutcome::InProgress,
+        transferred: ByteSize(30),
+        remaining: ByteSize(10),
+        downtime_ms: None,
+        reason: None,
+    };
+    scene.phase("h2", "db", 3, VmPhase::MigratingOut).migration = Some(progress(9));
+    let migration = scene.db().migration.unwrap();
+    assert_eq!((migration.percent, migration.to), (75, host("h3")));
+    scene.phase("h2", "db", 3, VmPhase::MigratingOut).migration = Some(progress(8));
+    assert_eq!(scene.db().migration.unwrap().percent, 0, "a stale record");
+}
+
+#[test]
+fn what_is_in_the_way_is_said() {
+    let mut scene = Scene::new();
+    scene.own("db", Ownership::Free);
+    scene
+        .seen
+        .waiting
+        .insert(vm("db"), "no host has 8 GiB of memory free".into());
+    let db = scene.db();
+    assert_eq!(
+        (db.state, db.why.as_str()),
+        (VmState::Waiting, "no host has 8 GiB of memory free")
+    );
+    assert_eq!(
+        scene.texts(),
+        ["VM db waits: no host has 8 GiB of memory free"]
+    );
+}
+
+#[test]
+fn a_broken_link_is_told_once_and_not_for_dead_hosts() {
+    let mut scene = Scene::new();
+    let down = LinkReport {
+        up: false,
+        relayed_by: Some(host("h3")),
+        rtt_us: None,
+        error: None,
+    };
+    scene.report("h1").links.insert(host("h2"), down.clone());
+    scene.report("h2").links.insert(host("h1"), down);
+    let texts = scene.texts();
+    assert_eq!(
+        texts,
+        ["h1 and h2 cannot reach each other directly (h3 relays); mend the network between them"]
+    );
+    scene.health("h2", HostHealth::Dead);
+    assert!(
+        scene
+            .texts()
+            .iter()
+            .all(|text| !text.contains("reach each other"))
+    );
+}
+
+#[test]
+fn the_lowest_layer_comes_first() {
+    let mut scene = Scene::new();
+    scene.phase("h2", "db", 3, VmPhase::BackOff).error = Some("QEMU ended".into());
+    let pool = quorate_types::PoolSpec::Directory {
+        path: "/srv".into(),
+        hosts: BTreeSet::new(),
+    };
+    let object = Object {
+        spec: pool,
+        changed: Revision(1),
+    };
+    scene.state.pools.insert("shared".parse().unwrap(), object);
+    let broken = PoolReport {
+        problem: Some("not mounted".into()),
+        ..PoolReport::default()
+    };
+    scene
+        .report("h2")
+        .pools
+        .insert("shared".parse().unwrap(), broken);
+    scene.health("h3", HostHealth::Dead);
+    let about: Vec<String> = scene
+        .view()
+        .cluster
+        .problems
+        .into_iter()
+        .map(|p| p.about)
+        .collect();
+    assert_eq!(about, ["host/h3", "pool/shared", "vm/db"]);
+}
+
+#[test]
+fn a_host_that_nothing_can_fence_is_a_warning() {
+    let mut scene = Scene::new();
+    scene.report("h3").watchdog_ms = None;
+    let problems = scene.view().cluster.problems;
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].level, Level::Warning);
+    assert!(
+        problems[0]
+            .text
+            .contains("cannot be taken over without you")
+    );
+}
+
+#[test]
+fn without_a_leader_nothing_is_claimed() {
+    let scene = Scene::new();
+    let me = Answering {
+        host: host("h1"),
+        version: "1".into(),
+    };
+    let view = build(&scene.state, None, &me);
+    assert_eq!(view.vms[0].state, VmState::Unknown);
+    assert_eq!(view.hosts[0].state, HostState::Unknown);
+    assert_eq!(view.cluster.problems.len(), 1);
+}

@@ -1,0 +1,250 @@
+//! A backend without a cluster behind it: a real state machine, a scripted picture.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use async_trait::async_trait;
+use quorate_api::view::{ClusterView, JoinToken};
+use quorate_api::{
+    Answering, ApiError, Backend, Client, Console, ErrorCode, Limits, LogOptions, LogStream,
+    Observed, ObservedHost, build, router, serve,
+};
+use quorate_membership::HostHealth;
+use quorate_state::{Command, Envelope, FORMAT, Outcome, State};
+use quorate_types::{ClusterSettings, HostName, Millis, Timestamp, VmName};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
+
+pub fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+pub fn vm(name: &str) -> VmName {
+    name.parse().unwrap()
+}
+
+pub struct Fake {
+    states: watch::Sender<Arc<State>>,
+    pub quorate: AtomicBool,
+    /// So many proposals are refused as stale before one gets through.
+    pub stale: AtomicU32,
+    pub callers: Mutex<Vec<String>>,
+}
+
+impl Fake {
+    pub fn new() -> Arc<Self> {
+        let mut state = State::default();
+        let mut apply = |command| {
+            let envelope = Envelope {
+                format: FORMAT,
+                at: Timestamp(1_700_000_000_000),
+                by: "test".into(),
+                command,
+            };
+            state.apply(&envelope).unwrap();
+        };
+        apply(Command::CreateCluster {
+            id: "0".into(),
+            name: "lab".into(),
+            ca_certificate: String::new(),
+            ca_key: "secret-key".into(),
+            host: host("h1"),
+            address: "192.0.2.1:7420".into(),
+            settings: ClusterSettings::default(),
+        });
+        for name in ["h2", "h3"] {
+            apply(Command::CreateToken {
+                hash: name.into(),
+                expires: Timestamp(u64::MAX),
+            });
+            apply(Command::AdmitHost {
+                token: name.into(),
+                host: host(name),
+                address: format!("{name}:7420"),
+            });
+        }
+        Arc::new(Self {
+            states: watch::Sender::new(Arc::new(state)),
+            quorate: AtomicBool::new(true),
+            stale: AtomicU32::new(0),
+            callers: Mutex::new(Vec::new()),
+        })
+    }
+
+    pub fn apply(&self, by: &str, command: Command) -> Result<Outcome, ApiError> {
+        let mut result = Err(ApiError::no_quorum());
+        self.states.send_modify(|state| {
+            let envelope = Envelope {
+                format: FORMAT,
+                at: Timestamp(1_700_000_001_000),
+                by: by.to_owned(),
+                command,
+            };
+            result = Arc::make_mut(state)
+                .apply(&envelope)
+                .map_err(ApiError::from);
+        });
+        result
+    }
+}
+
+#[async_trait]
+impl Backend for Fake {
+    fn host(&self) -> HostName {
+        host("h1")
+    }
+
+    fn states(&self) -> watch::Receiver<Arc<State>> {
+        self.states.subscribe()
+    }
+
+    async fn view(&self) -> Result<ClusterView, ApiError> {
+        let state = self.state();
+        let me = Answering {
+            host: host("h1"),
+            version: "0.0.0".into(),
+        };
+        let observed = |_: &HostName| ObservedHost {
+            health: HostHealth::Up,
+            lease_left: Millis(1900),
+            report: None,
+            fencing: None,
+        };
+        let observed = self.quorate.load(Ordering::SeqCst).then(|| Observed {
+            leader: Some(host("h1")),
+            quorate: true,
+            voters: [1, 2, 3].into(),
+            hosts: state
+                .hosts
+                .keys()
+                .map(|name| (name.clone(), observed(name)))
+                .collect(),
+            ..Observed::default()
+        });
+        Ok(build(&state, observed.as_ref(), &me))
+    }
+
+    async fn propose(&self, by: &str, command: Command) -> Result<Outcome, ApiError> {
+        if !self.quorate.load(Ordering::SeqCst) {
+            return Err(ApiError::no_quorum());
+        }
+        let left = self.stale.load(Ordering::SeqCst);
+        if left > 0 {
+            self.stale.store(left - 1, Ordering::SeqCst);
+            return Err(ApiError::new(ErrorCode::Stale, "the configuration changed"));
+        }
+        self.callers.lock().unwrap().push(by.to_owned());
+        self.apply(by, command)
+    }
+
+    async fn create_token(&self, _by: &str, ttl: Millis) -> Result<JoinToken, ApiError> {
+        Ok(JoinToken {
+            token: "token".into(),
+            expires: Timestamp(ttl.0),
+        })
+    }
+
+    async fn fence(&self, _by: &str, host: &HostName) -> Result<String, ApiError> {
+        Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("{host} has no fence device"),
+        ))
+    }
+
+    async fn confirm_dead(&self, by: &str, host: &HostName) -> Result<String, ApiError> {
+        Ok(format!("{host} is dead, says {by}"))
+    }
+
+    async fn console(&self, _vm: &VmName) -> Result<Console, ApiError> {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(ours);
+            write.write_all(b"login: ").await.unwrap();
+            let mut buffer = [0; 64];
+            while let Ok(n @ 1..) = read.read(&mut buffer).await {
+                let upper = buffer[..n].to_ascii_uppercase();
+                if write.write_all(&upper).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(Box::new(theirs))
+    }
+
+    async fn logs(&self, _vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError> {
+        let text = format!("{} lines\n", options.lines);
+        let first = futures_util::stream::iter([Ok(text.into())]);
+        if options.follow {
+            let rest = futures_util::stream::pending();
+            return Ok(Box::pin(futures_util::StreamExt::chain(first, rest)));
+        }
+        Ok(Box::pin(first))
+    }
+}
+
+/// The API over the fake, on a real socket.
+pub struct Site {
+    pub fake: Arc<Fake>,
+    pub client: Client,
+    pub socket: PathBuf,
+    pub stop: watch::Sender<bool>,
+    pub server: tokio::task::JoinHandle<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Site {
+    pub async fn start(limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join(quorate_api::SOCKET);
+        let fake = Fake::new();
+        let (stop, stopping) = watch::channel(false);
+        let routes = router(
+            Arc::clone(&fake) as Arc<dyn Backend>,
+            limits,
+            stopping.clone(),
+        );
+        let path = socket.clone();
+        let server = tokio::spawn(async move { serve(routes, &path, stopping).await.unwrap() });
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        while tokio::net::UnixStream::connect(&socket).await.is_err() {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "the API does not listen"
+            );
+            tokio::task::yield_now().await;
+        }
+        Self {
+            fake,
+            client: Client::new(&socket, "alice@h1"),
+            socket,
+            stop,
+            server,
+            _dir: dir,
+        }
+    }
+
+    pub async fn apply(&self, text: &str) -> quorate_api::view::Applied {
+        let request = manifest(text);
+        self.client
+            .post("/api/v1/manifest/apply", &request)
+            .await
+            .unwrap()
+    }
+}
+
+pub fn manifest(text: &str) -> quorate_api::view::ManifestRequest {
+    quorate_api::view::ManifestRequest {
+        text: text.into(),
+        file: "test.yaml".into(),
+        variables: [("KERNEL".to_owned(), "/boot/k".to_owned())].into(),
+        base: None,
+    }
+}
+
+/// Two VMs; `app` depends on `db`.
+pub const TWO: &str = "
+vms:
+  db: {memory: 128MiB, boot: {kernel: {kernel: '${KERNEL}'}}}
+  app: {memory: 128MiB, boot: {kernel: {kernel: '${KERNEL}'}}, depends_on: [db]}
+";

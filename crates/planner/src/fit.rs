@@ -6,7 +6,7 @@
 use crate::abi;
 use crate::work::{Own, Work};
 use quorate_membership::HostHealth;
-use quorate_state::HostMode;
+use quorate_state::{HostMode, OrderKind};
 
 /// What is asked: may `vm`, together with `with`, be given to a host?
 #[derive(Debug, Clone, Copy, Default)]
@@ -311,11 +311,17 @@ impl Work<'_> {
         seen.wanted && !seen.own.on(at) && !settled
     }
 
-    /// Where a VM is, or will be when its migration has ended.
+    /// Where a VM is, or will be when its migration has ended. One that is being stopped has no
+    /// place: it will be given one anew.
     pub(crate) fn seat(&self, vm: usize) -> Option<usize> {
         match self.vms[vm].own {
             Own::Free => None,
-            Own::Owned { host, .. } => Some(host),
+            Own::Owned {
+                host,
+                order: OrderKind::Run,
+                ..
+            } => Some(host),
+            Own::Owned { .. } => None,
             Own::Migrating(moving) => {
                 let arrives = self.hosts[moving.to].up || !self.hosts[moving.from].up;
                 Some(if arrives { moving.to } else { moving.from })

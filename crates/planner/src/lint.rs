@@ -219,14 +219,7 @@ impl Lint<'_> {
                 let places = self.places(other);
                 let broken = match rule {
                     RuleSpec::KeepApart(_) => places.contains(host),
-                    RuleSpec::KeepWith(_) => {
-                        let good = |at: &HostName| {
-                            let mode = self.input.state.hosts.get(at).map(|record| record.mode);
-                            self.up(at) && mode == Some(HostMode::Active)
-                        };
-                        let wanted = self.after.vms.get(other).is_some_and(VmRecord::wanted);
-                        wanted && !places.contains(host) && places.iter().any(good)
-                    }
+                    RuleSpec::KeepWith(_) => self.split(vm, host, other),
                 };
                 if broken {
                     found.push(Violation::Rule {
@@ -239,6 +232,29 @@ impl Lint<'_> {
         }
     }
 
+    /// `other` stays on a good host, and nobody of the group is where `vm` goes. (A group that is
+    /// split already may be joined on either side.)
+    fn split(&self, vm: &VmName, host: &HostName, other: &VmName) -> bool {
+        let good = |at: &HostName| {
+            let mode = self.input.state.hosts.get(at).map(|record| record.mode);
+            self.up(at) && mode == Some(HostMode::Active)
+        };
+        // One that is being stopped is given a place anew.
+        let stays = |name: &VmName| {
+            let run = OrderKind::Run;
+            self.after.vms.get(name).is_some_and(|seen| {
+                let stops =
+                    matches!(&seen.ownership, Ownership::Owned { order, .. } if *order != run);
+                seen.wanted() && !stops
+            })
+        };
+        let joined = self
+            .companions(vm)
+            .into_iter()
+            .any(|name| name != *vm && stays(&name) && self.places(&name).contains(host));
+        stays(other) && !joined && self.places(other).iter().any(good)
+    }
+
     fn dependencies(&self, vm: &VmName, found: &mut Vec<Violation>) {
         let needs = self
             .input
@@ -247,15 +263,19 @@ impl Lint<'_> {
             .get(vm)
             .map(|seen| &seen.spec.depends_on);
         for (other, dependency) in needs.into_iter().flatten() {
-            if !self.holds(other, dependency.condition) {
+            let released = self.plan.actions.iter().any(
+                |planned| matches!(&planned.action, Action::Release { vm, .. } if vm == other),
+            );
+            let held = !released && self.holds(self.input.state, other, dependency.condition);
+            if !held && !self.holds(self.after, other, dependency.condition) {
                 let (vm, other) = (vm.clone(), other.clone());
                 found.push(Violation::Dependency { vm, other });
             }
         }
     }
 
-    fn holds(&self, other: &VmName, condition: Condition) -> bool {
-        let Some(seen) = self.after.vms.get(other) else {
+    fn holds(&self, state: &State, other: &VmName, condition: Condition) -> bool {
+        let Some(seen) = state.vms.get(other) else {
             return false;
         };
         let sides = match &seen.ownership {
@@ -266,6 +286,14 @@ impl Lint<'_> {
             } => return false,
             ownership => ownership.hosts(),
         };
+        // Only what runs is migrated, so it counts as started though a side has not reported yet.
+        let moves = matches!(seen.ownership, Ownership::Migrating { .. });
+        let checked = seen.effective().ready.is_some() && condition == Condition::Ready;
+        let known = |epoch| !checked || self.input.memory.ready(other, epoch);
+        let up = sides.iter().any(|(host, _)| self.up(host));
+        if moves && up && sides.iter().any(|(_, epoch)| known(*epoch)) {
+            return true;
+        }
         sides.into_iter().any(|(host, epoch)| {
             let Some(report) = self.report(other, host).filter(|seen| seen.epoch == epoch) else {
                 return false;

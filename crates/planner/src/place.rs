@@ -59,15 +59,9 @@ fn place(work: &mut Work<'_>, vm: usize) -> Option<(usize, u64)> {
         let host = work.choose_start(vm, None).best?;
         return Some((host, work.vms[vm].need()));
     }
-    if work.start_abi(vm).is_none() {
-        let family = work.vms[vm].spec.machine.alias();
-        work.note(vm, |_| {
-            format!("no host that is up has a working QEMU for {family}")
-        });
-        return None;
-    }
     let (choice, asked) = choose(work, vm);
-    let Some(host) = choice.best else {
+    // A host that fits is up and has a QEMU, so there is a machine to start with.
+    let Some(host) = choice.best.filter(|_| work.start_abi(vm).is_some()) else {
         work.note(vm, |work| no_host(work, vm, &choice));
         return None;
     };

@@ -215,7 +215,10 @@ impl World {
     /// Changes what one host says of one VM.
     pub(crate) fn says(&mut self, on: &str, name: &str, change: impl FnOnce(&mut VmReport)) {
         let report = self.reports.get_mut(&host(on)).unwrap();
-        let seen = report.vms.entry(vm(name)).or_insert_with(|| blank(Epoch(0)));
+        let seen = report
+            .vms
+            .entry(vm(name))
+            .or_insert_with(|| blank(Epoch(0)));
         change(seen);
     }
 
@@ -280,7 +283,9 @@ impl World {
             vm: vm(name),
             to: host(to),
         });
-        let Ownership::Migrating { from, target_epoch, .. } = self.record(name).ownership.clone()
+        let Ownership::Migrating {
+            from, target_epoch, ..
+        } = self.record(name).ownership.clone()
         else {
             panic!("not migrating")
         };
@@ -312,7 +317,10 @@ impl World {
             for (vm, seen) in &old {
                 if !orders.contains_key(vm) && seen.closed.0 > 0 {
                     let closed = seen.closed;
-                    let gone = VmReport { closed, ..blank(Epoch(0)) };
+                    let gone = VmReport {
+                        closed,
+                        ..blank(Epoch(0))
+                    };
                     report.vms.insert(vm.clone(), gone);
                 }
             }
@@ -363,7 +371,9 @@ fn obey(order: &Order, was: Option<VmReport>, arrived: bool) -> VmReport {
             }
             report.migration = Some(migration(*id, outcome));
         }
-        Order::MigrateIn { id, cancel, epoch, .. } => {
+        Order::MigrateIn {
+            id, cancel, epoch, ..
+        } => {
             report.phase = VmPhase::Running;
             let mut outcome = MigrationOutcome::Arrived;
             if *cancel {

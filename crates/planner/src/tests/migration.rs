@@ -80,7 +80,9 @@ fn reports_of_other_migrations_are_ignored() {
     let old = MigrationId(world.migration("db").0 - 1);
     for outcome in [Arrived, Failed, Sent] {
         for on in ["h1", "h2"] {
-            world.says(on, "db", |report| report.migration = Some(migration(old, outcome)));
+            world.says(on, "db", |report| {
+                report.migration = Some(migration(old, outcome))
+            });
             assert!(world.words().is_empty(), "{on} {outcome:?}");
         }
     }
@@ -157,7 +159,10 @@ fn a_dead_target_and_a_silent_source_wait() {
     assert!(world.words().is_empty());
     world.kill("h1");
     let words = world.step();
-    assert_eq!(words[0], "release db (h1 by lease-expired, h2 by lease-expired)");
+    assert_eq!(
+        words[0],
+        "release db (h1 by lease-expired, h2 by lease-expired)"
+    );
     assert_eq!(words[1], "start db on h3");
 }
 
@@ -180,7 +185,10 @@ fn a_dead_source_waits_for_the_targets_word() {
     world.says_outcome("h2", "db", Failed);
     world.says("h2", "db", |report| report.closed = Epoch(2));
     let words = world.step();
-    assert_eq!(words[0], "release db (h1 by lease-expired, h2 by stopped-by-owner)");
+    assert_eq!(
+        words[0],
+        "release db (h1 by lease-expired, h2 by stopped-by-owner)"
+    );
     assert!(words[1].starts_with("start db on "), "{words:?}");
 }
 
@@ -191,7 +199,10 @@ fn a_dead_source_and_a_target_that_failed_without_closing_are_settled_too() {
     world.says_outcome("h2", "db", Failed);
     let words = world.step();
     assert_eq!(words.len(), 3, "{words:?}");
-    assert!(words[0].ends_with(&REFUSED["migration # ".len()..]), "{words:?}");
+    assert!(
+        words[0].ends_with(&REFUSED["migration # ".len()..]),
+        "{words:?}"
+    );
     assert_eq!(words[1], "release db (h1 by lease-expired)");
 }
 

@@ -30,7 +30,11 @@ fn a_drain_moves_live_in_bounded_numbers_and_ends_in_maintenance() {
     assert!(waiting_hosts(&world.input())[&host("h1")].contains("to leave"));
     let done = world.run(30);
     assert_eq!(done.last().unwrap(), "host h1 is now maintenance");
-    assert!(!done.iter().any(|word| word.contains("shut") || word.contains("power")));
+    assert!(
+        !done
+            .iter()
+            .any(|word| word.contains("shut") || word.contains("power"))
+    );
     assert_eq!(world.host_mode("h1"), HostMode::Maintenance);
 }
 
@@ -44,8 +48,15 @@ fn a_dependency_is_drained_without_stopping_what_needs_it() {
     world.put("app", "h1");
     world.drain("h1");
     let done = world.run(20);
-    assert!(done.iter().all(|word| !word.contains("shut app")), "{done:?}");
-    assert_eq!(world.record("app").last_epoch.0, 2, "one migration, no restart");
+    assert!(
+        done.iter().all(|word| !word.contains("shut app")),
+        "{done:?}"
+    );
+    assert_eq!(
+        world.record("app").last_epoch.0,
+        2,
+        "one migration, no restart"
+    );
 }
 
 #[test]
@@ -72,7 +83,10 @@ fn each_policy_has_its_way() {
     world.drain("h1");
     let mut words = world.step();
     words.sort();
-    assert_eq!(words[1..], ["save quick for a quick migration", "shut cold down"]);
+    assert_eq!(
+        words[1..],
+        ["save quick for a quick migration", "shut cold down"]
+    );
     assert!(words[0].starts_with("migrate live to "));
     world.run(20);
     assert_eq!(world.at("never").as_deref(), Some("h1"));
@@ -137,7 +151,10 @@ fn companions_move_together_and_the_apart_stay_apart() {
     assert_eq!(world.at("x").as_deref(), Some("h3"));
     assert_eq!(world.at("y").as_deref(), Some("h3"));
     let refused = what_move(&world.input(), &vm("x"), Some(&host("h2"))).unwrap_err();
-    assert!(refused.summary.contains("y must be kept apart from z"), "{refused:?}");
+    assert!(
+        refused.summary.contains("y must be kept apart from z"),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -154,7 +171,10 @@ fn a_group_whose_other_half_failed_to_move_is_brought_together() {
     world.says_outcome("h1", "y", MigrationOutcome::Failed);
     world.says("h2", "y", |report| report.migration = None);
     world.step();
-    assert_eq!((world.at("x").unwrap(), world.at("y").unwrap()), ("h2".into(), "h1".into()));
+    assert_eq!(
+        (world.at("x").unwrap(), world.at("y").unwrap()),
+        ("h2".into(), "h1".into())
+    );
     world.act();
     assert!(world.words().is_empty(), "right after the failure");
     world.pass(Millis::secs(5));
@@ -179,7 +199,10 @@ fn a_broken_rule_is_mended_live() {
 
 #[test]
 fn a_wish_is_met_or_answered() {
-    let mut world = world(json!({ "a": small(), "n": { "memory": "64MiB", "migration": "never" } }), json!({}));
+    let mut world = world(
+        json!({ "a": small(), "n": { "memory": "64MiB", "migration": "never" } }),
+        json!({}),
+    );
     world.put("a", "h1");
     world.put("n", "h1");
     world.ask_move("a", Some("h3"));
@@ -196,7 +219,10 @@ fn a_wish_is_met_or_answered() {
     world.ask_move("a", Some("h2"));
     assert_eq!(world.step(), ["give up moving a"]);
     let decision = world.record("a").decisions.last().unwrap();
-    assert!(decision.reason.summary.contains("h2 has 10MiB"), "{decision:?}");
+    assert!(
+        decision.reason.summary.contains("h2 has 10MiB"),
+        "{decision:?}"
+    );
 
     // Frozen for a moment: the wish is kept.
     world.ask_move("a", Some("h1"));
@@ -208,7 +234,10 @@ fn a_wish_is_met_or_answered() {
 
 #[test]
 fn a_quick_move_goes_where_it_was_asked_to() {
-    let mut world = world(json!({ "a": { "memory": "64MiB", "migration": "quick" } }), json!({}));
+    let mut world = world(
+        json!({ "a": { "memory": "64MiB", "migration": "quick" } }),
+        json!({}),
+    );
     world.put("a", "h1");
     world.ask_move("a", Some("h3"));
     assert_eq!(world.step(), ["save a for a quick migration"]);
@@ -216,7 +245,11 @@ fn a_quick_move_goes_where_it_was_asked_to() {
     let words = world.step();
     assert_eq!(
         words,
-        ["release a (h1 by stopped-by-owner)", "start a on h3", "move of a done"]
+        [
+            "release a (h1 by stopped-by-owner)",
+            "start a on h3",
+            "move of a done"
+        ]
     );
     assert!(world.record("a").saved.is_some());
     world.act();
@@ -230,11 +263,22 @@ fn a_move_needs_the_link_and_the_same_machine() {
     let down = LinkReport::default();
     let report = world.reports.get_mut(&host("h1")).unwrap();
     report.links.insert(host("h2"), down);
-    let machines = &mut world.reports.get_mut(&host("h3")).unwrap().hypervisor.machines;
+    let machines = &mut world
+        .reports
+        .get_mut(&host("h3"))
+        .unwrap()
+        .hypervisor
+        .machines;
     machines.insert("q35".into(), "pc-q35-9.2".into());
     let refused = what_move(&world.input(), &vm("a"), None).unwrap_err();
-    assert!(refused.summary.contains("direct link from h1"), "{refused:?}");
-    assert!(refused.summary.contains("no machine pc-q35-10.0"), "{refused:?}");
+    assert!(
+        refused.summary.contains("direct link from h1"),
+        "{refused:?}"
+    );
+    assert!(
+        refused.summary.contains("no machine pc-q35-10.0"),
+        "{refused:?}"
+    );
     assert_eq!(refused.candidates.len(), 3);
 }
 

@@ -79,7 +79,10 @@ fn a_closed_epoch_frees_a_vm_only_from_that_epoch() {
     assert!(words[1].starts_with("start db on "), "{words:?}");
     assert_eq!(world.record("db").last_epoch, Epoch(2));
     world.act();
-    assert!(world.words().is_empty(), "the old epoch says nothing of the new");
+    assert!(
+        world.words().is_empty(),
+        "the old epoch says nothing of the new"
+    );
 }
 
 #[test]
@@ -110,7 +113,10 @@ fn a_guest_that_keeps_ending_waits_longer_and_longer() {
     }
     assert_eq!(end(&mut world).len(), 1, "the third waits");
     assert!(waiting(&world.input())[&vm("db")].contains("next try is in 5 s"));
-    assert_eq!(world.memory.next_due(world.now), Some(world.now.plus(Millis::secs(5))));
+    assert_eq!(
+        world.memory.next_due(world.now),
+        Some(world.now.plus(Millis::secs(5)))
+    );
     world.pass(Millis::secs(5));
     assert_eq!(world.step().len(), 1);
     assert_eq!(end(&mut world).len(), 1);
@@ -145,7 +151,10 @@ fn a_crash_loop_tries_each_other_host_once() {
         report.phase = VmPhase::BackOff;
         report.restarts = 3;
     });
-    assert!(world.words().is_empty(), "all were tried: its own host goes on trying");
+    assert!(
+        world.words().is_empty(),
+        "all were tried: its own host goes on trying"
+    );
     world.pass(Millis::secs(700));
     assert_eq!(world.step(), ["power db off"], "and later again");
 }
@@ -172,7 +181,13 @@ fn stops_in_reverse_order_only_what_shall_stop() {
     assert_eq!(world.step(), ["shut app down"]);
     assert!(waiting(&world.input())[&vm("db")].contains("after app"));
     world.act();
-    assert_eq!(world.step(), ["release app (".to_owned() + &app_host(&world, "app") + " by stopped-by-owner)", "shut db down".into()]);
+    assert_eq!(
+        world.step(),
+        [
+            "release app (".to_owned() + &app_host(&world, "app") + " by stopped-by-owner)",
+            "shut db down".into()
+        ]
+    );
     world.run(10);
     assert_eq!(world.at("db"), None);
 }

@@ -1,7 +1,7 @@
 //! What the API needs of the daemon.
 
 use crate::error::{ApiError, ErrorCode};
-use crate::view::{ClusterView, JoinToken};
+use crate::view::{ClusterView, JoinToken, PlacementView};
 use async_trait::async_trait;
 use axum::body::Bytes;
 use futures_util::Stream;
@@ -64,6 +64,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The log of a VM's serial console, wherever it runs.
     async fn logs(&self, vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError>;
+
+    /// Where the leader's planner would put a VM now; `None` when it cannot be asked.
+    async fn placement(&self, _vm: &VmName) -> Option<PlacementView> {
+        None
+    }
 
     /// Adds the daemon's own metrics; called once.
     fn register_metrics(&self, _registry: &mut Registry) {}

@@ -213,6 +213,9 @@ pub struct VmView {
     pub ready: bool,
     /// The migration under way.
     pub migration: Option<MigrationView>,
+    /// What it depends on and is not up yet.
+    #[schema(value_type = Vec<String>)]
+    pub waiting_for: Vec<VmName>,
     /// Somebody asked for a move that is neither done nor given up.
     pub move_requested: bool,
     /// One sentence: why it is where it is, or what is in the way.
@@ -418,10 +421,23 @@ pub struct Explanation {
     pub needed_by: Vec<VmName>,
     /// Rules that bind it.
     pub rules: Vec<RuleView>,
+    /// Where it would go now, and every host with its score or its rejection.
+    pub placement: Option<PlacementView>,
     /// The latest decisions about it, newest first.
     pub decisions: Vec<DecisionView>,
     /// The latest events about it, newest first.
     pub events: Vec<EventView>,
+}
+
+/// What the planner would do with a VM that had to be placed now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlacementView {
+    /// The host that it would be given to; absent: none can take it.
+    #[schema(value_type = Option<String>)]
+    pub best: Option<HostName>,
+    /// Every host with its score or its rejection, best first.
+    #[schema(value_type = Vec<Object>)]
+    pub candidates: Vec<Candidate>,
 }
 
 /// One `depends_on` entry and how it stands.

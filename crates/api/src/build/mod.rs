@@ -7,6 +7,8 @@ mod hosts;
 mod problems;
 mod vms;
 
+pub(crate) use vms::met;
+
 #[cfg(test)]
 mod tests;
 

@@ -183,6 +183,12 @@ fn vms(view: &ClusterView, found: &mut Vec<ProblemView>) {
                 Level::Error,
                 format!("VM {name} fails{because}; `quorate vm logs {name}` shows its console"),
             ),
+            // Its turn comes by itself.
+            VmState::Waiting if !vm.waiting_for.is_empty() => {
+                let names: Vec<&str> = vm.waiting_for.iter().map(|vm| vm.as_str()).collect();
+                let text = format!("VM {name} waits for {}", names.join(", "));
+                (Level::Warning, text)
+            }
             VmState::Waiting => (Level::Error, format!("VM {name} waits{because}")),
             VmState::Frozen => (
                 Level::Error,

@@ -270,6 +270,30 @@ fn what_is_in_the_way_is_said() {
 }
 
 #[test]
+fn waiting_for_a_dependency_is_no_error() {
+    let mut scene = Scene::new();
+    scene.phase("h2", "db", 3, VmPhase::Starting);
+    scene.own("app", Ownership::Free);
+    let app = scene.state.vms.get_mut(&vm("app")).unwrap();
+    app.spec.depends_on.insert(vm("db"), Default::default());
+    scene
+        .seen
+        .waiting
+        .insert(vm("app"), "waits for db: it is not ready".into());
+    let view = scene.view();
+    assert_eq!(view.vms[0].waiting_for, [vm("db")]);
+    assert_eq!(view.cluster.problems[0].level, Level::Warning);
+    assert_eq!(view.cluster.problems[0].text, "VM app waits for db");
+    scene.phase("h2", "db", 3, VmPhase::Running);
+    assert_eq!(scene.view().vms[0].waiting_for, []);
+    scene
+        .seen
+        .waiting
+        .insert(vm("app"), "next: start app on h1 (it is wanted)".into());
+    assert_eq!(scene.view().vms[0].state, VmState::Starting);
+}
+
+#[test]
 fn a_broken_link_is_told_once_and_not_for_dead_hosts() {
     let mut scene = Scene::new();
     let down = LinkReport {

@@ -4,14 +4,40 @@ use super::Observed;
 use crate::view::{MigrationView, VmState, VmView};
 use quorate_membership::HostHealth;
 use quorate_state::{OrderKind, Ownership, State, VmRecord};
-use quorate_types::{HostName, VmName, VmPhase, VmReport};
+use quorate_types::spec::Condition;
+use quorate_types::{Dependency, HostName, VmName, VmPhase, VmReport};
+
+/// Begins the planner's sentence about a VM for which something is about to be done.
+const NEXT: &str = "next: ";
 
 pub(super) fn vms(state: &State, seen: &Observed, known: bool) -> Vec<VmView> {
-    state
+    let mut views: Vec<VmView> = state
         .vms
         .iter()
         .map(|(name, record)| vm(seen, known, name, record))
-        .collect()
+        .collect();
+    let all = views.clone();
+    for view in &mut views {
+        let Some(record) = state.vms.get(&view.name).filter(|record| record.wanted()) else {
+            continue;
+        };
+        if matches!(view.state, VmState::Waiting | VmState::Starting) && view.host.is_none() {
+            let open = |(name, dependency): &(&VmName, &Dependency)| {
+                !met(&all, name, dependency.condition)
+            };
+            let open = record.spec.depends_on.iter().filter(open);
+            view.waiting_for = open.map(|(name, _)| name.clone()).collect();
+        }
+    }
+    views
+}
+
+/// Whether what a dependent waits for holds. A migration keeps it so.
+pub(crate) fn met(vms: &[VmView], other: &VmName, condition: Condition) -> bool {
+    vms.iter().any(|vm| {
+        let runs = matches!(vm.state, VmState::Running | VmState::Migrating);
+        vm.name == *other && runs && (vm.ready || condition == Condition::Started)
+    })
 }
 
 /// What the owner says about the VM under its present epoch. `None`: nothing (yet).
@@ -38,6 +64,7 @@ fn vm(seen: &Observed, known: bool, name: &VmName, record: &VmRecord) -> VmView 
         epoch,
         ready: known && report.is_some_and(|report| report.ready),
         migration: migration(record, report),
+        waiting_for: Vec::new(),
         move_requested: record.move_request.is_some(),
         why: why(seen, name, record, state, problem.as_deref()),
         problem,
@@ -66,6 +93,12 @@ fn restart_pending(record: &VmRecord) -> bool {
     })
 }
 
+fn in_the_way(seen: &Observed, name: &VmName) -> bool {
+    seen.waiting
+        .get(name)
+        .is_some_and(|sentence| !sentence.starts_with(NEXT))
+}
+
 fn lost(seen: &Observed, host: &HostName) -> bool {
     seen.hosts
         .get(host)
@@ -85,7 +118,7 @@ fn vm_state(
     match &record.ownership {
         Ownership::Free if !record.wanted() => VmState::Stopped,
         _ if !known => VmState::Unknown,
-        Ownership::Free if seen.waiting.contains_key(name) => VmState::Waiting,
+        Ownership::Free if in_the_way(seen, name) => VmState::Waiting,
         Ownership::Free
             if record
                 .last_host

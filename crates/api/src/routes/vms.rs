@@ -5,7 +5,7 @@ use crate::backend::LogOptions;
 use crate::error::{ApiError, ErrorCode};
 use crate::view::{
     Changed, ClusterView, DecisionView, DependencyView, EventView, Explanation, MigrateRequest,
-    RuleView, StopHow, StopRequest, VmState, VmView,
+    RuleView, StopHow, StopRequest, VmView,
 };
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 use quorate_state::{Command, State as ClusterState, StopMode, Subject};
 use quorate_types::VmName;
-use quorate_types::spec::{Condition, Power};
+use quorate_types::spec::Power;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -139,14 +139,10 @@ pub(crate) async fn explain_vm(
     let state = api.backend.state();
     let vms = view.vms.clone();
     let vm = find(view, &name)?;
-    Ok(Json(explanation(&state, &vms, vm)))
-}
-
-fn met(vms: &[VmView], other: &VmName, condition: Condition) -> bool {
-    vms.iter().any(|vm| {
-        let runs = matches!(vm.state, VmState::Running | VmState::Migrating);
-        vm.name == *other && runs && (vm.ready || condition == Condition::Started)
-    })
+    let placement = api.backend.placement(&vm.name).await;
+    let mut explained = explanation(&state, &vms, vm);
+    explained.placement = placement;
+    Ok(Json(explained))
 }
 
 fn explanation(state: &ClusterState, vms: &[VmView], vm: VmView) -> Explanation {
@@ -157,7 +153,7 @@ fn explanation(state: &ClusterState, vms: &[VmView], vm: VmView) -> Explanation 
         .map(|(other, dependency)| DependencyView {
             vm: other.clone(),
             condition: dependency.condition,
-            met: met(vms, other, dependency.condition),
+            met: crate::build::met(vms, other, dependency.condition),
         })
         .collect();
     let needs = |other: &&VmName| {
@@ -182,6 +178,7 @@ fn explanation(state: &ClusterState, vms: &[VmView], vm: VmView) -> Explanation 
         depends_on,
         needed_by: state.vms.keys().filter(needs).cloned().collect(),
         rules,
+        placement: None,
         decisions: decisions.map(DecisionView::from).collect(),
         events: events.take(10).map(EventView::from).collect(),
         vm,

@@ -1,0 +1,372 @@
+//! The command line's grammar.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use quorate_types::{HostName, Millis, NetworkName, PoolName, RuleName, VmName};
+use std::path::PathBuf;
+
+/// Where the daemon keeps its state unless told otherwise.
+pub(crate) const DEFAULT_DIR: &str = "/var/lib/quorate";
+
+/// Help of `quorate` itself, with the commands in groups. A test holds it against the grammar.
+const TEMPLATE: &str = "\
+{about}.
+
+{usage-heading} {usage}
+
+\x1b[1mLook\x1b[0m
+  status       The cluster on one page; --watch keeps it up to date
+  events       What happened; --follow goes on
+  explain      Why a VM is where it is
+
+\x1b[1mChange\x1b[0m
+  apply        Make what a manifest says hold
+  diff         What an apply would change
+  delete       Forget a VM, pool, network or rule
+  vm           list, show, start, stop, migrate, cancel, console, logs
+  host         list, show, drain, resume, fence, confirm-dead, remove
+
+\x1b[1mSet up\x1b[0m
+  init         Make a cluster with this host as its first
+  token        Make a join token for another host
+  join         Make this host a member of a cluster
+  serve        Run this host's daemon
+  lab          A whole cluster on one machine, to play with
+  completion   Completion script for a shell
+
+\x1b[1mOptions\x1b[0m
+{options}
+
+\x1b[1mExit status\x1b[0m
+  0  done                     3  the daemon cannot be reached
+  1  failed or refused        4  timed out while waiting
+  2  wrong usage or bad input
+
+`quorate COMMAND --help` says more about each command.
+";
+
+/// Keeps virtual machines running on a cluster of hosts.
+#[derive(Debug, Parser)]
+#[command(name = "quorate", bin_name = "quorate", version, help_template = TEMPLATE)]
+#[command(
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Directory of this host's state and of the daemon's socket.
+    #[arg(long, global = true, env = "QUORATE_DIR", default_value = DEFAULT_DIR, value_name = "DIR", hide_env_values = true, display_order = 900)]
+    pub(crate) dir: PathBuf,
+    /// How results are printed.
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT", display_order = 901)]
+    pub(crate) output: Format,
+    /// No colours (also: the variable NO_COLOR).
+    #[arg(long, global = true, display_order = 902)]
+    pub(crate) no_color: bool,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    // No doc comments: with them the help of every command is twice as long.
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The cluster on one page.
+    Status(StatusArgs),
+    /// What happened.
+    Events(EventsArgs),
+    /// Why a VM is where it is.
+    #[command(subcommand)]
+    Explain(ExplainCommand),
+    /// Make what a manifest says hold: all of it or nothing.
+    Apply(ApplyArgs),
+    /// What an apply would change.
+    Diff(DiffArgs),
+    /// Forget a VM, pool, network or rule. Disk images stay.
+    #[command(subcommand)]
+    Delete(DeleteCommand),
+    /// Virtual machines.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Hosts.
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Make a cluster with this host as its first.
+    Init(InitArgs),
+    /// Join tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Make this host a member of a cluster.
+    Join(JoinArgs),
+    /// Run this host's daemon.
+    Serve,
+    /// A whole cluster on one machine, to play with.
+    #[command(subcommand)]
+    Lab(quorate_lab::LabCommand),
+    /// Completion script for a shell.
+    Completion {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Manual pages, one file for each command.
+    #[command(hide = true)]
+    Man {
+        /// Directory for the pages; absent: the first page on standard output.
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+    /// Tools that the lab runs inside its namespaces.
+    #[command(subcommand, hide = true)]
+    LabTool(quorate_lab::LabToolCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Keep it up to date until Ctrl-C.
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with what happens until Ctrl-C.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only this many of the newest to begin with.
+    #[arg(long, short = 'n', default_value_t = 50, value_name = "COUNT")]
+    pub(crate) lines: usize,
+    /// Only events about this, such as `vm/db` or `host/h1`.
+    #[arg(long, value_name = "SUBJECT")]
+    pub(crate) about: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExplainCommand {
+    /// A VM: its state, the latest decisions with their reasons, what it waits for.
+    Vm {
+        /// Which.
+        name: VmName,
+    },
+}
+
+/// A manifest file.
+#[derive(Debug, Args)]
+pub(crate) struct FileArgs {
+    /// The manifest, YAML or JSON; `-` reads standard input. `${NAME}` in it is replaced from the environment.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+/// How long to wait.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct WaitArgs {
+    /// Wait until it is done, with progress.
+    #[arg(long, short)]
+    pub(crate) wait: bool,
+    /// Give up waiting (not the work) after this long.
+    #[arg(long, default_value = "5m", value_name = "TIME", requires = "wait")]
+    pub(crate) timeout: Millis,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    #[command(flatten)]
+    pub(crate) file: FileArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeleteCommand {
+    /// Stop a VM, then forget it.
+    Vm {
+        /// Which.
+        name: VmName,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Forget a pool that no VM uses.
+    Pool {
+        /// Which.
+        name: PoolName,
+    },
+    /// Forget a network that no VM uses.
+    Network {
+        /// Which.
+        name: NetworkName,
+    },
+    /// Forget a placement rule.
+    Rule {
+        /// Which.
+        name: RuleName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// All VMs.
+    List,
+    /// One VM in full.
+    Show {
+        /// Which.
+        name: VmName,
+    },
+    /// Keep a VM running from now on.
+    Start {
+        /// Which.
+        name: VmName,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Shut a VM down and keep it stopped.
+    Stop {
+        /// Which.
+        name: VmName,
+        /// Power it off at once instead of asking the guest.
+        #[arg(long)]
+        hard: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Move a VM to another host while it runs.
+    Migrate {
+        /// Which.
+        name: VmName,
+        /// To this host; absent: wherever it fits best.
+        #[arg(long, value_name = "HOST")]
+        to: Option<HostName>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Take a move back: the VM goes on where it is.
+    Cancel {
+        /// Which.
+        name: VmName,
+    },
+    /// Connect to a VM's serial console. Ctrl-] ends the connection.
+    Console {
+        /// Which.
+        name: VmName,
+    },
+    /// Output of a VM's serial console.
+    Logs {
+        /// Which.
+        name: VmName,
+        /// Go on with what comes until Ctrl-C.
+        #[arg(long, short)]
+        follow: bool,
+        /// Last lines to begin with.
+        #[arg(long, short = 'n', default_value_t = 100, value_name = "COUNT")]
+        lines: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// All hosts.
+    List,
+    /// One host in full.
+    Show {
+        /// Which.
+        name: HostName,
+    },
+    /// Move all VMs away, without stopping them, and take no new ones.
+    Drain {
+        /// Which.
+        name: HostName,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Take VMs again.
+    Resume {
+        /// Which.
+        name: HostName,
+    },
+    /// Cut a host's power with its fence devices.
+    Fence {
+        /// Which.
+        name: HostName,
+    },
+    /// Say that a host is dead, so that its VMs start elsewhere.
+    ConfirmDead {
+        /// Which.
+        name: HostName,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Forget a host that owns nothing.
+    Remove {
+        /// Which.
+        name: HostName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token that lets one host join.
+    Create {
+        /// Valid for this long.
+        #[arg(long, default_value = "1h", value_name = "TIME")]
+        ttl: Millis,
+    },
+}
+
+/// Timing of the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// Lease of 2 s: rides out network outages of 1.5 s.
+    Default,
+    /// Lease of 1 s: recovers a second earlier, freezes guests at outages above 0.6 s.
+    Fast,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Name of the cluster, for people.
+    #[arg(long, default_value = "quorate", value_name = "NAME")]
+    pub(crate) name: String,
+    /// Name of this host; absent: its host name.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<HostName>,
+    /// Address and port where the other hosts reach this one, such as 192.0.2.11:7420.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) address: String,
+    /// Timing of the lease.
+    #[arg(long, value_enum, default_value_t = Profile::Default)]
+    pub(crate) profile: Profile,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// The token that `quorate token create` printed on a host of the cluster; `-` reads it from
+    /// standard input, where no process list shows it.
+    #[arg(env = "QUORATE_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+    /// Name of this host; absent: its host name.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<HostName>,
+    /// Address and port where the other hosts reach this one, such as 192.0.2.12:7420.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) address: String,
+}

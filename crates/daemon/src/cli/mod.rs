@@ -1,0 +1,151 @@
+//! The command line: every command is a client of the API of this host's daemon.
+//!
+//! Owns: grammar ([`args`]), printing, waiting. Always holds: results go to standard output,
+//! progress and errors to standard error; the exit status is 0, 1, 2, 3 or 4 as `--help` says; what
+//! is printed is made by pure functions from what the API answered. Must not: touch the daemon's
+//! files; `init`, `join` and `serve` are the daemon's own work.
+
+pub(crate) mod args;
+mod console;
+mod error;
+mod events;
+mod host;
+mod manifest;
+mod output;
+mod progress;
+mod setup;
+mod show;
+mod status;
+mod vm;
+mod wait;
+
+#[cfg(test)]
+mod tests;
+
+use args::{Cli, Command, Global};
+use clap::Parser as _;
+use error::CliError;
+use output::Output;
+use quorate_api::Client;
+use quorate_api::view::Changed;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What commands need.
+pub(crate) struct Context {
+    dir: PathBuf,
+    client: Client,
+    output: Output,
+}
+
+impl Context {
+    fn new(global: &Global) -> Self {
+        Self {
+            dir: global.dir.clone(),
+            client: Client::new(global.dir.join(quorate_api::SOCKET), who()),
+            output: Output::new(global),
+        }
+    }
+
+    /// Prints what a change did.
+    fn changed(&self, changed: &Changed) -> Result<(), CliError> {
+        self.output
+            .print(changed, |_| match changed.events.is_empty() {
+                true => "Nothing to change: it is so already.".to_owned(),
+                false => {
+                    let texts: Vec<&str> = changed
+                        .events
+                        .iter()
+                        .map(|event| event.text.as_str())
+                        .collect();
+                    texts.join("\n")
+                }
+            })
+    }
+}
+
+/// For the audit trail: the person behind root, and the host.
+fn who() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok());
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    format!("{}@{host}", user.as_deref().unwrap_or("root"))
+}
+
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// Runs the command that was given.
+pub(crate) fn main() -> ExitCode {
+    // The guard takes little memory and has no threads of an async runtime: it comes before all else.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|word| word == "guard") {
+        return quorate_agent::guard::main(arguments);
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; a terminal that is gone gets neither.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let result = runtime(cli.global, cli.command);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.render());
+            error.exit_code()
+        }
+    }
+}
+
+fn runtime(global: Global, command: Command) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(run(&global, command));
+    // A blocked read of standard input must not keep the program.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(global: &Global, command: Command) -> Result<(), CliError> {
+    let context = Context::new(global);
+    match command {
+        Command::Status(args) => events::status(&context, args).await,
+        Command::Events(args) => events::events(&context, args).await,
+        Command::Explain(command) => vm::explain(&context, command).await,
+        Command::Apply(args) => manifest::apply(&context, args).await,
+        Command::Diff(args) => manifest::diff(&context, args).await,
+        Command::Delete(command) => vm::delete(&context, command).await,
+        Command::Vm(command) => vm::run(&context, command).await,
+        Command::Host(command) => host::run(&context, command).await,
+        Command::Init(args) => setup::init(&context, args).await,
+        Command::Token(command) => host::token(&context, command).await,
+        Command::Join(args) => setup::join(&context, args).await,
+        Command::Serve => {
+            crate::serve::log_to_stderr();
+            Ok(crate::serve::serve(&context.dir).await?)
+        }
+        Command::Lab(command) => Ok(quorate_lab::run(command).await?),
+        Command::LabTool(command) => Ok(quorate_lab::run_tool(command).await?),
+        Command::Completion { shell } => {
+            setup::completion(shell);
+            Ok(())
+        }
+        Command::Man { to } => setup::man(to.as_deref()),
+    }
+}

@@ -1,0 +1,88 @@
+//! `init`, `join`, `completion` and `man`.
+
+use super::Context;
+use super::args::{Cli, InitArgs, JoinArgs, Profile};
+use super::error::CliError;
+use super::output::say;
+use clap::CommandFactory as _;
+use quorate_types::{ClusterSettings, HostName, LeaseTimings};
+use std::path::Path;
+
+fn host_name(given: Option<HostName>) -> Result<HostName, CliError> {
+    if let Some(name) = given {
+        return Ok(name);
+    }
+    let own = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let short = own.split('.').next().unwrap_or_default().to_lowercase();
+    short.parse().map_err(|error| {
+        CliError::Usage(format!(
+            "this host's own name cannot be used: {error}; give one with --host"
+        ))
+    })
+}
+
+pub(crate) async fn init(context: &Context, args: InitArgs) -> Result<(), CliError> {
+    let host = host_name(args.host)?;
+    let lease = match args.profile {
+        Profile::Default => LeaseTimings::default(),
+        Profile::Fast => LeaseTimings::FAST,
+    };
+    let settings = ClusterSettings {
+        lease,
+        ..ClusterSettings::default()
+    };
+    let dir = &context.dir;
+    crate::serve::init(dir, &args.name, host.clone(), &args.address, settings).await?;
+    let dir = at(dir);
+    say(&format!(
+        "Cluster {} made, with {host} as its first host.\n\nNow run the daemon:\n  quorate{dir} serve\nand, once it runs, let other hosts in:\n  quorate{dir} token create",
+        args.name
+    ))
+}
+
+pub(crate) async fn join(context: &Context, args: JoinArgs) -> Result<(), CliError> {
+    let host = host_name(args.host)?;
+    let token = if args.token == "-" {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        line
+    } else {
+        args.token
+    };
+    let node = crate::serve::join(&context.dir, token.trim(), host, &args.address).await?;
+    say(&format!(
+        "{} is now a host of cluster {}.\n\nNow run the daemon:\n  quorate{} serve",
+        node.host,
+        node.cluster_name,
+        at(&context.dir)
+    ))
+}
+
+/// ` --dir DIR`, where it is not the usual one.
+fn at(dir: &Path) -> String {
+    if dir == Path::new(super::args::DEFAULT_DIR) {
+        String::new()
+    } else {
+        format!(" --dir {}", dir.display())
+    }
+}
+
+pub(crate) fn completion(shell: clap_complete::Shell) {
+    clap_complete::generate(
+        shell,
+        &mut Cli::command(),
+        "quorate",
+        &mut std::io::stdout(),
+    );
+}
+
+pub(crate) fn man(to: Option<&Path>) -> Result<(), CliError> {
+    match to {
+        Some(dir) => clap_mangen::generate_to(Cli::command(), dir)?,
+        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?,
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! Grammar, pages and judgements of the command line. Golden pages are in `golden/`;
+//! `UPDATE_GOLDEN=1` writes them anew.
+
+use super::args::{Cli, Command, Format, HostCommand, VmCommand};
+use super::output::{Output, bytes, span};
+use super::wait::{Goal, Standing};
+use super::{error::CliError, host, manifest, show, status};
+use clap::{CommandFactory as _, Parser as _};
+use jiff::tz::TimeZone;
+use quorate_api::view::{ClusterView, Explanation};
+use quorate_api::{ApiError, ClientError, ErrorCode};
+use quorate_types::Millis;
+use std::path::Path;
+
+const PLAIN: Output = Output {
+    format: Format::Table,
+    color: false,
+    width: None,
+};
+
+/// A cluster that is well: three hosts, four VMs.
+fn well() -> ClusterView {
+    serde_json::from_str(include_str!("golden/well.json")).unwrap()
+}
+
+/// The same with trouble on every layer.
+fn trouble() -> ClusterView {
+    serde_json::from_str(include_str!("golden/trouble.json")).unwrap()
+}
+
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("src/cli/golden")
+        .join(name);
+    let text = format!("{text}\n");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, kept, "{name} differs");
+}
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_grammar_is_sound_and_the_help_names_every_command() {
+    Cli::command().debug_assert();
+    let help = Cli::command().render_help().to_string();
+    for command in Cli::command()
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
+        let name = command.get_name();
+        assert!(
+            help.contains(&format!("\n  {name} ")),
+            "`{name}` is not in the help:\n{help}"
+        );
+    }
+    for (group, names) in [
+        (
+            "vm",
+            "list, show, start, stop, migrate, cancel, console, logs",
+        ),
+        (
+            "host",
+            "list, show, drain, resume, fence, confirm-dead, remove",
+        ),
+    ] {
+        let command = Cli::command();
+        let known: Vec<&str> = command
+            .find_subcommand(group)
+            .unwrap()
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
+        assert_eq!(known.join(", "), names);
+        assert!(help.contains(names));
+    }
+}
+
+#[test]
+fn commands_are_understood() {
+    let cli = parse("quorate vm migrate db --to h2 --wait --timeout 90s -o json").unwrap();
+    assert_eq!(cli.global.output, Format::Json);
+    let Command::Vm(VmCommand::Migrate { name, to, wait }) = cli.command else {
+        panic!("not a migration")
+    };
+    assert_eq!((name.as_str(), to.unwrap().as_str()), ("db", "h2"));
+    assert_eq!((wait.wait, wait.timeout), (true, Millis::secs(90)));
+    let cli = parse("quorate host confirm-dead h3 --yes").unwrap();
+    assert!(matches!(
+        cli.command,
+        Command::Host(HostCommand::ConfirmDead { yes: true, .. })
+    ));
+    for bad in [
+        "quorate vm show DB",
+        "quorate apply",
+        "quorate vm start db --timeout 5",
+        "quorate vm start db --timeout 5s",
+        "quorate nonsense",
+        "quorate join T",
+    ] {
+        assert!(parse(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_status_page_of_a_healthy_cluster() {
+    golden("well.txt", &status::page(&PLAIN, &well()));
+}
+
+#[test]
+fn the_status_page_of_a_cluster_in_trouble() {
+    golden("trouble.txt", &status::page(&PLAIN, &trouble()));
+}
+
+#[test]
+fn the_status_page_fits_a_narrow_terminal() {
+    let narrow = Output {
+        width: Some(70),
+        ..PLAIN
+    };
+    let tables = format!(
+        "{}\n\n{}",
+        status::hosts(&narrow, &trouble().hosts),
+        status::vms(&narrow, &trouble().vms)
+    );
+    assert!(
+        tables.lines().all(|line| line.chars().count() <= 70),
+        "{tables}"
+    );
+    golden("narrow.txt", &tables);
+}
+
+#[test]
+fn colours_are_only_added_never_needed() {
+    let color = Output {
+        color: true,
+        ..PLAIN
+    };
+    let page = status::page(&color, &trouble());
+    assert!(page.contains("\x1b["));
+    let mut plain = String::new();
+    let mut rest = page.as_str();
+    while let Some(at) = rest.find("\x1b[") {
+        plain.push_str(&rest[..at]);
+        rest = &rest[at..];
+        rest = &rest[rest.find('m').unwrap() + 1..];
+    }
+    plain.push_str(rest);
+    let words = |text: &str| {
+        text.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(words(&plain), words(&status::page(&PLAIN, &trouble())));
+}
+
+#[test]
+fn an_empty_cluster_says_how_to_go_on() {
+    let mut view = well();
+    view.vms.clear();
+    assert_eq!(
+        status::headline(&PLAIN, &view),
+        "Cluster lab: all well. 3 hosts, no VMs yet: `quorate apply -f FILE`."
+    );
+}
+
+#[test]
+fn one_object_in_full() {
+    let view = trouble();
+    let text = [
+        show::vm(&PLAIN, &view.vms[0], 1_700_000_100_000),
+        show::vm(&PLAIN, &view.vms[3], 1_700_000_100_000),
+        show::host(&PLAIN, &view.hosts[0]),
+        host::warning(&view.hosts[2]),
+    ];
+    golden("show.txt", &text.join("\n\n"));
+}
+
+#[test]
+fn an_explanation_and_events() {
+    let explained: Explanation = serde_json::from_str(include_str!("golden/explain.json")).unwrap();
+    let mut text = show::explanation(&PLAIN, &explained, &TimeZone::UTC, 1_700_000_100_000);
+    for event in &explained.events {
+        text.push('\n');
+        text.push_str(&show::event(&PLAIN, event, &TimeZone::UTC));
+    }
+    golden("explain.txt", &text);
+}
+
+#[test]
+fn changes_are_shown_briefly_or_in_full() {
+    let parse = |text: &str| {
+        quorate_manifest::parse(text, "x", &std::collections::BTreeMap::new())
+            .unwrap()
+            .manifest
+    };
+    let old = parse("vms: {db: {memory: 1GiB, boot: {kernel: {kernel: /k}}}}");
+    let new = parse(
+        "vms: {db: {memory: 2GiB, boot: {kernel: {kernel: /k}}}, app: {memory: 1GiB, boot: {kernel: {kernel: /k}}}}",
+    );
+    let changes = quorate_manifest::diff(&quorate_manifest::Existing::default().with(&old), &new);
+    assert_eq!(
+        manifest::changes(&PLAIN, &changes, false),
+        "+ vm app\n~ vm db\n    memory: 1GiB -> 2GiB"
+    );
+    assert!(manifest::changes(&PLAIN, &changes, true).contains("+ vm app\n    boot.kernel"));
+}
+
+fn standing(goal: &Goal, view: &ClusterView) -> Standing {
+    goal.standing(view).remove(0).1
+}
+
+#[test]
+fn waiting_knows_when_it_is_over() {
+    let (well, trouble) = (well(), trouble());
+    let name = |name: &str| name.parse().unwrap();
+    let wanted = Goal::AsWanted([name("db")].into());
+    assert_eq!(
+        standing(&wanted, &well),
+        Standing::Done("ready on h1".into())
+    );
+    let wanted = Goal::AsWanted([name("app")].into());
+    assert!(
+        matches!(standing(&wanted, &trouble), Standing::Busy(text) if text.contains("waits for db"))
+    );
+    let moved = |from: &str, to: Option<&str>| Goal::Moved {
+        vm: name("db"),
+        from: Some(from.parse().unwrap()),
+        to: to.map(|to| to.parse().unwrap()),
+    };
+    assert!(matches!(
+        standing(&moved("h2", None), &well),
+        Standing::Done(_)
+    ));
+    assert!(
+        matches!(
+            standing(&moved("h1", Some("h2")), &well),
+            Standing::Failed(_)
+        ),
+        "the wish is gone and it did not move"
+    );
+    let mut asked = well.clone();
+    asked.vms.iter_mut().for_each(|vm| vm.move_requested = true);
+    assert!(matches!(
+        standing(&moved("h1", Some("h2")), &asked),
+        Standing::Busy(_)
+    ));
+    assert!(matches!(
+        standing(&Goal::Gone(name("nothing")), &well),
+        Standing::Done(_)
+    ));
+    let drained = Goal::Drained("h1".parse().unwrap());
+    assert!(
+        matches!(standing(&drained, &well), Standing::Failed(_)),
+        "it takes VMs"
+    );
+    let mut draining = well;
+    draining.hosts[0].mode = quorate_state::HostMode::Draining;
+    assert!(
+        matches!(standing(&drained, &draining), Standing::Busy(text) if text.starts_with("2 VMs to go: "))
+    );
+    draining.hosts[0].mode = quorate_state::HostMode::Maintenance;
+    draining.hosts[0].vms.clear();
+    assert!(matches!(standing(&drained, &draining), Standing::Done(_)));
+}
+
+#[test]
+fn exit_statuses_are_as_documented() {
+    let refused = |code| CliError::Client(ClientError::Refused(ApiError::new(code, "x"))).status();
+    assert_eq!(refused(ErrorCode::InvalidManifest), 2);
+    assert_eq!(refused(ErrorCode::NoQuorum), 1);
+    assert_eq!(refused(ErrorCode::NotFound), 1);
+    assert_eq!(CliError::TimedOut("x".into()).status(), 4);
+    let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+    let unreachable = CliError::Client(ClientError::Unreachable {
+        path: "/x/api.sock".into(),
+        source: gone,
+    });
+    assert_eq!(unreachable.status(), 3);
+    assert!(unreachable.render().contains("is `quorate serve` running"));
+}
+
+#[test]
+fn numbers_read_well() {
+    assert_eq!(bytes(0), "0 B");
+    assert_eq!(bytes(128 << 20), "128 MiB");
+    assert_eq!(bytes(1536 << 20), "1.5 GiB");
+    assert_eq!(span(1850), "1.8 s");
+    assert_eq!(span(59_999), "59 s");
+    assert_eq!(span(3_600_000), "60 min");
+    assert_eq!(span(400_000_000), "4 d");
+}

@@ -49,7 +49,13 @@ pub(crate) async fn events(context: &Context, args: EventsArgs) -> Result<(), Cl
         }
         path.push_str(&format!("&subject={about}"));
     }
-    let list: Vec<EventView> = context.client.get(&path).await?;
+    // The newest of all first: what happens between the two requests is left to the stream.
+    let newest: Vec<EventView> = context.client.get("/api/v1/events?limit=1").await?;
+    let last = newest.last().map_or(0, |event| event.sequence);
+    let mut list: Vec<EventView> = context.client.get(&path).await?;
+    if args.follow {
+        list.retain(|event| event.sequence <= last);
+    }
     let zone = TimeZone::system();
     if !args.follow {
         return context.output.print(&list, |out| {
@@ -63,14 +69,6 @@ pub(crate) async fn events(context: &Context, args: EventsArgs) -> Result<(), Cl
     for event in &list {
         line(context, event, &zone)?;
     }
-    // Without an event to go on from, the newest of all counts.
-    let last = match list.last() {
-        Some(event) if args.about.is_none() => event.sequence,
-        _ => {
-            let newest: Vec<EventView> = context.client.get("/api/v1/events?limit=1").await?;
-            newest.last().map_or(0, |event| event.sequence)
-        }
-    };
     follow(context, &args, last, &zone).await
 }
 

@@ -1,0 +1,249 @@
+//! The real binary against the API of a fake daemon: exit statuses, messages, waiting.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../api/tests/common/mod.rs"]
+mod common;
+
+use common::{Site, TWO};
+use quorate_api::Limits;
+use std::process::Stdio;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::Command;
+
+/// Longest that any command of these tests may take.
+const SOON: Duration = Duration::from_secs(20);
+
+struct Ran {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+fn command(site: &Site, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+    command
+        .args(line.split_whitespace())
+        .env("QUORATE_DIR", site.socket.parent().unwrap())
+        .env("KERNEL", "/boot/k")
+        .env("USER", "bob")
+        .env_remove("SUDO_USER")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+async fn run_with(site: &Site, line: &str, input: &str) -> Ran {
+    let mut child = command(site, line).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that does not read its input may have ended already.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    let output = tokio::time::timeout(SOON, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    Ran {
+        status: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+async fn run(site: &Site, line: &str) -> Ran {
+    run_with(site, line, "").await
+}
+
+#[tokio::test]
+async fn a_manifest_is_applied_compared_and_refused() {
+    let site = Site::start(Limits::default()).await;
+    let diff = run_with(&site, "diff -f -", TWO).await;
+    assert_eq!(diff.status, 0, "{}", diff.err);
+    assert!(
+        diff.out.contains("+ vm db\n    boot.kernel.append"),
+        "{}",
+        diff.out
+    );
+    assert!(diff.out.ends_with("2 objects would change.\n"));
+    let applied = run_with(&site, "apply -f -", TWO).await;
+    assert_eq!(applied.out, "+ vm app\n+ vm db\nApplied as revision 6.\n");
+    let by = site.fake.callers.lock().unwrap()[0].clone();
+    assert!(by.starts_with("bob@"), "{by}");
+    let again = run_with(&site, "apply -f -", TWO).await;
+    assert_eq!(
+        again.out,
+        "Nothing to change: all is so already (revision 6).\n"
+    );
+    let bad = run_with(&site, "apply -f -", &TWO.replace("memory", "memroy")).await;
+    assert_eq!((bad.status, bad.out.as_str()), (2, ""));
+    assert!(bad.err.contains("--> standard input:3:8"), "{}", bad.err);
+    assert!(bad.err.contains("help: did you mean `memory`?"));
+    assert!(
+        bad.err
+            .ends_with("error: the manifest has 2 errors; nothing was changed\n")
+    );
+    let missing = run(&site, "apply -f /no/such/file.yaml").await;
+    assert_eq!(missing.status, 2);
+    assert!(missing.err.contains("/no/such/file.yaml cannot be read"));
+}
+
+#[tokio::test]
+async fn a_variable_of_the_environment_is_needed_where_the_manifest_says_so() {
+    let site = Site::start(Limits::default()).await;
+    let text = TWO.replace("${KERNEL}", "${QUORATE_TEST_UNSET}");
+    let ran = run_with(&site, "apply -f -", &text).await;
+    assert_eq!(ran.status, 2);
+    assert!(
+        ran.err
+            .contains("the variable `QUORATE_TEST_UNSET` is not set"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test]
+async fn status_speaks_to_people_and_programs() {
+    let site = Site::start(Limits::default()).await;
+    run_with(&site, "apply -f -", TWO).await;
+    let page = run(&site, "status").await;
+    assert!(page.out.starts_with("Cluster lab: "), "{}", page.out);
+    assert!(!page.out.contains('\x1b'), "no colours outside a terminal");
+    let json = run(&site, "status --output json").await;
+    let value: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(value["vms"][1]["name"], "db");
+    let yaml = run(&site, "vm list -o yaml").await;
+    assert!(yaml.out.starts_with("- name: app\n"), "{}", yaml.out);
+    site.fake.quorate.store(false, Ordering::SeqCst);
+    let page = run(&site, "status").await;
+    assert_eq!(page.status, 0);
+    assert!(
+        page.out.starts_with("Cluster lab: no quorum"),
+        "{}",
+        page.out
+    );
+    let refused = run(&site, "vm start db").await;
+    assert_eq!(refused.status, 1);
+    assert!(refused.err.contains("error: no quorum"), "{}", refused.err);
+}
+
+#[tokio::test]
+async fn waiting_ends_with_done_failed_or_timed_out() {
+    let site = Site::start(Limits::default()).await;
+    run_with(&site, "apply -f -", TWO).await;
+    let stopped = run(&site, "vm stop app --wait").await;
+    assert_eq!(stopped.status, 0, "{}", stopped.err);
+    assert!(
+        stopped
+            .out
+            .starts_with("VM app shall be stopped\nDone after "),
+        "{}",
+        stopped.out
+    );
+    let late = run_with(&site, "apply -f - --wait --timeout 300ms", TWO).await;
+    assert_eq!(late.status, 4);
+    assert!(
+        late.err
+            .contains("error: not done after 300ms: app: starting; db: starting"),
+        "{}",
+        late.err
+    );
+    let drain = run(&site, "host drain h2").await;
+    assert_eq!(drain.out, "host h2 is being drained\n");
+    let failed = run(&site, "vm migrate db --to h3 --wait").await;
+    assert_eq!(failed.status, 1);
+    assert!(
+        failed.err.contains("`quorate vm start db` places it"),
+        "{}",
+        failed.err
+    );
+}
+
+#[tokio::test]
+async fn a_missing_daemon_has_its_own_status() {
+    let site = Site::start(Limits::default()).await;
+    let ran = run(&site, "--dir /nonexistent status").await;
+    assert_eq!(ran.status, 3);
+    assert!(
+        ran.err.contains("is `quorate serve` running"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(run(&site, "vm show DB").await.status, 2);
+    assert_eq!(run(&site, "vm show dbx").await.status, 1);
+    assert_eq!(run(&site, "--help").await.status, 0);
+    assert_eq!(run(&site, "").await.status, 2);
+}
+
+#[tokio::test]
+async fn confirm_dead_asks_unless_told_not_to() {
+    let site = Site::start(Limits::default()).await;
+    let asked = run_with(&site, "host confirm-dead h3", "h3\n").await;
+    assert_eq!(asked.status, 2, "a pipe is no confirmation");
+    assert!(asked.err.contains("--yes"), "{}", asked.err);
+    let told = run(&site, "host confirm-dead h3 --yes").await;
+    assert!(
+        told.out.starts_with("h3 is dead, says bob@"),
+        "{}",
+        told.out
+    );
+    assert_eq!(run(&site, "host confirm-dead h9 --yes").await.status, 1);
+}
+
+#[tokio::test]
+async fn consoles_and_logs_come_through() {
+    let site = Site::start(Limits::default()).await;
+    run_with(&site, "apply -f -", TWO).await;
+    let ran = run_with(&site, "vm console db", "ls\n\x1d").await;
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert!(
+        ran.err.contains("Ctrl-] ends the connection"),
+        "{}",
+        ran.err
+    );
+    let logs = run(&site, "vm logs db -n 5").await;
+    assert_eq!(logs.out, "5 lines\n");
+}
+
+#[tokio::test]
+async fn events_are_followed_one_per_line() {
+    let site = Site::start(Limits::default()).await;
+    run_with(&site, "apply -f -", TWO).await;
+    let list = run(&site, "events -n 1 -o json").await;
+    let list: serde_json::Value = serde_json::from_str(&list.out).unwrap();
+    assert_eq!(list.as_array().unwrap().len(), 1);
+    let mut child = command(&site, "events --follow -n 1 -o json --about vm/db")
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let first = tokio::time::timeout(SOON, lines.next_line())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(first.contains("VM db created"), "{first}");
+    run(&site, "vm stop app").await;
+    run(&site, "vm stop db").await;
+    let next = tokio::time::timeout(SOON, lines.next_line())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(next.contains("VM db shall be stopped"), "{next}");
+    child.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn completions_and_manual_pages_are_made() {
+    let site = Site::start(Limits::default()).await;
+    let bash = run(&site, "completion bash").await;
+    assert!(bash.out.contains("confirm-dead"));
+    let man = run(&site, "man").await;
+    assert!(man.out.contains(".TH quorate 1"), "{}", &man.out[..200]);
+    let dir = tempfile::tempdir().unwrap();
+    let ran = run(&site, &format!("man --to {}", dir.path().display())).await;
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert!(dir.path().join("quorate-vm-migrate.1").exists());
+}

@@ -397,10 +397,11 @@ impl Work<'_> {
         if !self.hosts[at].good() {
             return 0;
         }
-        let groups = 0..self.groups.members.len();
-        let others = groups.filter(|group| Some(*group) != except);
-        let at_home = others.filter(|group| self.home(*group, &[]).is_some_and(|h| h.0 == at));
-        let coming = at_home.flat_map(|group| self.groups.members[group].iter().copied());
+        let homes = self.homes.iter().enumerate();
+        let at_home = homes.filter(|(group, home)| {
+            Some(*group) != except && home.is_some_and(|(seat, _)| seat == at)
+        });
+        let coming = at_home.flat_map(|(group, _)| self.groups.members[group].iter().copied());
         coming
             .filter(|vm| self.pending(*vm, at))
             .map(|vm| self.vms[vm].need())

@@ -18,8 +18,10 @@ const FREE_ENDS: u32 = 2;
 const RECOVERED_AFTER: Millis = Millis::secs(60);
 /// A host where a guest could not stay up is avoided for this long.
 const AVOID_FOR: Millis = Millis::secs(600);
-/// Restarts under one epoch that count as a crash loop.
-pub(crate) const CRASH_LOOP: u32 = 3;
+/// Restarts, since it last ran for a while, that count as a crash loop.
+const CRASH_LOOP: u32 = 3;
+/// A guest that did not come up for this long does not come up there.
+const NOT_UP_FOR: Millis = Millis::secs(15);
 /// A migration of which nothing at all changes for this long is stuck.
 const STUCK_AFTER: Millis = Millis::secs(300);
 /// A migration may be this old before it has to come nearer to its end.
@@ -50,6 +52,12 @@ struct VmMemory {
     ended_at: Option<Instant>,
     ended_epoch: Epoch,
     running: Option<(Epoch, Instant)>,
+    /// Since when its owner tries in vain, under which epoch.
+    failing: Option<(Epoch, Instant)>,
+    /// Restarts that were overcome: it ran for a while after them.
+    overcome: (Epoch, u32),
+    /// It keeps failing under this epoch.
+    looping: Option<Epoch>,
     crashed_on: BTreeMap<HostName, Instant>,
 }
 
@@ -111,6 +119,11 @@ impl Memory {
     pub(crate) fn failed_targets(&self, vm: &VmName, host: &HostName) -> u32 {
         let count = |memory: &VmMemory| memory.failed_targets.get(host).copied();
         self.vm(vm).and_then(count).unwrap_or(0)
+    }
+
+    /// The owner tries again and again, under this epoch, and the guest does not stay up.
+    pub(crate) fn looping(&self, vm: &VmName, epoch: Epoch) -> bool {
+        self.vm(vm).and_then(|memory| memory.looping) == Some(epoch)
     }
 
     /// The VM could not stay up on this host lately.
@@ -193,6 +206,7 @@ impl VmMemory {
                     .is_some_and(|(_, at)| now > at.plus(RECOVERED_AFTER))
                 {
                     self.ends = 0;
+                    self.overcome = (*epoch, report.restarts);
                 }
                 if here && report.ready && !self.is_ready(*epoch) {
                     self.ready = Some((*epoch, *epoch));
@@ -205,7 +219,9 @@ impl VmMemory {
                     self.ended_at = Some(now);
                     self.ended_epoch = *epoch;
                 }
-                if here && report.phase == VmPhase::BackOff && report.restarts >= CRASH_LOOP {
+                self.looping = None;
+                if here && self.loops(*epoch, report, now) {
+                    self.looping = Some(*epoch);
                     self.crashed_on.insert(host.clone(), now);
                 }
             }
@@ -224,6 +240,30 @@ impl VmMemory {
                 }
             }
         }
+    }
+
+    /// Whether an owner's attempts are in vain.
+    fn loops(&mut self, epoch: Epoch, report: &VmReport, now: Instant) -> bool {
+        match report.phase {
+            VmPhase::BackOff => {}
+            VmPhase::Starting => return false,
+            _ => {
+                self.failing = None;
+                return false;
+            }
+        }
+        let since = match self.failing {
+            Some((seen, since)) if seen == epoch => since,
+            _ => now,
+        };
+        self.failing = Some((epoch, since));
+        let before = if self.overcome.0 == epoch {
+            self.overcome.1
+        } else {
+            0
+        };
+        let restarts = report.restarts.saturating_sub(before);
+        restarts >= CRASH_LOOP || now > since.plus(NOT_UP_FOR)
     }
 
     fn is_ready(&self, epoch: Epoch) -> bool {
@@ -304,7 +344,8 @@ impl VmMemory {
         });
         let waits = self.move_after().into_iter().chain(self.start_after());
         let avoided = self.crashed_on.values().map(|at| at.plus(AVOID_FOR));
-        waits.chain(avoided).chain(migration)
+        let failing = self.failing.map(|(_, at)| just_after(at.plus(NOT_UP_FOR)));
+        waits.chain(avoided).chain(failing).chain(migration)
     }
 }
 

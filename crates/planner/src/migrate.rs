@@ -91,6 +91,12 @@ impl Sides {
             || self.source_said == Some(MigrationOutcome::Sent)
     }
 
+    /// The source may still be sending: it ends that by itself, and says so.
+    fn may_be_sending(&self) -> bool {
+        let gone = matches!(self.source_phase, Some(VmPhase::Absent | VmPhase::BackOff));
+        !gone && !self.past_switchover()
+    }
+
     fn cancel_or(&self, cancel: &'static str, wait: &'static str) -> Verdict {
         if self.cancelled {
             Verdict::Wait(wait)
@@ -111,7 +117,7 @@ fn judge(sides: &Sides) -> Verdict {
         return Verdict::Release(vec![source.clone(), target.clone()]);
     }
     if sides.target_said == Some(MigrationOutcome::Failed) {
-        let waits = sides.source_up && sides.source_proof.is_none() && !sides.past_switchover();
+        let waits = sides.source_up && sides.source_proof.is_none() && sides.may_be_sending();
         if waits && !sides.cancel_ignored {
             return sides.cancel_or(
                 "its target gave up",

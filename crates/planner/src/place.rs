@@ -12,6 +12,11 @@ use quorate_state::Reason;
 pub(crate) fn run(work: &mut Work<'_>) {
     let mut waiting: Vec<(usize, u64)> = Vec::new();
     let mut priority = i32::MAX;
+    let free = work
+        .vms
+        .iter()
+        .filter(|vm| vm.wanted && vm.own == Own::Free);
+    let lowest = free.map(|vm| vm.priority).min();
     for vm in work.order.clone() {
         if !work.vms[vm].wanted || work.vms[vm].own != Own::Free {
             continue;
@@ -29,7 +34,8 @@ pub(crate) fn run(work: &mut Work<'_>) {
                 work.hosts[host].held += bytes;
             }
         }
-        if let Some(kept) = place(work, vm) {
+        let keeps = lowest.is_some_and(|lowest| lowest < work.vms[vm].priority);
+        if let Some(kept) = place(work, vm, keeps) {
             waiting.push(kept);
         }
     }
@@ -38,8 +44,8 @@ pub(crate) fn run(work: &mut Work<'_>) {
     }
 }
 
-/// Starts a VM if it can be; otherwise returns the room to keep for it, if it is about to come.
-fn place(work: &mut Work<'_>, vm: usize) -> Option<(usize, u64)> {
+/// Starts a VM if it can be; otherwise returns the room that it `keeps`, if it is about to come.
+fn place(work: &mut Work<'_>, vm: usize, keeps: bool) -> Option<(usize, u64)> {
     let unmet = work.unmet(vm);
     let now = work.input.now;
     let later = work.input.memory.start_after(work.vms[vm].name);
@@ -53,7 +59,7 @@ fn place(work: &mut Work<'_>, vm: usize) -> Option<(usize, u64)> {
         });
     }
     if !unmet.is_empty() || later.is_some() {
-        if unmet.iter().any(|unmet| !unmet.coming) {
+        if !keeps || unmet.iter().any(|unmet| !unmet.coming) {
             return None;
         }
         let host = work.choose_start(vm, None).best?;

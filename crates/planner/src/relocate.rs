@@ -6,7 +6,6 @@
 //! come first; a broken rule alone never stops a guest, it is only mended by live migration.
 
 use crate::fit::Query;
-use crate::memory::CRASH_LOOP;
 use crate::work::{Own, Work};
 use quorate_state::{HostMode, OrderKind, Reason, StopMode};
 use quorate_types::VmPhase;
@@ -72,7 +71,7 @@ fn cause(work: &Work<'_>, vm: usize, host: usize) -> Option<Cause> {
         let text = format!("it must be kept apart from {}", work.vms[*other].name);
         return Some(Cause::Rule(text));
     }
-    let home = work.home(work.groups.of[vm]?, &[])?;
+    let home = work.homes[work.groups.of[vm]?]?;
     let split = home.0 != host && work.hosts[home.0].good();
     split.then(|| {
         let (other, home) = (work.vms[home.1].name, work.hosts[home.0].name);
@@ -119,8 +118,8 @@ fn relocate(work: &mut Work<'_>, vm: usize, cause: &Cause) {
 fn loops(work: &Work<'_>, vm: usize, host: usize, epoch: quorate_types::Epoch) -> bool {
     let never = work.vms[vm].record.spec.migration == MigrationPolicy::Never;
     let report = work.report(vm, host).filter(|report| report.epoch == epoch);
-    let looping =
-        report.is_some_and(|seen| seen.phase == VmPhase::BackOff && seen.restarts >= CRASH_LOOP);
+    let looping = report.is_some_and(|seen| seen.phase == VmPhase::BackOff)
+        && work.input.memory.looping(work.vms[vm].name, epoch);
     looping && !never && work.hosts[host].up
 }
 

@@ -130,6 +130,8 @@ pub(crate) struct Work<'a> {
     pub(crate) vms: Vec<Vm<'a>>,
     pub(crate) vm_index: BTreeMap<&'a VmName, usize>,
     pub(crate) groups: Groups,
+    /// Where each group belongs now, as [`Work::home`] has it.
+    pub(crate) homes: Vec<Option<(usize, usize)>>,
     /// VMs by effective priority, then how many need them, then name.
     pub(crate) order: Vec<usize>,
     /// VMs that need each VM directly.
@@ -167,6 +169,7 @@ impl<'a> Work<'a> {
             needed_by: vec![Vec::new(); vms.len()],
             vms,
             vm_index,
+            homes: vec![None; groups.members.len()],
             groups,
             order: Vec::new(),
             markers: BTreeMap::new(),
@@ -176,6 +179,9 @@ impl<'a> Work<'a> {
             host_notes: BTreeMap::new(),
         };
         work.count_use();
+        for group in 0..work.homes.len() {
+            work.homes[group] = work.home(group, &[]);
+        }
         work.rank();
         work.find_markers();
         work.find_abis();
@@ -223,6 +229,9 @@ impl<'a> Work<'a> {
         self.vms[at].touched = true;
         change(&mut self.vms[at]);
         self.account(at, true);
+        if let Some(group) = self.groups.of[at] {
+            self.homes[group] = self.home(group, &[]);
+        }
     }
 
     /// Who needs whom, the effective priorities, and the order that follows.

@@ -108,6 +108,14 @@ fn a_target_that_gives_up_lets_the_source_end_it_first() {
 }
 
 #[test]
+fn a_target_that_gives_up_gives_it_back_at_once_if_the_source_has_no_process() {
+    let mut world = moving();
+    world.says("h1", "db", |report| report.phase = VmPhase::Absent);
+    world.says_outcome("h2", "db", Failed);
+    is(&mut world, &[REFUSED]);
+}
+
+#[test]
 fn a_target_that_gives_up_after_the_switchover_gives_it_back() {
     for sent in [false, true] {
         let mut world = moving();

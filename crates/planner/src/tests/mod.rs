@@ -5,3 +5,4 @@ mod moving;
 mod placement;
 mod properties;
 mod recovery;
+mod speed;

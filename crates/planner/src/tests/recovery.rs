@@ -160,6 +160,50 @@ fn a_crash_loop_tries_each_other_host_once() {
 }
 
 #[test]
+fn a_guest_that_does_not_come_up_is_tried_elsewhere() {
+    let mut world = two_vms();
+    world.put("app", "h2");
+    world.put("db", "h1");
+    let phase = |world: &mut World, phase| world.says("h1", "db", |report| report.phase = phase);
+    phase(&mut world, VmPhase::BackOff);
+    assert!(world.words().is_empty());
+    assert_eq!(
+        world.memory.next_due(world.now),
+        Some(world.now.plus(Millis(15_001)))
+    );
+    world.pass(Millis::secs(8));
+    phase(&mut world, VmPhase::Starting);
+    assert!(world.words().is_empty());
+    world.pass(Millis::secs(8));
+    phase(&mut world, VmPhase::BackOff);
+    assert_eq!(world.step(), ["power db off"]);
+    world.act();
+    world.step();
+    assert_eq!(world.at("db").as_deref(), Some("h3"));
+}
+
+#[test]
+fn crashes_that_were_overcome_do_not_count() {
+    let mut world = two_vms();
+    world.put("app", "h2");
+    world.put("db", "h1");
+    world.says("h1", "db", |report| report.restarts = 5);
+    world.observe();
+    world.pass(Millis::secs(61));
+    world.observe();
+    let crash = |world: &mut World, restarts| {
+        world.says("h1", "db", |report| {
+            report.phase = VmPhase::BackOff;
+            report.restarts = restarts;
+        });
+        world.words()
+    };
+    assert!(crash(&mut world, 6).is_empty());
+    assert!(crash(&mut world, 7).is_empty());
+    assert_eq!(crash(&mut world, 8), ["power db off"]);
+}
+
+#[test]
 fn stops_in_reverse_order_only_what_shall_stop() {
     let mut world = World::new(
         3,

@@ -1,0 +1,78 @@
+//! How long a plan takes. Run it with
+//! `cargo test --release -p quorate-planner speed -- --ignored --nocapture`.
+
+use crate::testing::*;
+use crate::{plan, waiting};
+use quorate_membership::HostHealth;
+use quorate_state::Command;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// Chains of five VMs, every tenth pair kept apart, another kept together.
+fn cluster(hosts: u32, vms: usize) -> World {
+    let mut specs = serde_json::Map::new();
+    for n in 0..vms {
+        let mut spec = json!({ "memory": "64MiB" });
+        if n % 5 != 0 {
+            spec["depends_on"][format!("v{}", n - 1)] = json!({});
+        }
+        specs.insert(format!("v{n}"), spec);
+    }
+    let mut rules = serde_json::Map::new();
+    for n in (0..vms - 3).step_by(10) {
+        let vm = |offset: usize| format!("v{}", n + offset);
+        rules.insert(format!("a{n}"), json!({ "keep_apart": [vm(0), vm(1)] }));
+        rules.insert(format!("w{n}"), json!({ "keep_with": [vm(2), vm(3)] }));
+    }
+    let mut world = World::new(hosts, json!({ "vms": specs, "rules": rules }));
+    for report in world.reports.values_mut() {
+        report.capacity.memory.0 = 8 << 30;
+        report.capacity.cpus = 16;
+    }
+    world
+}
+
+fn measure(world: &mut World, what: &str) -> Duration {
+    world.observe();
+    let mut best = Duration::MAX;
+    let mut actions = 0;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        actions = plan(&world.input()).actions.len();
+        best = best.min(begun.elapsed());
+    }
+    let begun = Instant::now();
+    let waits = waiting(&world.input()).len();
+    let (hosts, vms) = (world.state.hosts.len(), world.state.vms.len());
+    let took = begun.elapsed();
+    println!("{hosts}x{vms} {what}: plan {best:?} ({actions} actions), waiting {took:?} ({waits})");
+    best
+}
+
+#[test]
+#[ignore = "measures time: run it alone, in release"]
+fn speed() {
+    for (hosts, vms) in [(10, 100), (50, 500), (100, 2000)] {
+        let mut world = cluster(hosts, vms);
+        let mut worst = measure(&mut world, "cold start");
+        for _ in 0..20 {
+            let made = plan(&world.input());
+            if made.actions.is_empty() {
+                break;
+            }
+            world.command(Command::CommitPlan(made));
+            world.act();
+            world.observe();
+        }
+        worst = worst.max(measure(&mut world, "at rest"));
+        world.kill("h1");
+        worst = worst.max(measure(&mut world, "one host down"));
+        world.proofs.clear();
+        world.health.insert(host("h1"), HostHealth::Up);
+        world.drain("h2");
+        worst = worst.max(measure(&mut world, "one host drained"));
+        if vms == 100 {
+            assert!(worst < Duration::from_millis(5), "{worst:?}");
+        }
+    }
+}

@@ -247,3 +247,35 @@ async fn completions_and_manual_pages_are_made() {
     assert_eq!(ran.status, 0, "{}", ran.err);
     assert!(dir.path().join("quorate-vm-migrate.1").exists());
 }
+
+#[tokio::test]
+async fn a_token_stands_alone_on_standard_output() {
+    let site = Site::start(Limits::default()).await;
+    let ran = run(&site, "token create --ttl 5m").await;
+    assert_eq!(ran.out, "token\n");
+    assert!(ran.err.contains("quorate join TOKEN"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn settings_are_read_strictly() {
+    let site = Site::start(Limits::default()).await;
+    let line = "init --address 192.0.2.1:7420 --host h1 --settings -";
+    let bad = run_with(&site, line, "cluster: {max_voters: 4}").await;
+    assert_eq!(bad.status, 2);
+    assert!(
+        bad.err.contains("max_voters must be 1, 3 or 5"),
+        "{}",
+        bad.err
+    );
+    let more = run_with(
+        &site,
+        line,
+        "cluster: {max_voters: 3}\nnetworks: {lan: {bridge: b}}",
+    )
+    .await;
+    assert!(
+        more.err.contains("holds more than a `cluster:` section"),
+        "{}",
+        more.err
+    );
+}

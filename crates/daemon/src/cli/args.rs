@@ -114,8 +114,7 @@ pub(crate) enum Command {
     /// Run this host's daemon.
     Serve,
     /// A whole cluster on one machine, to play with.
-    #[command(subcommand)]
-    Lab(quorate_lab::LabCommand),
+    Lab(quorate_lab::cli::LabArgs),
     /// Completion script for a shell.
     Completion {
         /// The shell.
@@ -131,7 +130,7 @@ pub(crate) enum Command {
     },
     /// Tools that the lab runs inside its namespaces.
     #[command(subcommand, hide = true)]
-    LabTool(quorate_lab::LabToolCommand),
+    LabTool(quorate_lab::cli::ToolCommand),
 }
 
 #[derive(Debug, Args)]
@@ -355,6 +354,9 @@ pub(crate) struct InitArgs {
     /// Timing of the lease.
     #[arg(long, value_enum, default_value_t = Profile::Default)]
     pub(crate) profile: Profile,
+    /// Settings of the cluster: a manifest with a `cluster:` section and nothing else.
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    pub(crate) settings: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

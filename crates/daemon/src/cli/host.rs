@@ -116,11 +116,13 @@ pub(crate) async fn token(context: &Context, command: TokenCommand) -> Result<()
         .client
         .post("/api/v1/tokens", &TokenRequest { ttl })
         .await?;
-    context.output.print(&token, |_| {
-        format!(
-            "{}\n\nOn the new host, until {}:\n  quorate join TOKEN --address ADDRESS:PORT\n  quorate serve",
-            token.token,
-            show::time(token.expires, &TimeZone::system())
-        )
-    })
+    // The token alone on standard output, so that a script can take it.
+    context.output.print(&token, |_| token.token.clone())?;
+    if context.output.is_table() {
+        let until = show::time(token.expires, &TimeZone::system());
+        eprintln!(
+            "\nOn the new host, until {until}:\n  quorate join TOKEN --address ADDRESS:PORT\n  quorate serve"
+        );
+    }
+    Ok(())
 }

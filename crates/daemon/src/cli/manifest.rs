@@ -12,7 +12,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 /// Reads the file, and of the environment only what the file asks for.
-fn request(path: &Path) -> Result<ManifestRequest, CliError> {
+pub(crate) fn request(path: &Path) -> Result<ManifestRequest, CliError> {
     let stdin = path.as_os_str() == "-";
     let bad = |error: std::io::Error| {
         CliError::Usage(format!("{} cannot be read: {error}", path.display()))

@@ -102,13 +102,32 @@ pub(crate) fn main() -> ExitCode {
             };
         }
     };
-    let result = runtime(cli.global, cli.command);
+    let result = match cli.command {
+        // The lab works without an async runtime: its supervisor stands in for hardware.
+        Command::Lab(args) => return lab(quorate_lab::cli::run(&args, lab_output(&cli.global))),
+        Command::LabTool(command) => return lab(quorate_lab::cli::run_tool(&command)),
+        command => runtime(cli.global, command),
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", error.render());
             error.exit_code()
         }
+    }
+}
+
+fn lab(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn lab_output(global: &Global) -> quorate_lab::cli::Output {
+    match global.output {
+        args::Format::Table => quorate_lab::cli::Output::Table,
+        args::Format::Json | args::Format::Yaml => quorate_lab::cli::Output::Json,
     }
 }
 
@@ -140,8 +159,8 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
             crate::serve::log_to_stderr();
             Ok(crate::serve::serve(&context.dir).await?)
         }
-        Command::Lab(command) => Ok(quorate_lab::run(command).await?),
-        Command::LabTool(command) => Ok(quorate_lab::run_tool(command).await?),
+        // Ran before there was a runtime.
+        Command::Lab(_) | Command::LabTool(_) => Ok(()),
         Command::Completion { shell } => {
             setup::completion(shell);
             Ok(())

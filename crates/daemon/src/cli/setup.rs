@@ -1,11 +1,12 @@
 //! `init`, `join`, `completion` and `man`.
 
-use super::Context;
 use super::args::{Cli, InitArgs, JoinArgs, Profile};
 use super::error::CliError;
 use super::output::say;
+use super::{Context, manifest};
 use clap::CommandFactory as _;
-use quorate_types::{ClusterSettings, HostName, LeaseTimings};
+use quorate_api::{ApiError, ClientError};
+use quorate_types::{ClusterSettings, HostName, LeaseTimings, Manifest};
 use std::path::Path;
 
 fn host_name(given: Option<HostName>) -> Result<HostName, CliError> {
@@ -26,13 +27,15 @@ fn host_name(given: Option<HostName>) -> Result<HostName, CliError> {
 
 pub(crate) async fn init(context: &Context, args: InitArgs) -> Result<(), CliError> {
     let host = host_name(args.host)?;
-    let lease = match args.profile {
-        Profile::Default => LeaseTimings::default(),
-        Profile::Fast => LeaseTimings::FAST,
-    };
-    let settings = ClusterSettings {
-        lease,
-        ..ClusterSettings::default()
+    let settings = match &args.settings {
+        Some(path) => read_settings(path)?,
+        None => ClusterSettings {
+            lease: match args.profile {
+                Profile::Default => LeaseTimings::default(),
+                Profile::Fast => LeaseTimings::FAST,
+            },
+            ..ClusterSettings::default()
+        },
     };
     let dir = &context.dir;
     crate::serve::init(dir, &args.name, host.clone(), &args.address, settings).await?;
@@ -41,6 +44,28 @@ pub(crate) async fn init(context: &Context, args: InitArgs) -> Result<(), CliErr
         "Cluster {} made, with {host} as its first host.\n\nNow run the daemon:\n  quorate{dir} serve\nand, once it runs, let other hosts in:\n  quorate{dir} token create",
         args.name
     ))
+}
+
+/// Settings from a manifest that holds nothing else.
+fn read_settings(path: &Path) -> Result<ClusterSettings, CliError> {
+    let request = manifest::request(path)?;
+    let existing = quorate_manifest::Existing::default();
+    let parsed =
+        quorate_manifest::load(&request.text, &request.file, &request.variables, &existing);
+    let manifest = parsed
+        .map_err(|bad| ClientError::from(ApiError::manifest(bad)))?
+        .manifest;
+    let only_settings = Manifest {
+        cluster: manifest.cluster.clone(),
+        ..Manifest::default()
+    };
+    if manifest != only_settings {
+        return Err(CliError::Usage(format!(
+            "{} holds more than a `cluster:` section: `quorate apply` the rest once the cluster runs",
+            path.display()
+        )));
+    }
+    Ok(manifest.cluster.unwrap_or_default())
 }
 
 pub(crate) async fn join(context: &Context, args: JoinArgs) -> Result<(), CliError> {

@@ -1,0 +1,398 @@
+//! `quorate lab ...` and the hidden `quorate lab-tool ...`.
+//!
+//! The daemon wires [`LabArgs`] and [`ToolCommand`] into its own command line.
+
+use crate::faults::Link;
+use crate::fence_agent::{self, Bmc};
+use crate::lab::{Lab, LabStatus};
+use crate::site::{CLIENT, DEFAULT_ROOT, DEFAULT_SITE, Networks, SiteSpec};
+use crate::supervisor::protocol::{Power, Request, Who};
+use crate::supervisor::{SuperviseArgs, supervise};
+use crate::tools::{acks, pinger};
+use crate::{demo, guest};
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A lab: a whole cluster on this machine, for trying things out. Needs root.
+#[derive(Debug, Args)]
+pub struct LabArgs {
+    /// Name of the lab; several can be up at the same time.
+    #[arg(long, default_value = DEFAULT_SITE, global = true)]
+    pub site: String,
+    /// Where labs keep their files.
+    #[arg(long, default_value = DEFAULT_ROOT, global = true, hide = true)]
+    pub root: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: LabCommand,
+}
+
+/// What to do with a lab.
+#[derive(Debug, Subcommand)]
+pub enum LabCommand {
+    /// Bring up hosts, a switch and a client, and form a cluster.
+    Up {
+        /// Number of hosts, 1 to 9.
+        #[arg(long, default_value_t = 3)]
+        hosts: u32,
+        /// One network for cluster traffic and guests.
+        #[arg(long)]
+        single_network: bool,
+        /// Only the machines: the hosts stay off, no cluster is formed.
+        #[arg(long)]
+        bare: bool,
+        /// Cluster settings for `quorate init`.
+        #[arg(long)]
+        settings: Option<PathBuf>,
+        /// Start a host again this many milliseconds after its watchdog ended it.
+        #[arg(long)]
+        reboot_after_ms: Option<u64>,
+    },
+    /// Take it down and remove everything, whatever state it is in.
+    Down {
+        /// All labs.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Hosts, power, processes, cut cables.
+    Status,
+    /// Run a command on a host (h1, h2, ... or client), for example `exec h1 quorate status`.
+    Exec {
+        /// The host, or `client`.
+        host: String,
+        /// The command; a shell when absent.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Cut a host's power: all of its processes end at one instant.
+    Kill {
+        /// The host.
+        host: String,
+        /// Only these processes; the power stays on.
+        #[arg(long, value_enum, default_value_t)]
+        only: Who,
+    },
+    /// Power a host on.
+    Start {
+        /// The host.
+        host: String,
+    },
+    /// Cut the cable between two parts (hosts or client); with one, cut it from everything.
+    Cut {
+        /// One end.
+        from: String,
+        /// The other end; absent: everything else.
+        to: Option<String>,
+        /// Which network.
+        #[arg(long, value_enum, default_value_t)]
+        network: Link,
+        /// Only frames from the first to the second.
+        #[arg(long, requires = "to")]
+        one_way: bool,
+        /// Lose 30 % of the frames instead of all.
+        #[arg(long, conflicts_with_all = ["to", "one_way"])]
+        lossy: bool,
+    },
+    /// Mend all cables.
+    Heal,
+    /// Stop processes of a host (SIGSTOP).
+    Pause {
+        /// The host.
+        host: String,
+        /// Which.
+        #[arg(long, value_enum, default_value_t)]
+        only: Who,
+    },
+    /// Let paused processes go on.
+    Resume {
+        /// The host.
+        host: String,
+        /// Which.
+        #[arg(long, value_enum, default_value_t)]
+        only: Who,
+    },
+    /// Restart a host's daemon; its guests must not notice.
+    RestartDaemon {
+        /// The host.
+        host: String,
+        /// With SIGKILL.
+        #[arg(long)]
+        hard: bool,
+    },
+    /// Make a host's power switch (as the fence agent sees it) slow, unreachable or lying; without options: healthy.
+    Bmc {
+        /// The host.
+        host: String,
+        /// Every action takes this much longer.
+        #[arg(long, default_value_t = 0)]
+        delay_ms: u64,
+        /// It never answers.
+        #[arg(long)]
+        unreachable: bool,
+        /// It says that it has switched off and has not.
+        #[arg(long)]
+        ignores_off: bool,
+    },
+    /// Judge the disk image of a lab guest: lost, torn or doubly written records.
+    Verify {
+        /// A raw image.
+        image: PathBuf,
+    },
+    /// The tour: migrate, drain, kill, cut and restart, each with a measurement.
+    Demo(demo::DemoArgs),
+}
+
+/// Programs that the lab starts; not for users.
+#[derive(Debug, Subcommand)]
+pub enum ToolCommand {
+    /// The stand-in for a host's hardware.
+    Supervise(SuperviseArgs),
+    /// `fence_lab`.
+    FenceAgent,
+    /// Measures blackouts.
+    Pinger(pinger::PingerArgs),
+    /// Records acknowledgements.
+    Acks(acks::AcksArgs),
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Runs `quorate lab-tool`.
+pub fn run_tool(command: &ToolCommand) -> Result<ExitCode> {
+    match command {
+        ToolCommand::Supervise(args) => supervise(args)?,
+        ToolCommand::FenceAgent => return Ok(fence_agent::run(std::io::stdin()).into()),
+        ToolCommand::Pinger(args) => {
+            let report = pinger::run(args).context("cannot ping")?;
+            println!("{}", serde_json::to_string(&report)?);
+        }
+        ToolCommand::Acks(args) => println!("{}", serde_json::to_string(&acks::run(args))?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `quorate lab`.
+pub fn run(args: &LabArgs, output: Output) -> Result<ExitCode> {
+    match &args.command {
+        LabCommand::Up { .. } => up(args, output)?,
+        LabCommand::Down { all } => down(args, *all)?,
+        LabCommand::Verify { image } => return verify(image, output),
+        LabCommand::Demo(demo) => return demo::run(demo),
+        LabCommand::Exec { host, command } => return exec(args, host, command),
+        other => {
+            let lab = Lab::open(&args.root, &args.site)?;
+            act(&lab, other)?;
+            if matches!(other, LabCommand::Status) {
+                show(&lab.status()?, output)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(args: &LabArgs, output: Output) -> Result<()> {
+    let LabCommand::Up {
+        hosts,
+        single_network,
+        bare,
+        settings,
+        reboot_after_ms,
+    } = &args.command
+    else {
+        return Ok(());
+    };
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut spec = SiteSpec::new(&program);
+    spec.site.clone_from(&args.site);
+    spec.root.clone_from(&args.root);
+    spec.hosts = *hosts;
+    spec.reboot_after_ms = *reboot_after_ms;
+    if *single_network {
+        spec.networks = Networks::Single;
+    }
+    let (root, site) = (args.root.clone(), args.site.clone());
+    let already = crate::site::Site::load(&root, &site).is_ok();
+    let _cleanup = crate::on_interrupt(move || {
+        if !already {
+            let _ = Lab::remove(&root, &site);
+        }
+    });
+    let lab = Lab::up(spec)?;
+    if !bare {
+        lab.form_cluster(&args.site, settings.as_deref()).with_context(|| {
+            format!(
+                "the machines are up, the cluster is not; look into {}, then `quorate lab down`",
+                lab.site().dir.display()
+            )
+        })?;
+    }
+    show(&lab.status()?, output)
+}
+
+fn down(args: &LabArgs, all: bool) -> Result<()> {
+    if !rustix::process::getuid().is_root() {
+        return Err(crate::LabError::NotRoot.into());
+    }
+    let names = if all {
+        Lab::all(&args.root)
+    } else {
+        vec![args.site.clone()]
+    };
+    for name in names {
+        Lab::remove(&args.root, &name)?;
+    }
+    Ok(())
+}
+
+fn act(lab: &Lab, command: &LabCommand) -> Result<()> {
+    match command {
+        LabCommand::Kill {
+            host,
+            only: Who::All,
+        } => drop(lab.kill(host)?),
+        LabCommand::Kill { host, only } => drop(lab.ask(host, &Request::Kill { who: *only })?),
+        LabCommand::Start { host } => drop(lab.start(host)?),
+        LabCommand::Cut {
+            from,
+            to: Some(to),
+            network,
+            one_way,
+            ..
+        } => {
+            lab.cut(from, to, *network, *one_way)?;
+        }
+        LabCommand::Cut {
+            from,
+            network,
+            lossy: true,
+            ..
+        } => lab.make_lossy(from, *network)?,
+        LabCommand::Cut { from, network, .. } => lab.isolate(from, *network)?,
+        LabCommand::Heal => lab.heal()?,
+        LabCommand::Pause { host, only } => drop(lab.pause(host, *only)?),
+        LabCommand::Resume { host, only } => drop(lab.resume(host, *only)?),
+        LabCommand::RestartDaemon { host, hard } => drop(lab.restart_daemon(host, *hard)?),
+        LabCommand::Bmc {
+            host,
+            delay_ms,
+            unreachable,
+            ignores_off,
+        } => {
+            let bmc = Bmc {
+                delay_ms: *delay_ms,
+                unreachable: *unreachable,
+                ignores_off: *ignores_off,
+            };
+            bmc.set(lab.site(), host)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn exec(args: &LabArgs, host: &str, command: &[String]) -> Result<ExitCode> {
+    let lab = Lab::open(&args.root, &args.site)?;
+    if host != CLIENT {
+        lab.site().number(host)?;
+    }
+    // The host's `quorate` is this one.
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let folder = own
+        .parent()
+        .map(|path| path.display().to_string())
+        .unwrap_or_default();
+    let path = format!(
+        "{folder}:{}:{}",
+        lab.site().bin_dir().display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let shell = [std::env::var("SHELL").unwrap_or_else(|_| "sh".to_owned())];
+    let (program, rest) = if command.is_empty() {
+        (&shell[0], &[][..])
+    } else {
+        (&command[0], &command[1..])
+    };
+    let status = lab
+        .command(host, program)
+        .args(rest)
+        .env("PATH", path)
+        .status()
+        .context("cannot run nsenter: install the lab's packages with `make deps`")?;
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn verify(image: &std::path::Path, output: Output) -> Result<ExitCode> {
+    let verdict = guest::judge(image, &acks::AckReport::default())?;
+    match output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&verdict)?),
+        Output::Table => {
+            println!(
+                "guest {}: records {} to {}, {} boots",
+                verdict.name,
+                verdict.first,
+                verdict.last,
+                verdict.boots.len()
+            );
+            for finding in &verdict.findings {
+                println!("  {finding}");
+            }
+        }
+    }
+    if !verdict.good() {
+        bail!("{} findings in {}", verdict.findings.len(), image.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(status: &LabStatus, output: Output) -> Result<()> {
+    if output == Output::Json {
+        println!("{}", serde_json::to_string_pretty(status)?);
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header([
+        "HOST", "POWER", "ADDRESS", "DAEMON", "GUESTS", "PAUSED", "WATCHDOG",
+    ]);
+    for host in &status.hosts {
+        let Some(now) = &host.status else {
+            let error = host.error.as_deref().unwrap_or("unknown");
+            table.add_row([host.name.as_str(), error]);
+            continue;
+        };
+        let power = match now.power {
+            Power::On => "on",
+            Power::Off => "off",
+            Power::Dead => "dead",
+        };
+        table.add_row([
+            host.name.clone(),
+            power.to_owned(),
+            host.address.clone(),
+            now.daemon_pid.map_or("-".to_owned(), |pid| pid.to_string()),
+            now.guests.to_string(),
+            now.paused.to_string(),
+            now.watchdog_ms
+                .map_or("not armed".to_owned(), |limit| format!("{limit} ms")),
+        ]);
+    }
+    println!("{table}");
+    for cut in &status.cuts {
+        println!("cut: {} -> {} on {}", cut.from, cut.to, cut.network);
+    }
+    println!("files: {}", status.dir);
+    Ok(())
+}

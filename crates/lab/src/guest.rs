@@ -1,0 +1,91 @@
+//! The lab guest from the lab's side: where its image is, how it is started, how its disk is judged.
+
+use crate::tools::acks::AckReport;
+use crate::{LabError, Result};
+use quorate_guest::verify::{Verdict, verify};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+/// Kernel and initial RAM file system of the lab guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestImage {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM file system.
+    pub initrd: PathBuf,
+}
+
+impl GuestImage {
+    /// Finds the image: `QUORATE_GUEST_DIR`, or `lab/guest` beside the program's own build folder.
+    pub fn find() -> Result<Self> {
+        let given = std::env::var_os("QUORATE_GUEST_DIR").map(PathBuf::from);
+        let program = std::env::current_exe().unwrap_or_default();
+        let near = program.ancestors().map(|folder| folder.join("lab/guest"));
+        let dir = given
+            .into_iter()
+            .chain(near)
+            .find(|dir| dir.join("initrd.img").exists());
+        let Some(dir) = dir else {
+            return Err(LabError::File {
+                verb: "find the lab guest (build it with `make guest`), wanted",
+                path: PathBuf::from("target/lab/guest/initrd.img"),
+                source: std::io::ErrorKind::NotFound.into(),
+            });
+        };
+        Ok(Self {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initrd.img"),
+        })
+    }
+
+    /// Copies the image to where all hosts see it.
+    pub fn copy_to(&self, dir: &Path) -> Result<Self> {
+        let copy = Self {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initrd.img"),
+        };
+        for (from, to) in [(&self.kernel, &copy.kernel), (&self.initrd, &copy.initrd)] {
+            std::fs::copy(from, to).map_err(LabError::file("write", to))?;
+        }
+        Ok(copy)
+    }
+}
+
+/// The kernel command line of a guest; `extra` holds more `qr.` words.
+#[must_use]
+pub fn command_line(name: &str, address: Ipv4Addr, extra: &str) -> String {
+    let line = format!(
+        "console=ttyS0 quiet panic=-1 qr.name={name} qr.ip={address}/24 qr.disk=/dev/vda {extra}"
+    );
+    line.trim_end().to_owned()
+}
+
+/// Makes an empty raw image for a guest's log.
+pub fn make_disk(path: &Path, mebibytes: u64) -> Result<()> {
+    std::fs::File::create(path)
+        .and_then(|file| file.set_len(mebibytes * 1024 * 1024))
+        .map_err(LabError::file("create", path))
+}
+
+/// Judges a guest's raw image against what the client saw acknowledged.
+pub fn judge(image: &Path, acknowledged: &AckReport) -> Result<Verdict> {
+    std::fs::File::open(image)
+        .and_then(|file| verify(file, &acknowledged.ranges))
+        .map_err(LabError::file("judge", image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_guest::config::Config;
+
+    #[test]
+    fn the_guest_understands_its_command_line() {
+        let address = Ipv4Addr::new(10, 77, 0, 11);
+        let (config, bad) = Config::parse(&command_line("db", address, "qr.dirty_mib=8"));
+        assert!(bad.is_empty());
+        assert_eq!(config.name, "db");
+        assert_eq!(config.ip.as_deref(), Some("10.77.0.11/24"));
+        assert_eq!(config.dirty_mib, 8);
+    }
+}

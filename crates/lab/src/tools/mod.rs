@@ -1,0 +1,120 @@
+//! Tools that run beside the guests, as processes of their own in a namespace of the site.
+//!
+//! Always holds: a tool works until its standard input ends, then prints one line of JSON; so it
+//! never outlives the program that started it.
+
+pub mod acks;
+pub mod pinger;
+
+use crate::lab::Lab;
+use crate::site::CLIENT;
+use crate::{LabError, Result, wait};
+use serde::de::DeserializeOwned;
+use std::io::Read as _;
+use std::marker::PhantomData;
+use std::net::Ipv4Addr;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// For a tool to print its report after its input ended.
+const REPORT_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running tool that will report an `R`.
+#[derive(Debug)]
+pub struct Tool<R> {
+    name: &'static str,
+    child: Child,
+    report: PhantomData<R>,
+}
+
+impl<R: DeserializeOwned> Tool<R> {
+    fn start(lab: &Lab, name: &'static str, arguments: &[String]) -> Result<Self> {
+        let tool = &lab.site().tool;
+        let missing = |source| LabError::MissingTool {
+            tool: tool.join(" "),
+            source,
+        };
+        let Some((program, rest)) = tool.split_first() else {
+            return Err(missing(std::io::ErrorKind::NotFound.into()));
+        };
+        let child = lab
+            .command(CLIENT, program)
+            .args(rest)
+            .arg(name)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(missing)?;
+        Ok(Self {
+            name,
+            child,
+            report: PhantomData,
+        })
+    }
+
+    /// Ends the tool and reads its report.
+    pub fn finish(mut self) -> Result<R> {
+        drop(self.child.stdin.take());
+        let output = self.child.stdout.take();
+        let reader = std::thread::spawn(move || {
+            let mut text = String::new();
+            if let Some(mut output) = output {
+                let _ = output.read_to_string(&mut text);
+            }
+            text
+        });
+        let step = Duration::from_millis(2);
+        wait::until(
+            &format!("report of the {}", self.name),
+            REPORT_LIMIT,
+            step,
+            || self.child.try_wait().ok().flatten(),
+        )?;
+        let text = reader.join().unwrap_or_default();
+        serde_json::from_str(&text).map_err(|_| LabError::Answer {
+            tool: self.name.to_owned(),
+            output: text,
+        })
+    }
+}
+
+impl<R> Drop for Tool<R> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Lab {
+    /// Pings a guest from the client every `interval`.
+    pub fn pinger(&self, guest: Ipv4Addr, interval: Duration) -> Result<Tool<pinger::PingReport>> {
+        let target = format!("{guest}:{}", quorate_guest::ECHO_PORT);
+        let interval = interval.as_micros().to_string();
+        Tool::start(
+            self,
+            "pinger",
+            &[target, "--interval-us".to_owned(), interval],
+        )
+    }
+
+    /// Collects what a guest acknowledges, at the client.
+    pub fn ack_collector(&self, guest: Ipv4Addr) -> Result<Tool<acks::AckReport>> {
+        let target = format!("{guest}:{}", quorate_guest::CONTROL_PORT);
+        Tool::start(self, "acks", &[target])
+    }
+}
+
+/// A flag that is set when the standard input ends.
+fn end_of_input() -> Arc<AtomicBool> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&ended);
+    std::thread::spawn(move || {
+        let mut rest = [0; 64];
+        while matches!(std::io::stdin().read(&mut rest), Ok(1..)) {}
+        flag.store(true, Ordering::SeqCst);
+    });
+    ended
+}

@@ -56,13 +56,19 @@ pub(crate) enum Reject {
     Apart(usize, usize),
     With(usize, usize),
     Contradiction(usize, usize),
-    Memory {
-        free: u64,
-        all: u64,
-        need: u64,
-        kept: u64,
-        group: bool,
-    },
+    Memory(Room),
+}
+
+/// Memory of a host that does not suffice, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    free: u64,
+    all: u64,
+    need: u64,
+    /// Of the free memory, promised to others.
+    kept: u64,
+    /// Companions are counted in.
+    group: bool,
 }
 
 impl Reject {
@@ -86,7 +92,8 @@ impl Reject {
             | Self::Link(text)
             | Self::Accel(text) => text.clone(),
             Self::Apart(who, other) => {
-                let state = if matches!(work.vms[*other].own, Own::Migrating(_)) {
+                let moves = matches!(work.vms[*other].own, Own::Migrating(_));
+                let state = if moves {
                     "is moving from or to it"
                 } else {
                     "is on it"
@@ -111,32 +118,22 @@ impl Reject {
                     vm(*b)
                 )
             }
-            Self::Memory {
-                free,
-                all,
-                need,
-                kept,
-                group,
-            } => {
-                let name = work.hosts[host].name;
-                let whom = if *group {
-                    " for all that are kept together"
-                } else {
-                    ""
-                };
-                let kept = if *kept > 0 {
-                    format!(", {} more are kept for others", mib(*kept))
-                } else {
-                    String::new()
-                };
-                format!(
-                    "{name} has {} of {} free{kept}; {} are needed{whom}",
-                    mib(*free),
-                    mib(*all),
-                    mib(*need)
-                )
-            }
+            Self::Memory(room) => format!("{} has {}", on(host), room.describe()),
         }
+    }
+}
+
+impl Room {
+    fn describe(self) -> String {
+        let mut text = format!("{} of {} free", mib(self.free), mib(self.all));
+        if self.kept > 0 {
+            text.push_str(&format!(", {} more are kept for others", mib(self.kept)));
+        }
+        text.push_str(&format!("; {} are needed", mib(self.need)));
+        if self.group {
+            text.push_str(" for all that are kept together");
+        }
+        text
     }
 }
 
@@ -383,13 +380,13 @@ impl Work<'_> {
         if need <= free.saturating_sub(kept) {
             return Ok(());
         }
-        Err(Reject::Memory {
+        Err(Reject::Memory(Room {
             free: free.saturating_sub(kept),
             all: host.memory(),
             need,
             kept: kept.min(free),
             group: all.len() > 1,
-        })
+        }))
     }
 
     /// Bytes kept on a host for members of groups that are at home there and still have to come.

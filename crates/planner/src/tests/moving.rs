@@ -294,3 +294,29 @@ fn room_counts_on_both_sides_of_a_migration() {
     world.says_outcome("h2", "a", MigrationOutcome::Arrived);
     assert_eq!(world.step().last().unwrap(), "start b on h1");
 }
+
+#[test]
+fn a_split_group_that_must_leave_goes_where_all_of_it_fits() {
+    let half = json!({ "memory": "500MiB" });
+    let vms = json!({ "x": half, "y": half, "fill": { "memory": "736MiB", "hosts": ["h4"] } });
+    let mut world = World::new(4, json!({ "vms": vms }));
+    world.put("fill", "h4");
+    world.put("x", "h1");
+    world.put("y", "h2");
+    let rules = json!({ "rules": { "with": { "keep_with": ["x", "y"] } } });
+    let manifest: Manifest = serde_json::from_value(rules).unwrap();
+    world.command(Command::ApplyManifest {
+        base: None,
+        manifest,
+    });
+    let report = world.reports.get_mut(&host("h3")).unwrap();
+    report.capacity.memory = ByteSize::mib(1100);
+    world.drain("h1");
+    world.drain("h2");
+    let words = world.step();
+    assert_eq!(
+        words,
+        ["migrate x to h4", "migrate y to h4"],
+        "h3 is emptier, but has no room for both"
+    );
+}

@@ -129,10 +129,11 @@ fn mode(world: &mut World, n: u32, mode: HostMode) {
 
 fn happen(world: &mut World, what: &Happening) {
     let name = |n: u32| format!("h{n}");
-    let vm_name = |n: usize| format!("v{n}");
     match what {
         Happening::Plan => drop(world.step()),
-        Happening::Act => drop(world.act()),
+        Happening::Act => {
+            world.act();
+        }
         Happening::Pass(seconds) => world.pass(Millis::secs(*seconds)),
         Happening::Kill(n) => {
             if world.health[&host(&name(*n))] == HostHealth::Up {
@@ -150,27 +151,10 @@ fn happen(world: &mut World, what: &Happening) {
         }
         Happening::Drain(n) => mode(world, *n, HostMode::Draining),
         Happening::Resume(n) => mode(world, *n, HostMode::Active),
-        Happening::Power(n, on) => {
-            let power = if *on { Power::Running } else { Power::Stopped };
-            let command = Command::SetPower {
-                vm: vm(&vm_name(*n)),
-                power,
-                mode: quorate_state::StopMode::Graceful,
-            };
-            ask(world, command);
-        }
-        Happening::Move(n, to) => {
-            let to = to.map(|to| host(&name(to)));
-            let vm = vm(&vm_name(*n));
-            ask(world, Command::RequestMove { vm, to });
-        }
-        Happening::Cancel(n) => {
-            let vm = vm(&vm_name(*n));
-            ask(world, Command::CancelMove { vm });
-        }
-        Happening::Delete(n) => {
-            let vm = vm(&vm_name(*n));
-            ask(world, Command::DeleteVm { vm });
+        Happening::Full(n) => {
+            if let Some(report) = world.reports.get_mut(&host(&name(*n))) {
+                report.capacity.memory = ByteSize::mib(300);
+            }
         }
         Happening::Phase(n, phase) => {
             let phases = [
@@ -181,38 +165,57 @@ fn happen(world: &mut World, what: &Happening) {
                 VmPhase::HandedOver,
                 VmPhase::Starting,
             ];
-            says(world, &vm_name(*n), true, |report| {
+            says(world, &format!("v{n}"), true, |report| {
                 report.phase = phases[usize::from(*phase)];
                 report.restarts = 3;
                 report.ready = false;
             });
         }
-        Happening::Closed(n) => says(world, &vm_name(*n), true, |report| {
+        Happening::Closed(n) => says(world, &format!("v{n}"), true, |report| {
             report.closed = report.epoch;
             report.phase = VmPhase::Absent;
         }),
-        Happening::Outcome(n, source, outcome) => {
-            let seen = world.state.vms.get(&vm(&vm_name(*n)));
-            let Some(Ownership::Migrating { id, .. }) = seen.map(|seen| &seen.ownership) else {
-                return;
-            };
-            let outcomes = [
-                MigrationOutcome::InProgress,
-                MigrationOutcome::Failed,
-                MigrationOutcome::Arrived,
-                MigrationOutcome::Sent,
-            ];
-            let (id, outcome) = (*id, outcomes[usize::from(*outcome)]);
-            says(world, &vm_name(*n), *source, |report| {
-                report.migration = Some(migration(id, outcome))
-            });
-        }
-        Happening::Full(n) => {
-            if let Some(report) = world.reports.get_mut(&host(&name(*n))) {
-                report.capacity.memory = ByteSize::mib(300);
-            }
-        }
+        Happening::Outcome(n, source, outcome) => outcome_of(world, *n, *source, *outcome),
+        wish => ask(world, command(wish)),
     }
+}
+
+/// What people ask for.
+fn command(wish: &Happening) -> Command {
+    let name = |n: usize| vm(&format!("v{n}"));
+    match wish {
+        Happening::Power(n, on) => Command::SetPower {
+            vm: name(*n),
+            power: if *on { Power::Running } else { Power::Stopped },
+            mode: quorate_state::StopMode::Graceful,
+        },
+        Happening::Move(n, to) => Command::RequestMove {
+            vm: name(*n),
+            to: to.map(|to| host(&format!("h{to}"))),
+        },
+        Happening::Cancel(n) => Command::CancelMove { vm: name(*n) },
+        Happening::Delete(n) => Command::DeleteVm { vm: name(*n) },
+        other => panic!("{other:?} is no command"),
+    }
+}
+
+/// One side says how the migration stands.
+fn outcome_of(world: &mut World, n: usize, source: bool, outcome: u8) {
+    let name = format!("v{n}");
+    let seen = world.state.vms.get(&vm(&name));
+    let Some(Ownership::Migrating { id, .. }) = seen.map(|seen| &seen.ownership) else {
+        return;
+    };
+    let outcomes = [
+        MigrationOutcome::InProgress,
+        MigrationOutcome::Failed,
+        MigrationOutcome::Arrived,
+        MigrationOutcome::Sent,
+    ];
+    let (id, outcome) = (*id, outcomes[usize::from(outcome)]);
+    says(world, &name, source, |report| {
+        report.migration = Some(migration(id, outcome))
+    });
 }
 
 fn back(world: &mut World, n: u32) {

@@ -1,0 +1,507 @@
+//! The leader's loop in a thin, deterministic form, around the controller's own lease picture
+//! (`crates/controller/src/leases.rs` is compiled into this crate as it is).
+//!
+//! ```text
+//!   heartbeat --> Leases --> grant          Round: unseal -> proofs -> plan -> commit -> (applied) -> Round
+//! ```
+//! Always holds, as in the controller: nothing is granted before an entry of the leader's own term is
+//! applied here; one commit at a time; a commit whose outcome is not known keeps all seals.
+
+use crate::event::{D, Event, HostId, W};
+use crate::leases::{Leases, owns_something};
+use crate::mutate::Mutation;
+use crate::power::Attempt;
+use crate::raft::{Data, Role};
+use crate::time::{MS, SEC};
+use crate::wire::{HeartbeatReply, HeartbeatRequest};
+use crate::world::World;
+use quorate_membership::{
+    Evidence, FenceProof, HostHealth, Instant, LeaseProofError, Member, PowerOffEvidence,
+    next_voters,
+};
+use quorate_planner::Input;
+use quorate_state::{Command, Envelope, FORMAT, State};
+use quorate_types::{HostName, Millis, NodeId, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+const IDLE_ROUND: u64 = 250 * MS;
+const REFUSED_PAUSE: u64 = 100 * MS;
+const VOTERS_EVERY: u64 = 500 * MS;
+const PROPOSAL_TIMEOUT: u64 = 5 * SEC;
+
+/// Why something was proposed.
+#[derive(Debug, Clone)]
+pub(crate) enum Purpose {
+    /// The controller waits for it.
+    Plan,
+    Armed,
+    /// An operator waits for it.
+    Operator(String),
+}
+
+/// What one daemon knows as a leader.
+#[derive(Default)]
+pub(crate) struct Leader {
+    pub(crate) leases: Option<Leases>,
+    pub(crate) attempts: BTreeMap<HostId, (u32, Attempt)>,
+    pub(crate) operator_proofs: BTreeMap<HostName, FenceProof>,
+    busy: Option<usize>,
+    pending: BTreeMap<usize, (u64, Purpose)>,
+    round_at: u64,
+    voters_at: u64,
+    pub(crate) waiting: BTreeMap<quorate_types::VmName, String>,
+}
+
+impl std::fmt::Debug for Leader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leader").field("busy", &self.busy).finish_non_exhaustive()
+    }
+}
+
+impl World {
+    /// The host whose daemon leads and knows it.
+    pub(crate) fn leading(&self) -> Option<HostId> {
+        (0..self.hosts.len()).find(|host| {
+            let at = &self.hosts[*host];
+            at.on && at.daemon.is_some() && at.raft.leads(at.local(self.now).0)
+        })
+    }
+
+    fn quorum_ack(&self, host: HostId) -> Option<Instant> {
+        let at = &self.hosts[host];
+        let now = at.local(self.now);
+        if self.mutated(Mutation::GrantWithoutQuorum) && at.raft.role == Role::Leader {
+            return Some(now);
+        }
+        // Rounded as the controller does it.
+        at.raft.quorum_ack(now.0).map(|at| Instant(at).minus(Millis(1)))
+    }
+
+    pub(crate) fn leader_heartbeat(
+        &mut self,
+        host: HostId,
+        request: HeartbeatRequest,
+    ) -> Option<HeartbeatReply> {
+        let ack = self.quorum_ack(host);
+        let stale = self.mutated(Mutation::StaleMigrationId);
+        let free = self.mutated(Mutation::GrantWithoutQuorum);
+        let at = &mut self.hosts[host];
+        let now = at.local(self.now);
+        let leads = at.raft.leads(now.0) || (free && at.raft.role == Role::Leader);
+        let daemon = at.daemon.as_mut()?;
+        let leases = daemon.leader.leases.as_mut().filter(|_| leads)?;
+        let mut request = request;
+        if stale && let Some(report) = request.report.as_mut() {
+            forge_ids(&daemon.state, report);
+        }
+        let state = Arc::clone(&daemon.state);
+        let (reply, changed) = leases.heartbeat(request, &state, ack, now);
+        if changed {
+            self.request_round(host, MS / 5);
+        }
+        Some(reply)
+    }
+
+    /// Asks for a look of the controller.
+    pub(crate) fn request_round(&mut self, host: HostId, delay: u64) {
+        let at = self.now + delay;
+        let inc = self.hosts[host].daemon_inc;
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return;
+        };
+        let round = &mut daemon.leader.round_at;
+        if *round <= self.now || at < *round {
+            *round = at.max(self.now + 1);
+            let at = *round;
+            self.queue.push(at, Event::Daemon(host, inc, D::Round));
+        }
+    }
+
+    pub(crate) fn round_due(&mut self, host: HostId) {
+        let now = self.now;
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return;
+        };
+        if daemon.leader.round_at > now {
+            return;
+        }
+        if !self.follow_leadership(host) {
+            if self.hosts[host].raft.role == Role::Leader {
+                self.request_round(host, IDLE_ROUND);
+            }
+            return;
+        }
+        let busy = self.hosts[host].daemon.as_ref().is_some_and(|d| d.leader.busy.is_some());
+        if !busy {
+            self.round(host);
+        }
+        let pause = self.next_pause(host);
+        self.request_round(host, pause);
+    }
+
+    /// Returns whether the host leads and has its table.
+    fn follow_leadership(&mut self, host: HostId) -> bool {
+        let at = &self.hosts[host];
+        let local = at.local(self.now);
+        let free = self.mutated(Mutation::GrantWithoutQuorum);
+        let leads = at.raft.leads(local.0) || (free && at.raft.role == Role::Leader);
+        let (term, first) = (at.raft.term, at.raft.first);
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return false;
+        };
+        let have = daemon.leader.leases.as_ref().map(|leases| leases.term);
+        if have == Some(term) {
+            return leads;
+        }
+        if have.is_some() {
+            daemon.leader = Leader {
+                round_at: daemon.leader.round_at,
+                ..Leader::default()
+            };
+        }
+        // The barrier: an entry of its own term is applied here.
+        if !leads || daemon.applied < first {
+            return false;
+        }
+        let mut since = local;
+        if self.mutation == Some(Mutation::NoWaitAfterElection) {
+            since = local.minus(Millis::secs(10));
+        }
+        daemon.leader.leases = Some(Leases::new(term, &daemon.state, since));
+        self.check_leader(host);
+        true
+    }
+
+    fn next_pause(&self, host: HostId) -> u64 {
+        let at = &self.hosts[host];
+        let now = at.local(self.now);
+        let leases = at.daemon.as_ref().and_then(|d| d.leader.leases.as_ref());
+        let expiry = leases.and_then(|leases| leases.table.next_expiry(now));
+        let due = leases.and_then(|leases| leases.memory.next_due(now));
+        let until = expiry.into_iter().chain(due).min();
+        until.map_or(IDLE_ROUND, |at| at.since(now).0 * MS + MS).min(IDLE_ROUND)
+    }
+
+    /// One look, one plan, one commit.
+    fn round(&mut self, host: HostId) {
+        let ack = self.quorum_ack(host);
+        let now = self.hosts[host].local(self.now);
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return;
+        };
+        let state = Arc::clone(&daemon.state);
+        let attempts = &daemon.leader.attempts;
+        let running: BTreeSet<HostName> = attempts
+            .iter()
+            .filter(|(_, (_, attempt))| matches!(attempt, Attempt::Running))
+            .filter_map(|(host, _)| state.host_of_node(*host as u64 + 1).cloned())
+            .collect();
+        let Some(leases) = daemon.leader.leases.as_mut() else {
+            return;
+        };
+        leases.table.configure(&state.settings(), state.hosts.keys(), now);
+        leases.reports.retain(|name, _| state.hosts.contains_key(name));
+        if let Some(ack) = ack {
+            leases.table.quorum_confirmed(ack);
+        }
+        leases.unseal_settled(&state, now, |name| running.contains(name));
+        if !leases.table.is_quorate(now) {
+            return;
+        }
+        let proofs = self.collect_proofs(host, &state, now);
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return;
+        };
+        let Some(leases) = daemon.leader.leases.as_mut() else {
+            return;
+        };
+        leases.memory.observe(&state, &leases.reports, now);
+        let health = state.hosts.keys().map(|name| (name.clone(), leases.table.health(name, now)));
+        let health = health.collect();
+        let input = Input {
+            state: &state,
+            reports: &leases.reports,
+            health: &health,
+            proofs: &proofs,
+            now,
+            memory: &leases.memory,
+            settled: leases.settled(&state, now),
+        };
+        let plan = quorate_planner::plan(&input);
+        if self.setup.want_waiting {
+            daemon.leader.waiting = quorate_planner::waiting(&input);
+        }
+        let armed = leases.armed_changes(&state);
+        self.look_at_voters(host, &state, now);
+        for (name, armed) in armed {
+            let command = Command::RecordArmed { host: name, armed };
+            self.propose(host, "controller", command, Purpose::Armed);
+        }
+        if !plan.actions.is_empty() {
+            self.propose(host, "planner", Command::CommitPlan(plan), Purpose::Plan);
+        }
+    }
+
+    fn collect_proofs(&mut self, me: HostId, state: &State, now: Instant) -> Vec<FenceProof> {
+        let mut proofs = Vec::new();
+        let settings = state.settings();
+        let mut cut = Vec::new();
+        for (name, record) in &state.hosts {
+            let Some(host) = self.host_id(name) else { continue };
+            let hasty = self.mutated(Mutation::StartWithoutProof);
+            let no_seal = self.mutated(Mutation::NoSeal);
+            let Some(daemon) = self.hosts[me].daemon.as_mut() else {
+                return proofs;
+            };
+            let leader = &mut daemon.leader;
+            let Some(leases) = leader.leases.as_mut() else {
+                return proofs;
+            };
+            if !owns_something(state, name) {
+                forget_attempt(&mut leader.attempts, host);
+                leader.operator_proofs.remove(name);
+                continue;
+            }
+            proofs.extend(leader.operator_proofs.get(name).cloned());
+            let health = leases.table.health(name, now);
+            if hasty && health >= HostHealth::Suspect {
+                let evidence = Evidence::Operator { who: "nobody".into() };
+                proofs.extend(FenceProof::from_evidence(name.clone(), evidence).ok());
+            }
+            if health < HostHealth::Expired {
+                continue;
+            }
+            match leases.table.lease_expired(name, record.armed, now) {
+                Ok(proof) => {
+                    leases.sealed_at.entry(name.clone()).or_insert(now);
+                    if no_seal {
+                        leases.table.unseal(name);
+                    }
+                    proofs.push(proof);
+                }
+                Err(LeaseProofError::NotArmed { .. }) => {
+                    let device = settings.fencing.get(name).is_some_and(|all| !all.is_empty());
+                    let share = leases.table.check_share(name, now);
+                    if device && share.is_ok() && may_try(&leader.attempts, host, now) {
+                        leases.table.seal(name);
+                        leases.sealed_at.entry(name.clone()).or_insert(now);
+                        cut.push(host);
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        for host in cut {
+            self.begin_fencing(me, host);
+        }
+        let attempts = self.hosts[me].daemon.as_ref().map(|d| &d.leader.attempts);
+        let off = attempts.into_iter().flatten().filter_map(|(_, (_, attempt))| match attempt {
+            Attempt::Off(proof) => Some(proof.clone()),
+            _ => None,
+        });
+        proofs.extend(off);
+        proofs
+    }
+
+    /// Runs a fence agent beside the loop.
+    pub(crate) fn begin_fencing(&mut self, me: HostId, host: HostId) {
+        let name = self.hosts[host].name.clone();
+        self.note(|| format!("{name}: its power is being cut"));
+        if let Some(daemon) = self.hosts[me].daemon.as_mut() {
+            let tries = daemon.leader.attempts.get(&host).map_or(0, |(n, _)| *n);
+            daemon.leader.attempts.insert(host, (tries + 1, Attempt::Running));
+        }
+        let bmc = self.bmcs[host];
+        if bmc.dead || self.rng.chance(bmc.fail_permille) {
+            let result = Err("the fence device does not answer".to_owned());
+            return self.daemon_after(me, bmc.delay, D::FenceDone { host, result });
+        }
+        self.after(bmc.delay / 2, Event::World(W::BmcOff(host)));
+        let result = Ok(PowerOffEvidence {
+            agent: "fence_sim".into(),
+            off_accepted: true,
+            status_after: "off".into(),
+            took: Millis(bmc.delay / MS),
+        });
+        self.daemon_after(me, bmc.delay, D::FenceDone { host, result });
+    }
+
+    pub(crate) fn fence_done(
+        &mut self,
+        me: HostId,
+        host: HostId,
+        result: Result<PowerOffEvidence, String>,
+    ) {
+        let name = self.hosts[host].name.clone();
+        let now = self.hosts[me].local(self.now);
+        let Some(daemon) = self.hosts[me].daemon.as_mut() else {
+            return;
+        };
+        let tries = daemon.leader.attempts.get(&host).map_or(1, |(n, _)| *n);
+        let proof = result.and_then(|evidence| {
+            let evidence = Evidence::Power(evidence);
+            FenceProof::from_evidence(name.clone(), evidence).map_err(|error| error.to_string())
+        });
+        let attempt = match proof {
+            Ok(proof) => Attempt::Off(proof),
+            Err(_) => Attempt::Failed { at: now },
+        };
+        daemon.leader.attempts.insert(host, (tries, attempt));
+        self.request_round(me, 0);
+    }
+
+    /// Appends a command on a leader.
+    pub(crate) fn propose(&mut self, host: HostId, by: &str, command: Command, why: Purpose) {
+        let envelope = Envelope {
+            format: FORMAT,
+            at: Timestamp(self.now / MS),
+            by: by.to_owned(),
+            command,
+        };
+        let at = &mut self.hosts[host];
+        let now = at.local(self.now).0;
+        let (was, term) = (at.raft.role, at.raft.term);
+        let index = at.raft.append(Data::Command(envelope));
+        let Some(daemon) = at.daemon.as_mut() else {
+            return;
+        };
+        if !matches!(why, Purpose::Operator(_)) {
+            daemon.leader.busy = Some(index);
+        }
+        daemon.leader.pending.insert(index, (term, why));
+        at.raft.advance();
+        let out = at.raft.broadcast(now);
+        self.raft_done(host, was, out);
+        self.daemon_after(host, PROPOSAL_TIMEOUT, D::ProposalTimeout(index));
+    }
+
+    /// An entry is applied on this host: whoever waits for it hears.
+    pub(crate) fn proposal_applied(&mut self, host: HostId, index: usize) {
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return;
+        };
+        let Some((term, why)) = daemon.leader.pending.remove(&index) else {
+            return;
+        };
+        let Some(applied) = index.checked_sub(1).and_then(|at| self.history.get(at)) else {
+            return;
+        };
+        let mine = applied.entry.term == term;
+        let good = mine && matches!(applied.result, Some(Ok(_)));
+        if daemon.leader.busy == Some(index) {
+            daemon.leader.busy = None;
+        }
+        match why {
+            Purpose::Plan => {
+                if let Some(leases) = daemon.leader.leases.as_mut().filter(|_| mine) {
+                    leases.uncertain = false;
+                }
+                if !good {
+                    daemon.leader.round_at = 0;
+                    self.request_round(host, REFUSED_PAUSE);
+                }
+            }
+            Purpose::Armed => {}
+            Purpose::Operator(what) => {
+                if mine {
+                    let entry = Arc::clone(&applied.entry);
+                    self.check.acked.push((index, entry));
+                    let said = if good { "done" } else { "refused" };
+                    self.trace(|| format!("operator: {what}: {said}"));
+                }
+            }
+        }
+    }
+
+    /// The outcome of a proposal is not known in time.
+    pub(crate) fn proposal_timeout(&mut self, host: HostId, index: usize) {
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return;
+        };
+        if daemon.leader.busy == Some(index) {
+            daemon.leader.busy = None;
+            if let Some(leases) = daemon.leader.leases.as_mut() {
+                leases.uncertain = true;
+            }
+            self.request_round(host, REFUSED_PAUSE);
+        }
+    }
+
+    fn look_at_voters(&mut self, host: HostId, state: &State, now: Instant) {
+        let raft = &self.hosts[host].raft;
+        if raft.changing() {
+            return;
+        }
+        let me = raft.id;
+        let (matched, last) = (raft.matched.clone(), raft.log.len());
+        let current = raft.config().voters;
+        let Some(daemon) = self.hosts[host].daemon.as_mut() else {
+            return;
+        };
+        let Some(leases) = daemon.leader.leases.as_ref() else {
+            return;
+        };
+        if self.now < daemon.leader.voters_at {
+            return;
+        }
+        daemon.leader.voters_at = self.now + VOTERS_EVERY;
+        let member = |(name, record): (&HostName, &quorate_state::HostRecord)| {
+            let heard = if record.node == me { Some(now) } else { leases.table.heard(name) };
+            let silence = now.since(heard.unwrap_or(leases.elected));
+            let up = heard.is_some() && silence < Millis(1000);
+            let caught_up = record.node == me
+                || matched.get(&record.node).is_some_and(|index| index + 200 >= last);
+            let silent = (!up).then_some(silence);
+            (record.node, Member { silent, caught_up })
+        };
+        let members: BTreeMap<NodeId, Member> = state.hosts.iter().map(member).collect();
+        let settings = state.settings();
+        let next = next_voters(
+            &current,
+            &members,
+            me,
+            settings.max_voters,
+            settings.replace_voter_after,
+        );
+        if let Some(next) = next {
+            self.trace(|| format!("voters {current:?} -> {next:?}"));
+            let local = self.hosts[host].local(self.now).0;
+            let raft = &mut self.hosts[host].raft;
+            raft.change(next);
+            let was = raft.role;
+            raft.advance();
+            let out = raft.broadcast(local);
+            self.raft_done(host, was, out);
+        }
+    }
+}
+
+fn may_try(attempts: &BTreeMap<HostId, (u32, Attempt)>, host: HostId, now: Instant) -> bool {
+    match attempts.get(&host) {
+        None => true,
+        Some((_, Attempt::Running | Attempt::Off(_))) => false,
+        Some((tries, Attempt::Failed { at })) => {
+            let wait = Millis((2000u64 << (*tries).min(5)).min(60_000));
+            now.since(*at) >= wait
+        }
+    }
+}
+
+fn forget_attempt(attempts: &mut BTreeMap<HostId, (u32, Attempt)>, host: HostId) {
+    if !matches!(attempts.get(&host), Some((_, Attempt::Running))) {
+        attempts.remove(&host);
+    }
+}
+
+/// Takes any migration for the present one.
+fn forge_ids(state: &State, report: &mut quorate_types::HostReport) {
+    for (vm, seen) in &mut report.vms {
+        let record = state.vms.get(vm).map(|record| &record.ownership);
+        if let (Some(quorate_state::Ownership::Migrating { id, .. }), Some(migration)) =
+            (record, seen.migration.as_mut())
+        {
+            migration.id = *id;
+        }
+    }
+}

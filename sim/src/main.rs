@@ -1,0 +1,103 @@
+//! Runs seeds.
+
+use clap::Parser;
+use quorate_sim::{Detail, Mutation, Verdict, run_seed, run_seeds};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Runs the cluster's decisions on virtual time with random faults and checks every promise.
+#[derive(Debug, Parser)]
+#[command(name = "quorate-sim")]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    start: u64,
+    /// Run this seed only.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// With --seed: show what happens; twice: every step.
+    #[arg(long, action = clap::ArgAction::Count)]
+    trace: u8,
+    /// Run a deliberately broken variant.
+    #[arg(long)]
+    mutate: Option<Mutation>,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    threads: u64,
+    /// Stop after so many failing seeds.
+    #[arg(long, default_value_t = 10)]
+    max_failures: usize,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match args.seed {
+        Some(seed) => one(&args, seed),
+        None => many(&args),
+    }
+}
+
+fn one(args: &Args, seed: u64) -> ExitCode {
+    let detail = match args.trace {
+        0 => Detail::Nothing,
+        1 => Detail::Events,
+        _ => Detail::All,
+    };
+    let (verdict, _) = run_seed(seed, args.mutate, detail);
+    report(&verdict, args.mutate);
+    let failed = u64::from(verdict.broken.is_some());
+    println!("{} passed, {failed} failed", 1 - failed);
+    ExitCode::from(u8::from(failed > 0))
+}
+
+fn many(args: &Args) -> ExitCode {
+    let began = Instant::now();
+    let (done, events, time) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let each = |verdict: &Verdict| {
+        let n = done.fetch_add(1, Ordering::Relaxed) + 1;
+        events.fetch_add(verdict.events, Ordering::Relaxed);
+        time.fetch_add(verdict.virtual_ns, Ordering::Relaxed);
+        if verdict.broken.is_some() {
+            report(verdict, args.mutate);
+        }
+        if n.is_multiple_of(200) {
+            println!("{n} of {} seeds, {:.0} s", args.seeds, began.elapsed().as_secs_f64());
+        }
+    };
+    let failed = run_seeds(args.start, args.seeds, args.threads, args.mutate, args.max_failures, &each);
+    let done = done.into_inner();
+    println!(
+        "{} passed, {} failed ({} events, {:.1} h of virtual time, {:.1} s)",
+        done - failed.len() as u64,
+        failed.len(),
+        events.into_inner(),
+        time.into_inner() as f64 / 3.6e12,
+        began.elapsed().as_secs_f64()
+    );
+    if let Some(first) = failed.first() {
+        println!("replay: {}", replay(first.seed, args.mutate));
+    }
+    ExitCode::from(u8::from(!failed.is_empty()))
+}
+
+fn replay(seed: u64, mutate: Option<Mutation>) -> String {
+    let mutate = mutate.map_or(String::new(), |mutation| format!(" --mutate {mutation}"));
+    format!("cargo run --release -p quorate-sim -- --seed {seed} --trace{mutate}")
+}
+
+fn report(verdict: &Verdict, mutate: Option<Mutation>) {
+    if let Some(broken) = &verdict.broken {
+        println!(
+            "seed {}: BROKEN {} at {:.3} s: {}\n  replay: {}",
+            verdict.seed,
+            broken.promise,
+            broken.at as f64 / 1e9,
+            broken.text,
+            replay(verdict.seed, mutate)
+        );
+    }
+}

@@ -1,0 +1,81 @@
+//! Deliberately broken variants, to prove that the checks can fail.
+//!
+//! Always holds: each is a hook in this simulator's shell or models; production code has no switch.
+
+use std::fmt;
+
+/// What is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutation {
+    /// The leader makes a proof of mere silence.
+    StartWithoutProof,
+    /// A host that is being declared dead still gets leases.
+    NoSeal,
+    /// Hosts act on whatever their replica says, however old.
+    NoFreshnessCheck,
+    /// What the agent wrote to its ledger is gone after a restart.
+    LedgerNotDurable,
+    /// Reports about any migration are taken for reports about the present one.
+    StaleMigrationId,
+    /// The guard does nothing but feed the watchdog.
+    GuardOff,
+    /// A new leader judges from the leases of its predecessor's time on.
+    NoWaitAfterElection,
+    /// A leader grants leases without a majority.
+    GrantWithoutQuorum,
+    /// A source takes a target that does not answer for one that never ran the guest.
+    SilenceIsNo,
+    /// The lease counts from the answer instead of the question.
+    LeaseFromAnswer,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::StartWithoutProof,
+        Self::NoSeal,
+        Self::NoFreshnessCheck,
+        Self::LedgerNotDurable,
+        Self::StaleMigrationId,
+        Self::GuardOff,
+        Self::NoWaitAfterElection,
+        Self::GrantWithoutQuorum,
+        Self::SilenceIsNo,
+        Self::LeaseFromAnswer,
+    ];
+
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StartWithoutProof => "start-without-proof",
+            Self::NoSeal => "no-seal",
+            Self::NoFreshnessCheck => "no-freshness-check",
+            Self::LedgerNotDurable => "ledger-not-durable",
+            Self::StaleMigrationId => "stale-migration-id",
+            Self::GuardOff => "guard-off",
+            Self::NoWaitAfterElection => "no-wait-after-election",
+            Self::GrantWithoutQuorum => "grant-without-quorum",
+            Self::SilenceIsNo => "silence-is-no",
+            Self::LeaseFromAnswer => "lease-from-answer",
+        }
+    }
+}
+
+impl fmt::Display for Mutation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Mutation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|one| one.name() == text);
+        found.ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|one| one.name()).collect();
+            format!("there is no variant `{text}`; there are {}", names.join(", "))
+        })
+    }
+}

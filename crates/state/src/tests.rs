@@ -690,3 +690,27 @@ fn write_fixture() {
     )
     .unwrap();
 }
+
+/// Forty layers of two VMs, each needing both of the layer below: 2^40 paths, 160 dependencies.
+#[test]
+fn many_paths_through_depends_on_cost_little() {
+    let mut world = World::new(&[]);
+    let mut vms = std::collections::BTreeMap::new();
+    for layer in 0..40 {
+        for side in 0..2 {
+            let mut spec = spec();
+            if layer > 0 {
+                let below = |side| (vm(&format!("l{}-{side}", layer - 1)), Default::default());
+                spec.depends_on = [below(0), below(1)].into();
+            }
+            vms.insert(vm(&format!("l{layer}-{side}")), spec);
+        }
+    }
+    world.ok(Command::ApplyManifest {
+        base: None,
+        manifest: Manifest {
+            vms,
+            ..Manifest::default()
+        },
+    });
+}

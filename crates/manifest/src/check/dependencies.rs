@@ -4,13 +4,29 @@ use super::Checker;
 use quorate_types::VmName;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+/// Most cycles that are reported.
+const MAX_CYCLES: usize = 10;
+/// Most searches for one. What is not found here is still refused by the state machine.
+const MAX_SEARCHES: usize = 1000;
+
 impl Checker<'_> {
     /// Reports each cycle once, at an entry of it that the manifest holds.
     pub(super) fn dependencies(&mut self) {
         let mut reported: BTreeSet<BTreeSet<VmName>> = BTreeSet::new();
         let manifest = self.manifest;
-        for (name, vm) in &manifest.vms {
-            for next in vm.depends_on.keys().filter(|next| *next != name) {
+        let suspects = self.never_free();
+        let mut searches = 0;
+        for (name, vm) in manifest
+            .vms
+            .iter()
+            .filter(|(name, _)| suspects.contains(*name))
+        {
+            let circular = |next: &&VmName| *next != name && suspects.contains(*next);
+            for next in vm.depends_on.keys().filter(circular) {
+                searches += 1;
+                if reported.len() >= MAX_CYCLES || searches > MAX_SEARCHES {
+                    return;
+                }
                 let Some(mut cycle) = self.path_between(next, name) else {
                     continue;
                 };
@@ -30,6 +46,38 @@ impl Checker<'_> {
                 );
             }
         }
+    }
+
+    /// VMs that never become free of dependencies when those without any are taken away again and
+    /// again: the ones on a cycle, and the ones that need them. Empty: there is no cycle.
+    fn never_free(&self) -> BTreeSet<VmName> {
+        let mut open: BTreeMap<&VmName, usize> = BTreeMap::new();
+        let mut needed_by: BTreeMap<&VmName, Vec<&VmName>> = BTreeMap::new();
+        for (name, vm) in &self.all.vms {
+            let known = |next: &&VmName| *next != name && self.all.vms.contains_key(*next);
+            let next: Vec<&VmName> = vm.depends_on.keys().filter(known).collect();
+            open.insert(name, next.len());
+            for next in next {
+                needed_by.entry(next).or_default().push(name);
+            }
+        }
+        let mut free: Vec<&VmName> = open
+            .iter()
+            .filter(|(_, n)| **n == 0)
+            .map(|(vm, _)| *vm)
+            .collect();
+        while let Some(vm) = free.pop() {
+            open.remove(vm);
+            for dependent in needed_by.get(vm).into_iter().flatten() {
+                if let Some(left) = open.get_mut(dependent) {
+                    *left -= 1;
+                    if *left == 0 {
+                        free.push(dependent);
+                    }
+                }
+            }
+        }
+        open.into_keys().cloned().collect()
     }
 
     /// The shortest way from one VM to another along `depends_on`, both ends included.

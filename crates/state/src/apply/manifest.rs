@@ -214,34 +214,28 @@ fn shared_images(state: &State) -> Vec<String> {
         .collect()
 }
 
-/// One cycle of `depends_on`, written as a path, if there is any.
+/// One cycle of `depends_on`, written as a path, if there is any. Depth first; a VM that was left
+/// without finding one is not entered again, so the work grows with the number of dependencies.
 fn cycle(state: &State) -> Option<String> {
     let mut done = BTreeSet::new();
-    for start in state.vms.keys() {
-        let mut path: Vec<&VmName> = Vec::new();
-        let mut stack = vec![(start, 0usize)];
-        while let Some((vm, depth)) = stack.pop() {
-            path.truncate(depth);
-            if let Some(at) = path.iter().position(|seen| *seen == vm) {
-                let mut names: Vec<_> = path[at..].iter().map(ToString::to_string).collect();
-                names.push(vm.to_string());
-                return Some(names.join(" -> "));
-            }
-            if done.contains(vm) {
-                continue;
-            }
-            path.push(vm);
-            let Some(record) = state.vms.get(vm) else {
+    for (start, record) in &state.vms {
+        // The way here, each VM with its dependencies that are still to be looked at.
+        let mut path = vec![(start, record.spec.depends_on.keys())];
+        while let Some((vm, rest)) = path.last_mut() {
+            let Some(next) = rest.next() else {
+                done.insert(*vm);
+                path.pop();
                 continue;
             };
-            let next = record.spec.depends_on.keys();
-            let before = stack.len();
-            stack.extend(next.map(|other| (other, depth + 1)));
-            if stack.len() == before {
-                done.insert(vm);
+            if let Some(at) = path.iter().position(|(seen, _)| *seen == next) {
+                let mut names: Vec<_> = path[at..].iter().map(|(vm, _)| vm.to_string()).collect();
+                names.push(next.to_string());
+                return Some(names.join(" -> "));
+            }
+            if let Some(record) = state.vms.get(next).filter(|_| !done.contains(next)) {
+                path.push((next, record.spec.depends_on.keys()));
             }
         }
-        done.insert(start);
     }
     None
 }

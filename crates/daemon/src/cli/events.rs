@@ -16,7 +16,7 @@ const AWAY: Duration = Duration::from_secs(60);
 const REFRESH: Duration = Duration::from_secs(1);
 
 pub(crate) async fn status(context: &Context, args: StatusArgs) -> Result<(), CliError> {
-    if !args.watch {
+    if !args.watch || !context.output.is_table() {
         let view: ClusterView = context.client.get("/api/v1/cluster").await?;
         return context.output.print(&view, |out| status::page(out, &view));
     }

@@ -46,8 +46,8 @@ stage packages scripts/install-packages.sh
 stage tools make --no-print-directory tools
 stage build cargo build --locked --workspace --all-targets
 stage verify cargo xtask verify --no-tests
-stage unit cargo test --locked --workspace --exclude quorate-hypervisor
 stage guest scripts/build-guest.sh
+stage unit cargo test --locked --workspace --exclude quorate-hypervisor
 stage qemu qemu_tests
 stage sim cargo run --locked --release -p quorate-sim -- --seeds 2000
 stage lab cargo test --locked -p quorate-daemon --test lab -- --test-threads=1 --nocapture

@@ -305,14 +305,8 @@ fn exec(args: &LabArgs, host: &str, command: &[String]) -> Result<ExitCode> {
     if host != CLIENT {
         lab.site().number(host)?;
     }
-    // The host's `quorate` is this one.
-    let own = std::env::current_exe().context("cannot find this program's own file")?;
-    let folder = own
-        .parent()
-        .map(|path| path.display().to_string())
-        .unwrap_or_default();
     let path = format!(
-        "{folder}:{}:{}",
+        "{}:{}",
         lab.site().bin_dir().display(),
         std::env::var("PATH").unwrap_or_default()
     );

@@ -16,7 +16,8 @@ use std::time::Duration;
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// For a daemon to answer after its start.
 const DAEMON_LIMIT: Duration = Duration::from_secs(30);
-const STEP: Duration = Duration::from_millis(20);
+/// Between two looks at the cluster; each is a process of its own.
+const STEP: Duration = Duration::from_millis(100);
 
 /// What `quorate status --output json` says, as far as the lab looks.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -133,6 +134,11 @@ impl Lab {
 
     /// Runs a `quorate` command for a host; its standard output.
     pub fn quorate(&self, host: &str, arguments: &[&str]) -> Result<String> {
+        self.quorate_for(host, arguments, COMMAND_LIMIT)
+    }
+
+    /// The same with a limit of one's own.
+    pub fn quorate_for(&self, host: &str, arguments: &[&str], limit: Duration) -> Result<String> {
         self.site().number(host)?;
         let daemon = &self.site().daemon;
         let missing = |source| LabError::MissingTool {
@@ -163,7 +169,7 @@ impl Lab {
             text
         });
         let command = format!("quorate {}", arguments.join(" "));
-        let status = wait::until(&command, COMMAND_LIMIT, Duration::from_millis(2), || {
+        let status = wait::until(&command, limit, Duration::from_millis(2), || {
             child.try_wait().ok().flatten()
         })
         .inspect_err(|_| {

@@ -2,12 +2,14 @@
 
 use crate::cgroup::Cgroup;
 use crate::faults::{self, Cut, Link};
+use crate::guest::GuestImage;
 use crate::process::{Found, in_namespace, namespace_of, run};
 use crate::site::{Site, SiteSpec};
 use crate::supervisor::protocol::{HostStatus, Request, Who};
 use crate::supervisor::{control_path, pid_path, request};
 use crate::{LabError, Result, interrupt, net, wait};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -59,13 +61,14 @@ impl Lab {
         if !rustix::process::getuid().is_root() {
             return Err(LabError::NotRoot);
         }
-        let site = Site::plan(spec)?;
+        let mut site = Site::plan(spec)?;
         if site.record().exists() {
             return Err(LabError::AlreadyUp { site: site.site });
         }
         let root = site.dir.parent().unwrap_or(Path::new("/")).to_owned();
         // What a lab that crashed half-way left behind.
         Self::remove(&root, &site.site)?;
+        take_programs(&mut site)?;
         let lab = Self { site };
         lab.build().inspect_err(|_| {
             let _ = Self::remove(&root, &lab.site.site);
@@ -84,6 +87,11 @@ impl Lab {
             std::fs::create_dir_all(&dir).map_err(LabError::file("create", &dir))?;
         }
         self.write_fence_agent()?;
+        if let Ok(image) = GuestImage::find() {
+            let dir = site.guest_dir();
+            std::fs::create_dir_all(&dir).map_err(LabError::file("create", &dir))?;
+            image.copy_to(&dir)?;
+        }
         net::build(site)?;
         faults::prepare(site)?;
         let real_time = run("chrt", &["-R", "-f", "10", "true"]).is_ok();
@@ -298,9 +306,37 @@ impl Lab {
         command
             .arg(program)
             .env("QUORATE_DIR", self.site.data_dir(part))
+            .env("QUORATE_POOL", self.site.shared_dir())
+            .env("QUORATE_GUEST_DIR", self.site.guest_dir())
             .envs(&self.site.environment);
         command
     }
+}
+
+/// Copies the programs that the lab runs: a rebuild must not change a lab that is up.
+fn take_programs(site: &mut Site) -> Result<()> {
+    let dir = site.bin_dir();
+    std::fs::create_dir_all(&dir).map_err(LabError::file("create", &dir))?;
+    let mut copied: BTreeMap<String, String> = BTreeMap::new();
+    for command in [&mut site.daemon, &mut site.tool] {
+        let Some(program) = command.first_mut() else {
+            continue;
+        };
+        let path = Path::new(program);
+        let Some(name) = path.file_name().filter(|_| path.is_absolute()) else {
+            continue;
+        };
+        if let Some(copy) = copied.get(program) {
+            program.clone_from(copy);
+            continue;
+        }
+        let copy = dir.join(name);
+        std::fs::copy(path, &copy).map_err(LabError::file("copy the program to", &copy))?;
+        let copy = copy.to_string_lossy().into_owned();
+        copied.insert(program.clone(), copy.clone());
+        *program = copy;
+    }
+    Ok(())
 }
 
 /// Ends every process in the namespaces of a site, supervisors included.

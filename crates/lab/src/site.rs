@@ -193,7 +193,13 @@ impl Site {
         self.dir.join("shared")
     }
 
-    /// Programs for the hosts: the fence agent.
+    /// The lab guest's kernel and initial RAM file system, when they were built.
+    #[must_use]
+    pub fn guest_dir(&self) -> PathBuf {
+        self.dir.join("guest")
+    }
+
+    /// Programs for the hosts: the fence agent, and copies of `quorate`.
     #[must_use]
     pub fn bin_dir(&self) -> PathBuf {
         self.dir.join("bin")

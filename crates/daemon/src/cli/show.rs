@@ -108,7 +108,7 @@ pub(crate) fn host(out: &Output, host: &HostView) -> String {
         format!("{}{relay}", link.to)
     });
     let hypervisor = match (&host.qemu, &host.accel) {
-        (Some(qemu), Some(accel)) => format!("QEMU {qemu}, {accel}"),
+        (Some(qemu), Some(accel)) if !qemu.is_empty() => format!("QEMU {qemu}, {accel}"),
         _ => String::new(),
     };
     facts(

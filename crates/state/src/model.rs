@@ -33,6 +33,10 @@ pub struct State {
     pub topology_changed: Revision,
     /// Highest node number handed out.
     pub last_node: NodeId,
+    /// Highest epoch of any VM that was forgotten. A new VM's epochs begin after it: a VM that gets the
+    /// name of a deleted one must not meet that one's epochs in the ledgers of hosts.
+    #[serde(default)]
+    pub forgotten_epoch: Epoch,
     /// What happened lately.
     pub log: EventLog,
 }

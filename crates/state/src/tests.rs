@@ -499,6 +499,28 @@ fn deleting_waits_for_the_stop() {
     assert!(world.0.vms.is_empty());
 }
 
+/// Ledgers of hosts know VMs by name: an epoch of a deleted VM must never come again.
+#[test]
+fn a_vm_with_the_name_of_a_deleted_one_gets_newer_epochs() {
+    let mut world = World::new(&["db"]);
+    world.start("db", 1);
+    world.act(vec![release("db", vec![closed(1, "db", 1)])]);
+    world.start("db", 2);
+    world.ok(Command::DeleteVm { vm: vm("db") });
+    world.act(vec![release("db", vec![closed(2, "db", 2)])]);
+    world.act(vec![Action::Forget { vm: vm("db") }]);
+    let manifest = Manifest {
+        vms: [(vm("db"), spec())].into(),
+        ..Manifest::default()
+    };
+    world.ok(Command::ApplyManifest {
+        base: None,
+        manifest,
+    });
+    world.start("db", 3);
+    assert_eq!(world.0.vms[&vm("db")].last_epoch, Epoch(3));
+}
+
 #[test]
 fn manifest_with_a_base_is_refused_after_somebody_elses_change() {
     let mut world = World::new(&["db"]);

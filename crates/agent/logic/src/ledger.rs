@@ -75,6 +75,13 @@ pub enum LedgerRecord {
         /// Why.
         why: String,
     },
+    /// The process that waited for the guest ended unseen: the guest may have run in it.
+    ArrivalUnknown {
+        /// Which VM.
+        vm: VmName,
+        /// With which migration.
+        id: MigrationId,
+    },
     /// The guest has arrived.
     Arrived {
         /// Which VM.
@@ -102,6 +109,7 @@ impl LedgerRecord {
             | Self::Sending { vm, .. }
             | Self::SwitchoverBegun { vm, .. }
             | Self::SendFailed { vm, .. }
+            | Self::ArrivalUnknown { vm, .. }
             | Self::Arrived { vm, .. }
             | Self::Forgotten { vm } => vm,
         }
@@ -140,6 +148,9 @@ pub struct LedgerEntry {
     pub incoming: Option<MigrationId>,
     /// Whether that migration arrived.
     pub arrived: Option<MigrationId>,
+    /// Whether nobody saw how that migration ended here.
+    #[serde(default)]
+    pub unseen: Option<MigrationId>,
     /// Highest epoch that will never run here again.
     pub closed: Epoch,
     /// Why it was closed.
@@ -188,6 +199,7 @@ impl LedgerEntry {
                     self.send = None;
                     self.incoming = None;
                     self.arrived = None;
+                    self.unseen = None;
                 }
                 self.told = self.told.max(*epoch);
                 // A restart under the epoch of an arrival waits for nothing, but keeps its history.
@@ -214,6 +226,7 @@ impl LedgerEntry {
             LedgerRecord::SendFailed { id, why, .. } => {
                 self.set_send(*id, SendStage::Over(why.clone()));
             }
+            LedgerRecord::ArrivalUnknown { id, .. } => self.unseen = Some(*id),
             LedgerRecord::Arrived { id, .. } => self.arrived = Some(*id),
             LedgerRecord::Forgotten { .. } => *self = Self::default(),
         }

@@ -650,6 +650,25 @@ fn a_target_that_fails_closes_and_is_never_prepared_again() {
     }));
 }
 
+/// Host and agent end just after the guest arrived: it may have written to its disk.
+#[test]
+fn a_target_that_did_not_see_the_end_does_not_say_that_it_never_ran() {
+    let (bench, _) = listening();
+    let mut bench = bench.restart(&[]);
+    bench.order(Some(incoming(7, 2, false)));
+    bench.ack();
+    assert_eq!(bench.report().closed, Epoch(2));
+    assert_eq!(outcome(&bench), MigrationOutcome::InProgress);
+    bench.effects.clear();
+    let (ask, says) = (AskToken(2), TargetSays::Unknown);
+    let id = MigrationId(7);
+    bench.step(Input::PeerOutcome { ask, vm: vm(), id });
+    let answer = Effect::AnswerOutcome { ask, says };
+    assert!(bench.effects.contains(&answer));
+    let bench = bench.restart(&[]);
+    assert_eq!(outcome(&bench), MigrationOutcome::InProgress);
+}
+
 #[test]
 fn a_target_without_a_lease_or_an_order_gives_up() {
     for how in ["lease", "cancel", "order"] {

@@ -6,7 +6,7 @@ use crate::event::{EventKind, Subject};
 use crate::model::{MoveRequest, Object, OrderKind, Ownership, State, StopMode, VmRecord};
 use quorate_types::spec::Power;
 use quorate_types::{
-    Epoch, HostName, Manifest, NetworkName, PoolName, Revision, RuleName, RuleSpec, VmName, VmSpec,
+    HostName, Manifest, NetworkName, PoolName, Revision, RuleName, RuleSpec, VmName, VmSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,13 +100,14 @@ fn put_all<K, V>(
 
 fn put_vm(change: &mut Change<'_>, name: &VmName, spec: &VmSpec) -> Result<(), Refusal> {
     let revision = change.revision;
+    let first_epoch = change.state.forgotten_epoch;
     let Some(vm) = change.state.vms.get_mut(name) else {
         let record = VmRecord {
             spec: spec.clone(),
             active: None,
             abi: None,
             ownership: Ownership::Free,
-            last_epoch: Epoch(0),
+            last_epoch: first_epoch,
             saved: None,
             move_request: None,
             failed_moves: 0,

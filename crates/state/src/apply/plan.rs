@@ -332,6 +332,8 @@ fn forget(change: &mut Change<'_>, action: &Action, vm: &VmName) -> Result<(), R
     if !record.deleting || record.ownership != Ownership::Free {
         return Err(refuse(action, "it is not deleted and stopped"));
     }
+    let last = record.last_epoch;
+    change.state.forgotten_epoch = change.state.forgotten_epoch.max(last);
     change.state.vms.remove(vm);
     change.vm_event(EventKind::Changed, vm, format!("VM {vm} deleted"));
     Ok(())

@@ -7,6 +7,10 @@ use super::*;
 use crate::input::{Adopted, Observed, ObservedMigration};
 use crate::ledger::SendStage;
 
+/// Said of a guest whose process ended while no agent watched it.
+pub(super) const UNSEEN: &str =
+    "the process that waited for the guest ended unseen: the guest may have run in it";
+
 impl VmMachine {
     pub(crate) fn adopt(&mut self, cx: &mut Ctx<'_>, adopted: &Adopted) {
         let entry = self.entry(cx);
@@ -57,6 +61,9 @@ impl VmMachine {
         if let Some(id) = entry.incoming {
             if entry.arrived == Some(id) {
                 self.note_migration(id, MigrationOutcome::Arrived, None);
+            } else if entry.unseen == Some(id) {
+                // Not `Failed`: that would promise that the guest never ran here.
+                self.note_migration(id, MigrationOutcome::InProgress, Some(UNSEEN));
             } else if entry.closed >= entry.told {
                 let why = entry.closed_why.as_deref();
                 self.note_migration(id, MigrationOutcome::Failed, why);
@@ -76,6 +83,11 @@ impl VmMachine {
 
     /// A VM of the ledger without a process.
     pub(crate) fn recall_absent(&mut self, cx: &mut Ctx<'_>) {
+        let entry = self.entry(cx);
+        if let Some(id) = entry.pending_incoming() {
+            let vm = self.vm.clone();
+            cx.record(LedgerRecord::ArrivalUnknown { vm, id });
+        }
         let entry = self.entry(cx);
         self.recall(&entry);
         if let Some(send) = &entry.send

@@ -389,6 +389,10 @@ impl VmMachine {
     ) {
         let told = entry.told == epoch;
         match &self.stage {
+            // Its epoch is closed, but nobody can say that it never ran under it.
+            Stage::Absent if told && entry.unseen == Some(id) => {
+                self.close(cx, epoch, adopt::UNSEEN.to_owned());
+            }
             Stage::Absent if told => {
                 let why = "the process that waited for the guest is gone";
                 self.refuse(cx, epoch, id, why.into());
@@ -491,6 +495,7 @@ impl VmMachine {
 pub(crate) fn outcome_here(entry: Option<&LedgerEntry>, id: MigrationId) -> TargetSays {
     match entry {
         Some(entry) if entry.arrived == Some(id) => TargetSays::Arrived,
+        Some(entry) if entry.unseen == Some(id) => TargetSays::Unknown,
         Some(entry) if entry.incoming == Some(id) && entry.closed >= entry.told => {
             TargetSays::NeverRan
         }

@@ -8,7 +8,7 @@ use crate::lab::{Lab, LabStatus};
 use crate::site::{CLIENT, DEFAULT_ROOT, DEFAULT_SITE, Networks, SiteSpec};
 use crate::supervisor::protocol::{Power, Request, Who};
 use crate::supervisor::{SuperviseArgs, supervise};
-use crate::tools::{acks, pinger};
+use crate::tools::{acks, pinger, status};
 use crate::{demo, guest};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -156,6 +156,8 @@ pub enum ToolCommand {
     Pinger(pinger::PingerArgs),
     /// Records acknowledgements.
     Acks(acks::AcksArgs),
+    /// Asks a guest how it is.
+    GuestStatus(status::StatusArgs),
 }
 
 /// Form of the output.
@@ -175,6 +177,12 @@ pub fn run_tool(command: &ToolCommand) -> Result<ExitCode> {
         ToolCommand::Pinger(args) => {
             let report = pinger::run(args).context("cannot ping")?;
             println!("{}", serde_json::to_string(&report)?);
+        }
+        ToolCommand::GuestStatus(args) => {
+            println!(
+                "{}",
+                status::run(args).context("the guest does not answer")?
+            );
         }
         ToolCommand::Acks(args) => println!("{}", serde_json::to_string(&acks::run(args))?),
     }

@@ -71,6 +71,22 @@ pub struct VmView {
     pub ready: bool,
 }
 
+/// A line of `quorate events --output json`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct EventLine {
+    /// Position in the log.
+    pub sequence: u64,
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// `start`, `release`, `migration`, ...
+    pub kind: String,
+    /// `vm/db`, `host/h1`, ...
+    pub subject: String,
+    /// One sentence.
+    pub text: String,
+}
+
 impl ClusterView {
     /// A VM by name.
     #[must_use]
@@ -210,6 +226,18 @@ impl Lab {
             tool: "quorate status".to_owned(),
             output: answer.to_string(),
         })
+    }
+
+    /// The newest events, oldest first.
+    pub fn events(&self, host: &str) -> Result<Vec<EventLine>> {
+        let answer = self.quorate_json(host, &["events", "-n", "500"])?;
+        let mut events: Vec<EventLine> =
+            serde_json::from_value(answer.clone()).map_err(|_| LabError::Answer {
+                tool: "quorate events".to_owned(),
+                output: answer.to_string(),
+            })?;
+        events.sort_by_key(|event| event.sequence);
+        Ok(events)
     }
 
     /// Waits until the cluster, as one host sees it, is as wanted.

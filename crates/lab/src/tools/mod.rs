@@ -5,6 +5,7 @@
 
 pub mod acks;
 pub mod pinger;
+pub mod status;
 
 use crate::lab::Lab;
 use crate::site::CLIENT;
@@ -98,6 +99,12 @@ impl Lab {
             "pinger",
             &[target, "--interval-us".to_owned(), interval],
         )
+    }
+
+    /// Asks a guest how it is, from the client.
+    pub fn guest_status(&self, guest: Ipv4Addr) -> Result<status::GuestStatus> {
+        let target = format!("{guest}:{}", quorate_guest::CONTROL_PORT);
+        Tool::start(self, "guest-status", &[target])?.finish()
     }
 
     /// Collects what a guest acknowledges, at the client.

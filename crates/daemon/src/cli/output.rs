@@ -128,6 +128,10 @@ pub(crate) fn trimmed(table: &Table) -> String {
 }
 
 /// Prints a line. A reader that has gone away is no error.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a command whose reader is gone has nothing left to do or to undo"
+)]
 pub(crate) fn say(text: &str) -> Result<(), CliError> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

@@ -5,9 +5,11 @@ use super::core::{Core, wrong_answer};
 use super::group::wall_clock;
 use super::peer::{Answer, Ask};
 use async_trait::async_trait;
-use quorate_api::view::{ClusterView, JoinToken};
-use quorate_api::{Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed, ObservedHost};
-use quorate_controller::{ControllerError, HostPicture, Picture};
+use quorate_api::view::{ClusterView, JoinToken, PlacementView};
+use quorate_api::{
+    Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed, ObservedHost,
+};
+use quorate_controller::{HostPicture, Picture};
 use quorate_state::{Command, Outcome, State};
 use quorate_types::{HostName, Millis, Timestamp, VmName};
 use std::sync::Arc;
@@ -31,7 +33,11 @@ fn observed(picture: Picture) -> Observed {
         leader: Some(picture.leader),
         quorate: picture.quorate,
         voters: picture.voters,
-        hosts: picture.hosts.into_iter().map(|(name, of)| (name, host(of))).collect(),
+        hosts: picture
+            .hosts
+            .into_iter()
+            .map(|(name, of)| (name, host(of)))
+            .collect(),
         waiting: picture.waiting,
         problems: picture.problems,
     }
@@ -48,7 +54,10 @@ impl Backend for Daemon {
     }
 
     async fn view(&self) -> Result<ClusterView, ApiError> {
-        let me = Answering { host: self.0.me.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
+        let me = Answering {
+            host: self.0.me.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
         let observed = self.0.picture().await.ok().map(observed);
         Ok(quorate_api::build(&self.0.state(), observed.as_ref(), &me))
     }
@@ -62,42 +71,53 @@ impl Backend for Daemon {
 
     async fn create_token(&self, by: &str, ttl: Millis) -> Result<JoinToken, ApiError> {
         let internal = |text: String| ApiError::new(ErrorCode::Internal, text);
-        let secret = quorate_transport::TokenSecret::generate().map_err(|error| internal(error.to_string()))?;
+        let secret = quorate_transport::TokenSecret::generate()
+            .map_err(|error| internal(error.to_string()))?;
         let expires = Timestamp(wall_clock().0.saturating_add(ttl.0));
-        self.0.propose(by, Command::CreateToken { hash: secret.hash(), expires }).await?;
+        self.0
+            .propose(
+                by,
+                Command::CreateToken {
+                    hash: secret.hash(),
+                    expires,
+                },
+            )
+            .await?;
         let state = self.0.state();
         let cluster = state.cluster.as_ref().ok_or_else(ApiError::no_quorum)?;
-        let ca = quorate_transport::Ca::from_pem(&cluster.id, &cluster.ca_certificate, &cluster.ca_key);
-        let fingerprint = ca.and_then(|ca| ca.fingerprint()).map_err(|error| internal(error.to_string()))?;
+        let ca =
+            quorate_transport::Ca::from_pem(&cluster.id, &cluster.ca_certificate, &cluster.ca_key);
+        let fingerprint = ca
+            .and_then(|ca| ca.fingerprint())
+            .map_err(|error| internal(error.to_string()))?;
         // This host first: it is known to be up.
         let mut hosts: Vec<_> = state.hosts.iter().collect();
         hosts.sort_by_key(|(name, _)| **name != self.0.me);
         let token = quorate_transport::JoinToken {
-            addresses: hosts.into_iter().map(|(_, record)| record.address.clone()).collect(),
+            addresses: hosts
+                .into_iter()
+                .map(|(_, record)| record.address.clone())
+                .collect(),
             cluster: cluster.id.clone(),
             ca_fingerprint: fingerprint,
             secret,
         };
-        Ok(JoinToken { token: token.to_string(), expires })
+        Ok(JoinToken {
+            token: token.to_string(),
+            expires,
+        })
     }
 
     async fn fence(&self, _by: &str, host: &HostName) -> Result<String, ApiError> {
-        let ask = || Ask::Fence { host: host.clone() };
-        let local = async || match self.0.controller.fence(host.clone()).await {
-            Err(ControllerError::NotLeader) => None,
-            result => Some(result.map(Answer::Done).map_err(controller_error)),
-        };
-        self.done(ask, local).await
+        self.done(Ask::Fence { host: host.clone() }).await
     }
 
     async fn confirm_dead(&self, by: &str, host: &HostName) -> Result<String, ApiError> {
-        let ask = || Ask::ConfirmDead { host: host.clone(), who: by.to_owned() };
-        let local = async || match self.0.controller.confirm_dead(host.clone(), by.to_owned()).await {
-            Err(ControllerError::NotLeader) => None,
-            Err(error) => Some(Err(controller_error(error))),
-            Ok(()) => Some(Ok(Answer::Done(format!("{host} is taken for dead on the word of {by}")))),
-        };
-        self.done(ask, local).await
+        self.done(Ask::ConfirmDead {
+            host: host.clone(),
+            who: by.to_owned(),
+        })
+        .await
     }
 
     async fn console(&self, vm: &VmName) -> Result<Console, ApiError> {
@@ -107,21 +127,38 @@ impl Backend for Daemon {
     async fn logs(&self, vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError> {
         console::logs(Arc::clone(&self.0), vm.clone(), options).await
     }
+
+    async fn placement(&self, vm: &VmName) -> Option<PlacementView> {
+        match self
+            .0
+            .at_leader(Ask::Explain { vm: vm.clone() }, Duration::from_secs(2))
+            .await
+        {
+            Ok(Answer::Explanation(Some(found))) => Some(PlacementView {
+                best: found.best,
+                candidates: found.candidates,
+            }),
+            _ => None,
+        }
+    }
 }
 
 impl Daemon {
     /// Refuses a move that cannot be made at once, with the reasons, instead of leaving it to fail later.
     async fn check_move(&self, vm: &VmName, to: Option<&HostName>) -> Result<(), ApiError> {
-        let ask = || Ask::WhatMove { vm: vm.clone(), to: to.cloned() };
-        let local = async || {
-            let found = self.0.controller.with_input(|input| quorate_planner::what_move(input, vm, to));
-            found.map(|found| Ok(Answer::Move(found)))
+        let ask = Ask::WhatMove {
+            vm: vm.clone(),
+            to: to.cloned(),
         };
-        match self.0.at_leader(ask, local, Duration::from_secs(5)).await? {
+        match self.0.at_leader(ask, Duration::from_secs(5)).await? {
             Answer::Move(Ok(_)) => Ok(()),
             Answer::Move(Err(reason)) => {
                 let mut text = reason.summary;
-                for candidate in reason.candidates.iter().filter(|candidate| candidate.score.is_none()) {
+                for candidate in reason
+                    .candidates
+                    .iter()
+                    .filter(|candidate| candidate.score.is_none())
+                {
                     text.push_str(&format!("; {}: {}", candidate.host, candidate.why));
                 }
                 Err(ApiError::new(ErrorCode::Conflict, text))
@@ -130,22 +167,10 @@ impl Daemon {
         }
     }
 
-    async fn done(
-        &self,
-        ask: impl Fn() -> Ask,
-        local: impl AsyncFn() -> Option<Result<Answer, ApiError>>,
-    ) -> Result<String, ApiError> {
-        match self.0.at_leader(ask, local, FENCE_TIMEOUT).await? {
+    async fn done(&self, ask: Ask) -> Result<String, ApiError> {
+        match self.0.at_leader(ask, FENCE_TIMEOUT).await? {
             Answer::Done(text) => Ok(text),
             _ => Err(wrong_answer()),
         }
     }
-}
-
-fn controller_error(error: ControllerError) -> ApiError {
-    let code = match &error {
-        ControllerError::UnknownHost(_) => ErrorCode::NotFound,
-        _ => ErrorCode::Conflict,
-    };
-    ApiError::new(code, error.to_string())
 }

@@ -14,7 +14,11 @@ use super::machine::Machine;
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 
 /// Runs for the life of the daemon.
-pub(crate) async fn renew(dir: PathBuf, consensus: Consensus<Machine>, credentials: Arc<Credentials>) {
+pub(crate) async fn renew(
+    dir: PathBuf,
+    consensus: Consensus<Machine>,
+    credentials: Arc<Credentials>,
+) {
     loop {
         if credentials.info().renewal_due(SystemTime::now()) {
             match renew_once(&dir, &consensus, &credentials) {
@@ -32,10 +36,17 @@ fn renew_once(
     credentials: &Credentials,
 ) -> anyhow::Result<()> {
     let state = consensus.read(Machine::state);
-    let cluster = state.cluster.as_ref().ok_or_else(|| anyhow::anyhow!("the cluster's authority is not known here yet"))?;
+    let cluster = state
+        .cluster
+        .as_ref()
+        .ok_or_else(|| anyhow::anyhow!("the cluster's authority is not known here yet"))?;
     let identity = credentials.identity();
     let info = identity.info();
-    let subject = Subject { cluster: cluster.id.clone(), node: info.node, host: info.host.clone() };
+    let subject = Subject {
+        cluster: cluster.id.clone(),
+        node: info.node,
+        host: info.host.clone(),
+    };
     let ca = Ca::from_pem(&cluster.id, &cluster.ca_certificate, &cluster.ca_key)?;
     let key = HostPublicKey::from_public_key_pem(&identity.public_key_pem()?)?;
     let certificate = ca.issue(&subject, &key, &CaOptions::default(), SystemTime::now())?;

@@ -32,7 +32,12 @@ pub(crate) struct Consoles {
 
 impl Consoles {
     /// A piece of a log from `offset`; `u64::MAX` asks for the size only.
-    pub(crate) async fn read(&self, vm: &VmName, offset: u64, limit: u64) -> Result<Answer, RpcStatus> {
+    pub(crate) async fn read(
+        &self,
+        vm: &VmName,
+        offset: u64,
+        limit: u64,
+    ) -> Result<Answer, RpcStatus> {
         let path = (self.log)(vm);
         let work = move || -> std::io::Result<Answer> {
             let mut file = std::fs::File::open(&path)?;
@@ -41,9 +46,18 @@ impl Consoles {
             file.seek(SeekFrom::Start(offset))?;
             let mut bytes = Vec::new();
             file.take(limit.min(PIECE)).read_to_end(&mut bytes)?;
-            Ok(Answer::Log { offset, size, bytes })
+            Ok(Answer::Log {
+                offset,
+                size,
+                bytes,
+            })
         };
-        let failed = |error: std::io::Error| RpcStatus::new(404, format!("the serial log of {vm} cannot be read: {error}"));
+        let failed = |error: std::io::Error| {
+            RpcStatus::new(
+                404,
+                format!("the serial log of {vm} cannot be read: {error}"),
+            )
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(answer) => answer.map_err(failed),
             Err(error) => Err(RpcStatus::new(500, error.to_string())),
@@ -60,8 +74,14 @@ impl Consoles {
         };
         match tokio::time::timeout(ASK_TIMEOUT, send).await {
             Ok(Ok(())) => Ok(Answer::Done("written".into())),
-            Ok(Err(error)) => Err(RpcStatus::new(404, format!("the console of {vm} cannot be written: {error}"))),
-            Err(_) => Err(RpcStatus::new(503, format!("the console of {vm} takes no input: somebody else is connected"))),
+            Ok(Err(error)) => Err(RpcStatus::new(
+                404,
+                format!("the console of {vm} cannot be written: {error}"),
+            )),
+            Err(_) => Err(RpcStatus::new(
+                503,
+                format!("the console of {vm} takes no input: somebody else is connected"),
+            )),
         }
     }
 }
@@ -69,9 +89,16 @@ impl Consoles {
 async fn ask_host(core: &Core, vm: &VmName, ask: Ask) -> Result<Answer, ApiError> {
     let state = core.state();
     let record = state.vms.get(vm);
-    let record = record.ok_or_else(|| ApiError::unknown("VM", vm.as_str(), state.vms.keys().map(VmName::as_str)))?;
+    let record = record.ok_or_else(|| {
+        ApiError::unknown("VM", vm.as_str(), state.vms.keys().map(VmName::as_str))
+    })?;
     let host = record.ownership.host().or(record.last_host.as_ref());
-    let host = host.ok_or_else(|| ApiError::new(ErrorCode::Conflict, format!("VM {vm} has never run: it has no console")))?;
+    let host = host.ok_or_else(|| {
+        ApiError::new(
+            ErrorCode::Conflict,
+            format!("VM {vm} has never run: it has no console"),
+        )
+    })?;
     if *host == core.me {
         let answer = match ask {
             Ask::ConsoleRead { vm, offset, limit } => core.consoles.read(&vm, offset, limit).await,
@@ -81,16 +108,36 @@ async fn ask_host(core: &Core, vm: &VmName, ask: Ask) -> Result<Answer, ApiError
         return answer.map_err(|status| ApiError::new(ErrorCode::NotFound, status.message));
     }
     let node = state.hosts.get(host).map(|record| record.node);
-    let node = node.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("host {host} is gone")))?;
+    let node =
+        node.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("host {host} is gone")))?;
     debug_assert_ne!(node, core.group.node());
     peer::ask(&core.peers, node, &ask, ASK_TIMEOUT)
         .await
         .map_err(|error| ApiError::new(ErrorCode::Unreachable, error.to_string()))
 }
 
-async fn read(core: &Core, vm: &VmName, offset: u64, limit: u64) -> Result<(u64, u64, Vec<u8>), ApiError> {
-    match ask_host(core, vm, Ask::ConsoleRead { vm: vm.clone(), offset, limit }).await? {
-        Answer::Log { offset, size, bytes } => Ok((offset, size, bytes)),
+async fn read(
+    core: &Core,
+    vm: &VmName,
+    offset: u64,
+    limit: u64,
+) -> Result<(u64, u64, Vec<u8>), ApiError> {
+    match ask_host(
+        core,
+        vm,
+        Ask::ConsoleRead {
+            vm: vm.clone(),
+            offset,
+            limit,
+        },
+    )
+    .await?
+    {
+        Answer::Log {
+            offset,
+            size,
+            bytes,
+        } => Ok((offset, size, bytes)),
         _ => Err(super::core::wrong_answer()),
     }
 }
@@ -119,7 +166,11 @@ async fn tail(core: &Core, vm: &VmName, lines: u32) -> Result<(u64, Vec<u8>), Ap
 }
 
 /// The log, optionally followed.
-pub(crate) async fn logs(core: Arc<Core>, vm: VmName, options: LogOptions) -> Result<LogStream, ApiError> {
+pub(crate) async fn logs(
+    core: Arc<Core>,
+    vm: VmName,
+    options: LogOptions,
+) -> Result<LogStream, ApiError> {
     let (at, first) = tail(&core, &vm, options.lines).await?;
     let (mut ours, theirs) = tokio::io::duplex(PIECE as usize);
     tokio::spawn(async move {
@@ -128,17 +179,20 @@ pub(crate) async fn logs(core: Arc<Core>, vm: VmName, options: LogOptions) -> Re
         }
         follow(&core, &vm, at, &mut ours).await;
     });
-    Ok(Box::pin(futures_util::stream::unfold(theirs, |mut theirs| async move {
-        let mut buffer = vec![0; 8192];
-        match theirs.read(&mut buffer).await {
-            Ok(0) => None,
-            Ok(n) => {
-                buffer.truncate(n);
-                Some((Ok(buffer.into()), theirs))
+    Ok(Box::pin(futures_util::stream::unfold(
+        theirs,
+        |mut theirs| async move {
+            let mut buffer = vec![0; 8192];
+            match theirs.read(&mut buffer).await {
+                Ok(0) => None,
+                Ok(n) => {
+                    buffer.truncate(n);
+                    Some((Ok(buffer.into()), theirs))
+                }
+                Err(error) => Some((Err(error), theirs)),
             }
-            Err(error) => Some((Err(error), theirs)),
-        }
-    })))
+        },
+    )))
 }
 
 /// Copies what comes until the reader goes away. A guest that moves goes on in another host's log.
@@ -189,7 +243,10 @@ pub(crate) async fn console(core: Arc<Core>, vm: VmName) -> Result<Console, ApiE
             if n == 0 {
                 break;
             }
-            let ask = Ask::ConsoleWrite { vm: vm.clone(), input: buffer[..n].to_vec() };
+            let ask = Ask::ConsoleWrite {
+                vm: vm.clone(),
+                input: buffer[..n].to_vec(),
+            };
             if ask_host(&core, &vm, ask).await.is_err() {
                 break;
             }

@@ -3,11 +3,11 @@
 use super::console::Consoles;
 use super::group::RaftGroup;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
-use quorate_agent::AgentHandle;
+use super::shim::AgentHandle;
 use quorate_api::{ApiError, ErrorCode};
-use quorate_controller::{Controller, Group as _, Picture, ProposeFailure};
+use quorate_controller::{Controller, ControllerError, Group as _, Picture, ProposeFailure};
 use quorate_state::{Command, Outcome, State};
-use quorate_transport::{CallError, Peers};
+use quorate_transport::{CallError, Peers, RpcStatus};
 use quorate_types::{HostName, NodeId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,21 +36,13 @@ impl Core {
         Arc::clone(&self.states.borrow())
     }
 
-    /// Proposes here; fails when this host does not lead.
-    pub(crate) async fn group_propose(&self, by: &str, command: Command) -> Result<Outcome, ProposeFailure> {
-        self.group.propose(by, command).await
-    }
-
     /// Proposes at the leader, wherever it is, and waits until this host has applied it.
     pub(crate) async fn propose(&self, by: &str, command: Command) -> Result<Outcome, ApiError> {
-        let ask = || Ask::Propose { by: by.to_owned(), command: Box::new(command.clone()) };
-        let local = async || match self.group.propose(by, command.clone()).await {
-            Ok(outcome) => Some(Ok(Answer::Proposed(Ok(outcome)))),
-            Err(ProposeFailure::Refused(refusal)) => Some(Ok(Answer::Proposed(Err(refusal)))),
-            Err(ProposeFailure::NotDone(_)) => None,
-            Err(ProposeFailure::Unknown(why)) => Some(Err(unknown_outcome(why))),
+        let ask = Ask::Propose {
+            by: by.to_owned(),
+            command: Box::new(command),
         };
-        let Answer::Proposed(result) = self.at_leader(ask, local, Duration::from_secs(8)).await? else {
+        let Answer::Proposed(result) = self.at_leader(ask, Duration::from_secs(8)).await? else {
             return Err(wrong_answer());
         };
         let outcome = result.map_err(ApiError::from)?;
@@ -63,33 +55,33 @@ impl Core {
 
     /// The leader's picture.
     pub(crate) async fn picture(&self) -> Result<Picture, ApiError> {
-        let local = async || self.controller.picture().map(|picture| Ok(Answer::Picture(Box::new(picture))));
-        match self.at_leader(|| Ask::Picture, local, Duration::from_secs(2)).await? {
+        match self.at_leader(Ask::Picture, Duration::from_secs(2)).await? {
             Answer::Picture(picture) => Ok(*picture),
             _ => Err(wrong_answer()),
         }
     }
 
     /// Asks the leader, this host if it leads; tries again while there is none, for a bounded time.
-    ///
-    /// `local` answers `None` when this host turns out not to lead.
-    pub(crate) async fn at_leader(
-        &self,
-        ask: impl Fn() -> Ask,
-        local: impl AsyncFn() -> Option<Result<Answer, ApiError>>,
-        timeout: Duration,
-    ) -> Result<Answer, ApiError> {
-        let deadline = Instant::now() + FIND_LEADER.min(timeout.max(Duration::from_secs(1)));
+    pub(crate) async fn at_leader(&self, ask: Ask, timeout: Duration) -> Result<Answer, ApiError> {
+        let deadline = Instant::now() + FIND_LEADER.min(timeout);
         loop {
             let leading = *self.group.leadership().borrow();
             if leading.is_self {
-                if let Some(answer) = local().await {
-                    return answer;
+                match self.answer(ask.clone()).await {
+                    Err(status) if status.code == NOT_LEADER => {}
+                    result => return result.map_err(refused_here),
                 }
-            } else if let Some(leader) = leading.leader.filter(|leader| *leader != self.group.node()) {
-                match peer::ask(&self.peers, leader, &ask(), timeout).await {
+            } else if let Some(leader) =
+                leading.leader.filter(|leader| *leader != self.group.node())
+            {
+                match peer::ask(&self.peers, leader, &ask, timeout).await {
                     Ok(answer) => return Ok(answer),
-                    Err(CallError::Refused { code: NOT_LEADER, .. } | CallError::Unreachable { .. }) => {}
+                    Err(
+                        CallError::Refused {
+                            code: NOT_LEADER, ..
+                        }
+                        | CallError::Unreachable { .. },
+                    ) => {}
                     Err(error) => return Err(call_failed(leader, &error)),
                 }
             }
@@ -99,22 +91,102 @@ impl Core {
             tokio::time::sleep(AGAIN).await;
         }
     }
+
+    pub(crate) fn not_leader(&self) -> RpcStatus {
+        RpcStatus::new(NOT_LEADER, format!("{} does not lead the cluster", self.me))
+    }
+
+    /// Answers a daemon's question, or this host's own.
+    pub(crate) async fn answer(&self, ask: Ask) -> Result<Answer, RpcStatus> {
+        match ask {
+            Ask::Propose { by, command } => match self.group.propose(&by, *command).await {
+                Ok(outcome) => Ok(Answer::Proposed(Ok(outcome))),
+                Err(ProposeFailure::Refused(refusal)) => Ok(Answer::Proposed(Err(refusal))),
+                Err(ProposeFailure::NotDone(why)) => Err(RpcStatus::new(NOT_LEADER, why)),
+                Err(ProposeFailure::Unknown(why)) => Err(RpcStatus::new(504, why)),
+            },
+            Ask::Picture => {
+                let picture = self.controller.picture().ok_or_else(|| self.not_leader())?;
+                Ok(Answer::Picture(Box::new(picture)))
+            }
+            Ask::Fence { host } => self
+                .controller
+                .fence(host)
+                .await
+                .map(Answer::Done)
+                .map_err(refused),
+            Ask::ConfirmDead { host, who } => {
+                let text = format!("{host} is taken for dead on the word of {who}");
+                self.controller
+                    .confirm_dead(host, who)
+                    .await
+                    .map(|()| Answer::Done(text))
+                    .map_err(refused)
+            }
+            Ask::WhatMove { vm, to } => {
+                let found = self
+                    .controller
+                    .with_input(|input| quorate_planner::what_move(input, &vm, to.as_ref()));
+                found.map(Answer::Move).ok_or_else(|| self.not_leader())
+            }
+            Ask::Explain { vm } => {
+                let found = self
+                    .controller
+                    .with_input(|input| quorate_planner::explain(input, &vm));
+                let found = found.ok_or_else(|| self.not_leader())?;
+                Ok(Answer::Explanation(found.map(Box::new)))
+            }
+            Ask::Incoming { vm, id, ready } => {
+                let address = self.agent.incoming_address(vm, id, ready).await;
+                address
+                    .map(Answer::Address)
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
+            Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
+            Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,
+        }
+    }
+}
+
+fn refused_here(status: RpcStatus) -> ApiError {
+    match status.code {
+        504 => unknown_outcome(status.message),
+        404 => ApiError::new(ErrorCode::NotFound, status.message),
+        500 => ApiError::new(ErrorCode::Internal, status.message),
+        _ => ApiError::new(ErrorCode::Conflict, status.message),
+    }
 }
 
 fn call_failed(node: NodeId, error: &CallError) -> ApiError {
     match error {
-        CallError::Refused { code: 504, message, .. } => unknown_outcome(message.clone()),
-        CallError::Refused { code: 404, message, .. } => ApiError::new(ErrorCode::NotFound, message.clone()),
-        CallError::Refused { message, .. } => ApiError::new(ErrorCode::Conflict, message.clone()),
+        CallError::Refused { code, message, .. } => {
+            refused_here(RpcStatus::new(*code, message.clone()))
+        }
         CallError::Timeout { .. } => unknown_outcome(error.to_string()),
-        _ => ApiError::new(ErrorCode::Unreachable, format!("the leader (node {node}) cannot be asked: {error}")),
+        _ => ApiError::new(
+            ErrorCode::Unreachable,
+            format!("the leader (node {node}) cannot be asked: {error}"),
+        ),
     }
 }
 
 fn unknown_outcome(why: String) -> ApiError {
-    ApiError::new(ErrorCode::Unknown, why).hint("look at `quorate status` and `quorate events` before you repeat it")
+    ApiError::new(ErrorCode::Unknown, why)
+        .hint("look at `quorate status` and `quorate events` before you repeat it")
 }
 
 pub(crate) fn wrong_answer() -> ApiError {
-    ApiError::new(ErrorCode::Internal, "the leader gave another kind of answer than was asked for: the hosts run different versions")
+    ApiError::new(
+        ErrorCode::Internal,
+        "the leader gave another kind of answer than was asked for: the hosts run different versions",
+    )
+}
+
+fn refused(error: ControllerError) -> RpcStatus {
+    let code = match &error {
+        ControllerError::NotLeader => NOT_LEADER,
+        ControllerError::UnknownHost(_) => 404,
+        _ => 409,
+    };
+    RpcStatus::new(code, error.to_string())
 }

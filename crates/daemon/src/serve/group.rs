@@ -16,7 +16,9 @@ const PROPOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Wall-clock time for people.
 pub(crate) fn wall_clock() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -73,16 +75,27 @@ impl Group for RaftGroup {
     }
 
     async fn barrier(&self) -> Result<(), String> {
-        self.consensus.barrier().await.map(drop).map_err(|error| error.to_string())
+        self.consensus
+            .barrier()
+            .await
+            .map(drop)
+            .map_err(|error| error.to_string())
     }
 
     async fn propose(&self, by: &str, command: Command) -> Result<Outcome, ProposeFailure> {
-        let envelope = Envelope { format: FORMAT, at: wall_clock(), by: by.to_owned(), command };
-        let bytes = serde_json::to_vec(&envelope).map_err(|error| ProposeFailure::NotDone(error.to_string()))?;
+        let envelope = Envelope {
+            format: FORMAT,
+            at: wall_clock(),
+            by: by.to_owned(),
+            command,
+        };
+        let bytes = serde_json::to_vec(&envelope)
+            .map_err(|error| ProposeFailure::NotDone(error.to_string()))?;
         match self.consensus.propose(bytes, PROPOSE_DEADLINE).await {
             Ok(applied) => {
-                let reply: Reply = serde_json::from_slice(&applied.reply)
-                    .map_err(|error| ProposeFailure::Unknown(format!("unreadable reply: {error}")))?;
+                let reply: Reply = serde_json::from_slice(&applied.reply).map_err(|error| {
+                    ProposeFailure::Unknown(format!("unreadable reply: {error}"))
+                })?;
                 reply.map_err(ProposeFailure::Refused)
             }
             Err(error @ (ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped(_))) => {
@@ -104,14 +117,23 @@ impl Group for RaftGroup {
     }
 
     async fn add_learner(&self, node: NodeId) -> Result<(), String> {
-        self.consensus.add_learner(node).await.map_err(|error| error.to_string())
+        self.consensus
+            .add_learner(node)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     async fn change_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), String> {
-        self.consensus.change_voters(voters).await.map_err(|error| error.to_string())
+        self.consensus
+            .change_voters(voters)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     async fn remove_node(&self, node: NodeId) -> Result<(), String> {
-        self.consensus.remove_node(node).await.map_err(|error| error.to_string())
+        self.consensus
+            .remove_node(node)
+            .await
+            .map_err(|error| error.to_string())
     }
 }

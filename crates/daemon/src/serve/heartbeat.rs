@@ -34,7 +34,8 @@ pub(crate) async fn run(core: Arc<Core>) {
             want_report.store(true, Ordering::Relaxed);
         }
         core.agent.set_links(links(&core));
-        if let (Some(leader), Ok(permit)) = (leading.leader, Arc::clone(&slots).try_acquire_owned()) {
+        if let (Some(leader), Ok(permit)) = (leading.leader, Arc::clone(&slots).try_acquire_owned())
+        {
             let (core, want_report) = (Arc::clone(&core), Arc::clone(&want_report));
             tokio::spawn(async move {
                 send(&core, leader, leading.is_self, &want_report).await;
@@ -84,10 +85,16 @@ async fn send(core: &Core, leader: NodeId, is_self: bool, want_report: &AtomicBo
 
 fn acknowledge(core: &Core, sent: quorate_membership::Instant, reply: &HeartbeatReply) {
     let revision: Revision = reply.revision;
-    core.agent.lease_ack(sent, Millis(reply.granted_ms), revision);
+    core.agent
+        .lease_ack(sent, Millis(reply.granted_ms), revision);
 }
 
-async fn answer(core: &Core, leader: NodeId, request: &HeartbeatRequest, timeout: Duration) -> Option<HeartbeatReply> {
+async fn answer(
+    core: &Core,
+    leader: NodeId,
+    request: &HeartbeatRequest,
+    timeout: Duration,
+) -> Option<HeartbeatReply> {
     match peer::heartbeat(&core.peers, leader, request, timeout).await {
         Ok(reply) => Some(reply),
         Err(error) => {
@@ -110,5 +117,9 @@ fn links(core: &Core) -> BTreeMap<HostName, LinkReport> {
             Direct::Down { last_error, .. } => Some(last_error.clone()),
         },
     };
-    core.peers.links().iter().filter_map(|(node, link)| Some((name(node)?, report(link)))).collect()
+    core.peers
+        .links()
+        .iter()
+        .filter_map(|(node, link)| Some((name(node)?, report(link))))
+        .collect()
 }

@@ -26,7 +26,11 @@ impl PeerLink for Link {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Vec<u8>, LinkError> {
-        match self.0.call(target, method_name(method), body.into(), timeout).await {
+        match self
+            .0
+            .call(target, method_name(method), body, timeout)
+            .await
+        {
             Ok(answer) => Ok(answer.to_vec()),
             Err(CallError::Timeout { .. }) => Err(LinkError::Timeout),
             Err(error @ CallError::Refused { .. }) => Err(LinkError::Remote(error.to_string())),
@@ -40,7 +44,13 @@ pub(crate) struct Alone;
 
 #[async_trait]
 impl PeerLink for Alone {
-    async fn call(&self, _: NodeId, _: RaftMethod, _: Vec<u8>, _: Duration) -> Result<Vec<u8>, LinkError> {
+    async fn call(
+        &self,
+        _: NodeId,
+        _: RaftMethod,
+        _: Vec<u8>,
+        _: Duration,
+    ) -> Result<Vec<u8>, LinkError> {
         Err(LinkError::Unreachable)
     }
 }

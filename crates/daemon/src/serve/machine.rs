@@ -34,7 +34,9 @@ impl StateMachine for Machine {
         // make this replica differ from the others, so the node stops (a panic stops it).
         let envelope: Envelope = match serde_json::from_slice(command) {
             Ok(envelope) => envelope,
-            Err(error) => panic!("log entry {index} cannot be read ({error}): this host's program is too old, upgrade it"),
+            Err(error) => panic!(
+                "log entry {index} cannot be read ({error}): this host's program is too old, upgrade it"
+            ),
         };
         let reply: Reply = Arc::make_mut(&mut self.state).apply(&envelope);
         self.publish.send_replace(Arc::clone(&self.state));

@@ -19,6 +19,7 @@ mod node;
 mod peer;
 mod power;
 mod setup;
+mod shim;
 mod wiring;
 
 pub(crate) use setup::{init, join};
@@ -61,7 +62,12 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     let (stop, stopped) = watch::channel(false);
     let agent = wiring::start_agent(dir, &node, &peers, states.clone()).await?;
     let switch = Arc::new(power::Agents::new());
-    let controller = Controller::start(node.host.clone(), Arc::new(group.clone()), switch, stopped.clone());
+    let controller = Controller::start(
+        node.host.clone(),
+        Arc::new(group.clone()),
+        switch,
+        stopped.clone(),
+    );
     let core = Arc::new(Core {
         me: node.host.clone(),
         group,
@@ -72,10 +78,23 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         peers: peers.clone(),
     });
 
-    let address: SocketAddr = node.address.parse().context("the address in node.json is damaged")?;
+    let address: SocketAddr = node
+        .address
+        .parse()
+        .context("the address in node.json is damaged")?;
     let handler = Arc::new(handler::PeerHandler(Arc::clone(&core)));
-    let options = ServerOptions { version: env!("CARGO_PKG_VERSION").to_owned(), ..ServerOptions::default() };
-    let server = Server::bind(address, Arc::clone(&credentials), peers.clone(), handler, options).await?;
+    let options = ServerOptions {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..ServerOptions::default()
+    };
+    let server = Server::bind(
+        address,
+        Arc::clone(&credentials),
+        peers.clone(),
+        handler,
+        options,
+    )
+    .await?;
 
     tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
@@ -89,10 +108,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         result = tokio::signal::ctrl_c() => result.map_err(Into::into),
         result = api => result.and_then(|()| bail!("the API ended")),
         () = book => bail!("the state's channel closed"),
-        _ = failed.wait_for(Option::is_some) => {
-            let why = failed.borrow().clone().unwrap_or_default();
-            Err(anyhow::anyhow!("the replicated log has failed: {why}"))
-        }
+        why = log_failed(&mut failed) => Err(anyhow::anyhow!("the replicated log has failed: {why}")),
     };
     info!("stopping; guests go on");
     // Nobody listens any more if the tasks have ended already.
@@ -100,6 +116,14 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     core.agent.shutdown().await;
     consensus.shutdown().await;
     outcome
+}
+
+/// Waits for a failure of the replicated log, and says which.
+async fn log_failed(failed: &mut watch::Receiver<Option<String>>) -> String {
+    match failed.wait_for(Option::is_some).await {
+        Ok(why) => why.clone().unwrap_or_default(),
+        Err(_) => "it has ended".to_owned(),
+    }
 }
 
 /// One daemon per directory.
@@ -114,34 +138,57 @@ fn lock(dir: &Path) -> Result<std::fs::File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("another `quorate serve` runs with {}: stop it first", dir.display())
+            bail!(
+                "another `quorate serve` runs with {}: stop it first",
+                dir.display()
+            )
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).context("cannot lock the state directory"),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).context("cannot lock the state directory")
+        }
     }
 }
 
 /// Tells systemd that the service is up (sd_notify(3)), where it asks for it.
 fn sd_notify() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let result = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1", &path));
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let result = std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(b"READY=1", &path));
     if let Err(error) = result {
         warn!(%error, "systemd cannot be told that the service is up");
     }
 }
 
 /// Keeps the peers' addresses, and the list of removed hosts, in step with the state.
-async fn address_book(me: u64, mut states: watch::Receiver<Arc<quorate_state::State>>, peers: Peers, server: Server) {
+async fn address_book(
+    me: u64,
+    mut states: watch::Receiver<Arc<quorate_state::State>>,
+    peers: Peers,
+    server: Server,
+) {
     let mut last = None;
     loop {
         let state = Arc::clone(&states.borrow_and_update());
         let entry = |(name, record): (&quorate_types::HostName, &quorate_state::HostRecord)| {
             let addr: SocketAddr = record.address.parse().ok()?;
-            Some((record.node, PeerAddr { host: name.to_string(), addr }))
+            Some((
+                record.node,
+                PeerAddr {
+                    host: name.to_string(),
+                    addr,
+                },
+            ))
         };
         let book: BTreeMap<u64, PeerAddr> = state.hosts.iter().filter_map(entry).collect();
         if last.as_ref() != Some(&book) {
             let members: Vec<u64> = book.keys().copied().collect();
-            server.set_removed((1..=state.last_node).filter(|node| !members.contains(node)).collect());
+            server.set_removed(
+                (1..=state.last_node)
+                    .filter(|node| !members.contains(node))
+                    .collect(),
+            );
             last = Some(book.clone());
             peers.set_peers(book.into_iter().filter(|(node, _)| *node != me).collect());
         }
@@ -157,5 +204,10 @@ pub(crate) fn log_to_stderr() {
     let wanted = std::env::var("QUORATE_LOG").unwrap_or_else(|_| "info".to_owned());
     // openraft logs each heartbeat; what matters of it is logged by the facade.
     let filter = EnvFilter::new(format!("{wanted},{}", quorate_consensus::LOG_DIRECTIVE));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
 }

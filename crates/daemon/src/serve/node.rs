@@ -41,9 +41,14 @@ impl NodeFile {
                 path.display()
             )
         })?;
-        let file: Self = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        let file: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{} is damaged", path.display()))?;
         if file.format > NODE_FORMAT {
-            bail!("{} was written by a newer program (format {}): upgrade this host", path.display(), file.format);
+            bail!(
+                "{} was written by a newer program (format {}): upgrade this host",
+                path.display(),
+                file.format
+            );
         }
         Ok(file)
     }

@@ -4,6 +4,7 @@
 //! needs the leader is told who it is when it asked the wrong host.
 
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
+use quorate_planner::Explanation;
 use quorate_state::{Command, Outcome, Reason, Refusal};
 use quorate_transport::{CallError, Peers, RpcStatus};
 use quorate_types::{HostName, MigrationId, NodeId, VmName};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A request between daemons.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Ask {
     /// To the leader: propose a command.
@@ -25,8 +26,14 @@ pub(crate) enum Ask {
     ConfirmDead { host: HostName, who: String },
     /// To the leader: can the VM be moved, and where to?
     WhatMove { vm: VmName, to: Option<HostName> },
+    /// To the leader: where would the VM go?
+    Explain { vm: VmName },
     /// To a migration's target: where to send the guest.
-    Incoming { vm: VmName, id: MigrationId, ready: bool },
+    Incoming {
+        vm: VmName,
+        id: MigrationId,
+        ready: bool,
+    },
     /// To the VM's host: a piece of its serial log.
     ConsoleRead { vm: VmName, offset: u64, limit: u64 },
     /// To the VM's host: input for its serial console.
@@ -45,10 +52,16 @@ pub(crate) enum Answer {
     Done(String),
     /// The host that it would move to, or why none.
     Move(Result<HostName, Reason>),
+    /// Where it would go, if the VM exists.
+    Explanation(Option<Box<Explanation>>),
     /// `address:port` of the waiting guest.
     Address(String),
     /// A piece of a log.
-    Log { offset: u64, size: u64, bytes: Vec<u8> },
+    Log {
+        offset: u64,
+        size: u64,
+        bytes: Vec<u8>,
+    },
 }
 
 /// Name of the method on the wire that carries an [`Ask`].
@@ -60,7 +73,12 @@ pub(crate) const HEARTBEAT: &str = "heartbeat";
 pub(crate) const NOT_LEADER: u16 = 421;
 
 /// Sends an [`Ask`].
-pub(crate) async fn ask(peers: &Peers, node: NodeId, ask: &Ask, timeout: Duration) -> Result<Answer, CallError> {
+pub(crate) async fn ask(
+    peers: &Peers,
+    node: NodeId,
+    ask: &Ask,
+    timeout: Duration,
+) -> Result<Answer, CallError> {
     call(peers, node, ASK, ask, timeout).await
 }
 
@@ -82,20 +100,24 @@ async fn call<T: DeserializeOwned>(
     timeout: Duration,
 ) -> Result<T, CallError> {
     let broken = |error: serde_json::Error| CallError::Refused {
+        node,
         code: 500,
         message: format!("`{method}` between node {node} and this one cannot be read: {error}"),
     };
     let body = serde_json::to_vec(request).map_err(broken)?;
-    let answer = peers.call(node, method, body.into(), timeout).await?;
+    let answer = peers.call(node, method, body, timeout).await?;
     serde_json::from_slice(&answer).map_err(broken)
 }
 
 /// Reads a request's body.
 pub(crate) fn read<T: DeserializeOwned>(method: &str, body: &[u8]) -> Result<T, RpcStatus> {
-    serde_json::from_slice(body).map_err(|error| RpcStatus::new(400, format!("`{method}` cannot be read: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| RpcStatus::new(400, format!("`{method}` cannot be read: {error}")))
 }
 
 /// Writes an answer's body.
 pub(crate) fn write(answer: &impl Serialize) -> Result<bytes::Bytes, RpcStatus> {
-    serde_json::to_vec(answer).map(Into::into).map_err(|error| RpcStatus::new(500, error.to_string()))
+    serde_json::to_vec(answer)
+        .map(Into::into)
+        .map_err(|error| RpcStatus::new(500, error.to_string()))
 }

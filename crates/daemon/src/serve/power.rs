@@ -23,8 +23,15 @@ impl Agents {
 
 #[async_trait]
 impl PowerSwitch for Agents {
-    async fn off(&self, host: &HostName, devices: &[FenceDevice]) -> Result<PowerOffEvidence, String> {
-        let total: Duration = devices.iter().map(|device| device.timeout.as_duration()).sum();
+    async fn off(
+        &self,
+        host: &HostName,
+        devices: &[FenceDevice],
+    ) -> Result<PowerOffEvidence, String> {
+        let total: Duration = devices
+            .iter()
+            .map(|device| device.timeout.as_duration())
+            .sum();
         let device = |device: &FenceDevice| quorate_fence::FenceDevice {
             agent: device.agent.clone(),
             options: device.options.clone(),
@@ -32,7 +39,11 @@ impl PowerSwitch for Agents {
         };
         let plan = FencePlan::in_order(host.as_str(), devices.iter().map(device));
         let deadline = tokio::time::Instant::now() + total.min(LIMIT);
-        let confirmed = self.0.fence_off(&plan, deadline).await.map_err(|error| error.to_string())?;
+        let confirmed = self
+            .0
+            .fence_off(&plan, deadline)
+            .await
+            .map_err(|error| error.to_string())?;
         // `fence_off` returns only after a status query has said off.
         Ok(PowerOffEvidence {
             agent: confirmed.agents.join(" and "),

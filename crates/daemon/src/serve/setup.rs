@@ -55,7 +55,9 @@ fn prepare_dir(dir: &Path) -> Result<()> {
     NodeFile::refuse_existing(dir)?;
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);
-    builder.create(dir).with_context(|| format!("cannot create the state directory {}", dir.display()))
+    builder
+        .create(dir)
+        .with_context(|| format!("cannot create the state directory {}", dir.display()))
 }
 
 fn parse_address(address: &str) -> Result<SocketAddr> {
@@ -63,7 +65,9 @@ fn parse_address(address: &str) -> Result<SocketAddr> {
         .parse()
         .with_context(|| format!("`{address}` is not ADDRESS:PORT, for example 192.0.2.11:7420"))?;
     if parsed.ip().is_unspecified() {
-        bail!("`{address}` is no address that other hosts can reach: give the one of this host on the cluster network");
+        bail!(
+            "`{address}` is no address that other hosts can reach: give the one of this host on the cluster network"
+        );
     }
     Ok(parsed)
 }
@@ -82,25 +86,42 @@ pub(crate) async fn init(
     settings: ClusterSettings,
 ) -> Result<NodeFile> {
     parse_address(address)?;
-    settings.check().map_err(|problem| anyhow::anyhow!("settings: {problem}"))?;
+    settings
+        .check()
+        .map_err(|problem| anyhow::anyhow!("settings: {problem}"))?;
     prepare_dir(dir)?;
     let now = SystemTime::now();
-    let cluster_id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+    let cluster_id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?
+        .trim()
+        .to_owned();
     let options = CaOptions::default();
     let ca = Ca::create(&cluster_id, &options, now)?;
     let key = HostKey::generate()?;
-    let subject = Subject { cluster: cluster_id.clone(), node: 1, host: host.to_string() };
-    let certificate = ca.issue(&subject, &HostPublicKey::from_csr_pem(&key.csr_pem()?)?, &options, now)?;
+    let subject = Subject {
+        cluster: cluster_id.clone(),
+        node: 1,
+        host: host.to_string(),
+    };
+    let certificate = ca.issue(
+        &subject,
+        &HostPublicKey::from_csr_pem(&key.csr_pem()?)?,
+        &options,
+        now,
+    )?;
     Identity::new(&key, &certificate, ca.cert_pem())?.save(dir)?;
 
     let (machine, _published) = Machine::new();
-    let consensus = Consensus::open(raft_config(1, dir), machine, std::sync::Arc::new(Alone)).await?;
+    let consensus =
+        Consensus::open(raft_config(1, dir), machine, std::sync::Arc::new(Alone)).await?;
     consensus.bootstrap().await?;
     let mut leadership = consensus.leadership();
-    tokio::time::timeout(FIRST_ELECTION, leadership.wait_for(|leading| leading.is_self))
-        .await
-        .context("the first host did not elect itself: is the disk very slow?")?
-        .context("the replicated log stopped")?;
+    tokio::time::timeout(
+        FIRST_ELECTION,
+        leadership.wait_for(|leading| leading.is_self),
+    )
+    .await
+    .context("the first host did not elect itself: is the disk very slow?")?
+    .context("the replicated log stopped")?;
     let envelope = Envelope {
         format: FORMAT,
         at: wall_clock(),
@@ -115,7 +136,9 @@ pub(crate) async fn init(
             settings,
         },
     };
-    let applied = consensus.propose(serde_json::to_vec(&envelope)?, FIRST_ELECTION).await?;
+    let applied = consensus
+        .propose(serde_json::to_vec(&envelope)?, FIRST_ELECTION)
+        .await?;
     let reply: Reply = serde_json::from_slice(&applied.reply)?;
     reply?;
     consensus.shutdown().await;
@@ -132,7 +155,12 @@ pub(crate) async fn init(
 }
 
 /// Makes this host a member of the token's cluster.
-pub(crate) async fn join(dir: &Path, token: &str, host: HostName, address: &str) -> Result<NodeFile> {
+pub(crate) async fn join(
+    dir: &Path,
+    token: &str,
+    host: HostName,
+    address: &str,
+) -> Result<NodeFile> {
     parse_address(address)?;
     let token: JoinToken = token.parse()?;
     prepare_dir(dir)?;
@@ -144,8 +172,9 @@ pub(crate) async fn join(dir: &Path, token: &str, host: HostName, address: &str)
         request: key.csr_pem()?,
     };
     let body = serde_json::to_vec(&request)?;
-    let answer = quorate_transport::join(&token, body.into(), JOIN_DEADLINE).await?;
-    let reply: JoinReply = serde_json::from_slice(&answer).context("the cluster's answer cannot be read")?;
+    let answer = quorate_transport::join(&token, body, JOIN_DEADLINE).await?;
+    let reply: JoinReply =
+        serde_json::from_slice(&answer).context("the cluster's answer cannot be read")?;
     Identity::new(&key, &reply.certificate, &reply.ca_certificate)?.save(dir)?;
     let file = NodeFile {
         format: NODE_FORMAT,

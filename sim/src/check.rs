@@ -13,6 +13,7 @@
 use crate::event::HostId;
 use crate::guest::{ProcId, Vcpu};
 use crate::raft::Entry;
+use crate::time::SEC;
 use crate::world::{Broken, World};
 use quorate_agent_logic::Token;
 use quorate_membership::ProofKind;
@@ -21,7 +22,7 @@ use quorate_state::{
     State,
 };
 use quorate_types::spec::MigrationPolicy;
-use quorate_types::{Epoch, VmName};
+use quorate_types::{Epoch, RuleSpec, VmName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -86,7 +87,7 @@ impl World {
         *top = newest.max(epoch);
         let before = self.check.ran.insert((vm.clone(), epoch), host);
         let name = self.hosts[host].name.clone();
-        if outdated {
+        if outdated && !self.given_back(proc) {
             let text = format!("{vm} runs on {name} under epoch {epoch}, though epoch {newest} has run");
             self.fail("proof-before-start", text);
         }
@@ -103,7 +104,8 @@ impl World {
         };
         let (vm, epoch, host) = (guest.vm.clone(), guest.epoch, guest.host);
         let name = self.hosts[host].name.clone();
-        if self.check.top.get(&vm).is_some_and(|top| *top > epoch) {
+        let outdated = self.check.top.get(&vm).is_some_and(|top| *top > epoch);
+        if outdated && !self.given_back(proc) {
             let text = format!("{name} starts {vm} under epoch {epoch}, though a newer one has run");
             self.fail("proof-before-start", text);
         }
@@ -115,6 +117,22 @@ impl World {
             let text = format!("{name} starts {vm} (epoch {epoch}) while it runs on {there}");
             self.fail("proof-before-start", text);
         }
+    }
+
+    /// A source whose target died is the owner again, by commit, under its older epoch. Its process may be
+    /// made anew from the disk, never resumed.
+    fn given_back(&self, proc: ProcId) -> bool {
+        let Some(guest) = self.guests.get(&proc) else {
+            return false;
+        };
+        let owned = Ownership::Owned {
+            host: self.hosts[guest.host].name.clone(),
+            epoch: guest.epoch,
+            order: OrderKind::Run,
+        };
+        let state = self.newest();
+        let record = state.vms.get(&guest.vm);
+        guest.started_at + SEC >= self.now && record.is_some_and(|vm| vm.ownership == owned)
     }
 
     /// A frozen guest is about to go on.
@@ -225,7 +243,19 @@ impl World {
                 self.fail("explainable", format!("no reason is given to {}", action.describe()));
             }
             match action {
-                Action::Stop { vm, .. } => self.check_stop(before, vm, &planned.reason.summary),
+                Action::Stop { vm, .. } => {
+                    let returned = plan.actions.iter().any(|planned| {
+                        matches!(&planned.action, Action::FinishMigration {
+                            vm: returned,
+                            end: MigrationEnd::TargetDead(_),
+                            ..
+                        } if returned == vm)
+                    });
+                    // Its target may have run it: its memory is of no use any more.
+                    if !returned {
+                        self.check_stop(before, vm, &planned.reason.summary);
+                    }
+                }
                 Action::Release { vm, proofs, .. } => {
                     let moved = proofs.iter().any(|p| p.kind() != ProofKind::StoppedByOwner);
                     if moved && self.check.calm {
@@ -246,7 +276,8 @@ impl World {
         let Some(record) = before.vms.get(vm) else {
             return;
         };
-        if !record.wanted() {
+        let runs = |guest: &crate::guest::Guest| guest.vm == *vm && guest.vcpu == Vcpu::Running;
+        if !record.wanted() || !self.guests.values().any(runs) {
             return;
         }
         let movable = matches!(
@@ -259,7 +290,10 @@ impl World {
             let allowed = record.spec.hosts.is_empty() || record.spec.hosts.contains(host);
             mode != Some(HostMode::Active) || !allowed
         });
-        if !movable || !(leaving || record.move_request.is_some()) {
+        let follows = before.rules.values().any(|rule| {
+            matches!(&rule.spec, RuleSpec::KeepWith(vms) if vms.contains(vm))
+        });
+        if !movable || !(leaving || follows || record.move_request.is_some()) {
             let text = format!("{vm} shall run and is stopped: {why}");
             self.fail("dependents-stay-up", text);
         }

@@ -172,7 +172,11 @@ impl World {
             D::SwitchoverWait(proc, token) => self.switchover_wait(proc, token),
             D::Round => self.round_due(host),
             D::ProposalTimeout(index) => self.proposal_timeout(host, index),
-            D::FenceDone { host: off, result } => self.fence_done(host, off, result),
+            D::FenceDone {
+                host: off,
+                generation,
+                result,
+            } => self.fence_done(host, off, generation, result),
             D::RespawnGuard => {
                 if self.hosts[host].guard.is_none() {
                     self.start_guard(host);

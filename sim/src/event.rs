@@ -1,6 +1,6 @@
 //! Everything that can happen next.
 
-use crate::faults::{Fault, Op};
+use crate::faults::Fault;
 use crate::guest::ProcId;
 use crate::raft::Msg;
 use crate::wire::{HeartbeatReply, HeartbeatRequest};
@@ -97,6 +97,7 @@ pub(crate) enum D {
     ProposalTimeout(usize),
     FenceDone {
         host: HostId,
+        generation: u64,
         result: Result<PowerOffEvidence, String>,
     },
     /// The daemon starts a guard when there is none.
@@ -181,7 +182,6 @@ pub(crate) enum W {
     Fault(Fault),
     /// A fault that has lasted long enough.
     Mend(Fault),
-    Op(Op),
     PowerOn(HostId),
     /// Whoever kept a host off lets it on again.
     Revive(HostId),

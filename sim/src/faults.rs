@@ -363,8 +363,12 @@ impl World {
         let vm = self.rng.pick(&vms)?.clone();
         let names: Vec<HostName> = state.hosts.keys().cloned().collect();
         let host = self.rng.pick(&names)?.clone();
-        let busy = self.setup.profile == Profile::Migration;
-        let draw = if busy { self.rng.below(16) + 6 } else { self.rng.below(20) };
+        let draw = match self.setup.profile {
+            Profile::Migration => self.rng.below(16) + 6,
+            // Nobody switches a host off here.
+            Profile::Calm => self.rng.below(13),
+            _ => self.rng.below(20),
+        };
         let command = match draw {
             0 | 1 => power(vm, Power::Stopped, StopMode::Graceful),
             2 => power(vm, Power::Stopped, StopMode::Hard),

@@ -50,6 +50,8 @@ pub(crate) struct Leader {
     pending: BTreeMap<usize, (u64, Purpose)>,
     round_at: u64,
     voters_at: u64,
+    /// Counts leaderships: results of fence agents that an earlier one began are not looked at.
+    generation: u64,
     pub(crate) waiting: BTreeMap<quorate_types::VmName, String>,
 }
 
@@ -90,7 +92,9 @@ impl World {
         let now = at.local(self.now);
         let leads = at.raft.leads(now.0) || (free && at.raft.role == Role::Leader);
         let daemon = at.daemon.as_mut()?;
-        let leases = daemon.leader.leases.as_mut().filter(|_| leads)?;
+        let term = at.raft.term;
+        let leases = daemon.leader.leases.as_mut();
+        let leases = leases.filter(|leases| leads && leases.term == term)?;
         let mut request = request;
         if stale && let Some(report) = request.report.as_mut() {
             forge_ids(&daemon.state, report);
@@ -157,11 +161,13 @@ impl World {
         if have.is_some() {
             daemon.leader = Leader {
                 round_at: daemon.leader.round_at,
+                generation: daemon.leader.generation + 1,
                 ..Leader::default()
             };
         }
         // The barrier: an entry of its own term is applied here.
-        if !leads || daemon.applied < first {
+        let passed = daemon.applied >= first || self.mutation == Some(Mutation::NoBarrier);
+        if !leads || !passed {
             return false;
         }
         let mut since = local;
@@ -187,17 +193,15 @@ impl World {
     fn round(&mut self, host: HostId) {
         let ack = self.quorum_ack(host);
         let now = self.hosts[host].local(self.now);
+        let running = self.being_fenced(host);
+        let names: BTreeMap<HostName, HostId> =
+            (0..self.hosts.len()).map(|at| (self.hosts[at].name.clone(), at)).collect();
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
         };
         let state = Arc::clone(&daemon.state);
-        let attempts = &daemon.leader.attempts;
-        let running: BTreeSet<HostName> = attempts
-            .iter()
-            .filter(|(_, (_, attempt))| matches!(attempt, Attempt::Running))
-            .filter_map(|(host, _)| state.host_of_node(*host as u64 + 1).cloned())
-            .collect();
-        let Some(leases) = daemon.leader.leases.as_mut() else {
+        let leader = &mut daemon.leader;
+        let Some(leases) = leader.leases.as_mut() else {
             return;
         };
         leases.table.configure(&state.settings(), state.hosts.keys(), now);
@@ -205,7 +209,12 @@ impl World {
         if let Some(ack) = ack {
             leases.table.quorum_confirmed(ack);
         }
-        leases.unseal_settled(&state, now, |name| running.contains(name));
+        for name in leases.unseal_settled(&state, now, |name| running.contains(name)) {
+            leader.operator_proofs.remove(&name);
+            if let Some(host) = names.get(&name) {
+                forget_attempt(&mut leader.attempts, *host);
+            }
+        }
         if !leases.table.is_quorate(now) {
             return;
         }
@@ -241,6 +250,14 @@ impl World {
         if !plan.actions.is_empty() {
             self.propose(host, "planner", Command::CommitPlan(plan), Purpose::Plan);
         }
+    }
+
+    /// Hosts whose power is being cut right now.
+    fn being_fenced(&self, me: HostId) -> BTreeSet<HostName> {
+        let attempts = self.hosts[me].daemon.as_ref().map(|d| &d.leader.attempts);
+        let attempts = attempts.into_iter().flatten();
+        let running = attempts.filter(|(_, (_, attempt))| matches!(attempt, Attempt::Running));
+        running.map(|(host, _)| self.hosts[*host].name.clone()).collect()
     }
 
     fn collect_proofs(&mut self, me: HostId, state: &State, now: Instant) -> Vec<FenceProof> {
@@ -312,10 +329,12 @@ impl World {
             let tries = daemon.leader.attempts.get(&host).map_or(0, |(n, _)| *n);
             daemon.leader.attempts.insert(host, (tries + 1, Attempt::Running));
         }
+        let generation = self.hosts[me].daemon.as_ref().map_or(0, |d| d.leader.generation);
         let bmc = self.bmcs[host];
         if bmc.dead || self.rng.chance(bmc.fail_permille) {
             let result = Err("the fence device does not answer".to_owned());
-            return self.daemon_after(me, bmc.delay, D::FenceDone { host, result });
+            let done = D::FenceDone { host, generation, result };
+            return self.daemon_after(me, bmc.delay, done);
         }
         self.after(bmc.delay / 2, Event::World(W::BmcOff(host)));
         let result = Ok(PowerOffEvidence {
@@ -324,13 +343,15 @@ impl World {
             status_after: "off".into(),
             took: Millis(bmc.delay / MS),
         });
-        self.daemon_after(me, bmc.delay, D::FenceDone { host, result });
+        let done = D::FenceDone { host, generation, result };
+        self.daemon_after(me, bmc.delay, done);
     }
 
     pub(crate) fn fence_done(
         &mut self,
         me: HostId,
         host: HostId,
+        generation: u64,
         result: Result<PowerOffEvidence, String>,
     ) {
         let name = self.hosts[host].name.clone();
@@ -338,6 +359,9 @@ impl World {
         let Some(daemon) = self.hosts[me].daemon.as_mut() else {
             return;
         };
+        if daemon.leader.generation != generation {
+            return;
+        }
         let tries = daemon.leader.attempts.get(&host).map_or(1, |(n, _)| *n);
         let proof = result.and_then(|evidence| {
             let evidence = Evidence::Power(evidence);

@@ -21,6 +21,8 @@ pub enum Mutation {
     GuardOff,
     /// A new leader judges from the leases of its predecessor's time on.
     NoWaitAfterElection,
+    /// A new leader grants before it has applied what its predecessors committed.
+    NoBarrier,
     /// A leader grants leases without a majority.
     GrantWithoutQuorum,
     /// A source takes a target that does not answer for one that never ran the guest.
@@ -31,7 +33,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -39,6 +41,7 @@ impl Mutation {
         Self::StaleMigrationId,
         Self::GuardOff,
         Self::NoWaitAfterElection,
+        Self::NoBarrier,
         Self::GrantWithoutQuorum,
         Self::SilenceIsNo,
         Self::LeaseFromAnswer,
@@ -55,6 +58,7 @@ impl Mutation {
             Self::StaleMigrationId => "stale-migration-id",
             Self::GuardOff => "guard-off",
             Self::NoWaitAfterElection => "no-wait-after-election",
+            Self::NoBarrier => "no-barrier",
             Self::GrantWithoutQuorum => "grant-without-quorum",
             Self::SilenceIsNo => "silence-is-no",
             Self::LeaseFromAnswer => "lease-from-answer",

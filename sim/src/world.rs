@@ -185,7 +185,6 @@ impl World {
         match what {
             W::Fault(fault) => self.begin_fault(fault),
             W::Mend(fault) => self.mend(fault),
-            W::Op(op) => self.operate(op),
             W::PowerOn(host) => self.power_on(host),
             W::Revive(host) => {
                 self.hosts[host].held_off = false;

@@ -9,12 +9,10 @@ use crate::clock::boot_now;
 use crate::group::{Group, Leading, ProposeFailure};
 use crate::leases::{Leases, owns_something};
 use crate::picture::{HostPicture, Picture};
-use crate::power::{Power, PowerSwitch};
+use crate::power::{Finished, Power, PowerSwitch};
 use crate::voters::{Change, next_change};
 use crate::wire::{HeartbeatReply, HeartbeatRequest};
-use quorate_membership::{
-    Evidence, FenceProof, HostHealth, Instant, LeaseProofError, PowerOffEvidence,
-};
+use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError};
 use quorate_planner::Input;
 use quorate_state::{Command, Plan, Refusal, State};
 use quorate_types::{HostName, Millis, VmName};
@@ -122,9 +120,7 @@ impl Controller {
         let (done, results) = mpsc::channel(64);
         let task = Loop {
             inner: Arc::clone(&inner),
-            power: Power::new(Arc::clone(&switch), done.clone()),
-            switch,
-            done,
+            power: Power::new(switch, done),
             operator_proofs: BTreeMap::new(),
             fence_waiters: BTreeMap::new(),
             voters_checked: Instant(0),
@@ -141,7 +137,9 @@ impl Controller {
         let ack = quorum_ack(self.inner.group.as_ref(), now);
         let mut guard = lock(&self.inner.leases);
         let leases = guard.as_mut()?;
-        if !self.inner.group.leadership().borrow().is_self {
+        // The table of an earlier term of this very host must not grant: no barrier was passed in this one.
+        let leading = *self.inner.group.leadership().borrow();
+        if !leading.is_self || leading.term != leases.term {
             return None;
         }
         let (reply, changed) = leases.heartbeat(request, &state, ack, now);
@@ -248,8 +246,6 @@ type FenceAnswer = oneshot::Sender<Result<String, ControllerError>>;
 struct Loop {
     inner: Arc<Inner>,
     power: Power,
-    switch: Arc<dyn PowerSwitch>,
-    done: mpsc::Sender<(HostName, Result<PowerOffEvidence, String>)>,
     operator_proofs: BTreeMap<HostName, FenceProof>,
     fence_waiters: BTreeMap<HostName, Vec<FenceAnswer>>,
     voters_checked: Instant,
@@ -260,7 +256,7 @@ impl Loop {
     async fn run(
         mut self,
         mut orders: mpsc::Receiver<Operator>,
-        mut results: mpsc::Receiver<(HostName, Result<PowerOffEvidence, String>)>,
+        mut results: mpsc::Receiver<Finished>,
         mut stop: watch::Receiver<bool>,
     ) {
         let mut applied = self.inner.group.applied();
@@ -273,7 +269,7 @@ impl Loop {
                 _ = applied.changed() => {}
                 () = self.inner.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
-                Some((host, result)) = results.recv() => self.fence_finished(&host, result),
+                Some(finished) = results.recv() => self.fence_finished(finished),
                 Some(order) = orders.recv() => self.operator(order),
             }
             let leading = *leadership.borrow_and_update();
@@ -322,7 +318,7 @@ impl Loop {
     fn forget_everything(&mut self) {
         *lock(&self.inner.leases) = None;
         *lock(&self.inner.shown) = Shown::default();
-        self.power = Power::new(Arc::clone(&self.switch), self.done.clone());
+        self.power.forget_all();
         self.operator_proofs.clear();
         self.fence_waiters.clear();
     }
@@ -333,7 +329,9 @@ impl Loop {
         let expiry = guard
             .as_ref()
             .and_then(|leases| leases.table.next_expiry(now));
-        let due = guard.as_ref().and_then(|leases| leases.memory.next_due(now));
+        let due = guard
+            .as_ref()
+            .and_then(|leases| leases.memory.next_due(now));
         let until = expiry.into_iter().chain(due).min();
         let until = until.map_or(IDLE_ROUND, |at| {
             at.since(now).as_duration() + Duration::from_millis(1)
@@ -415,7 +413,11 @@ impl Loop {
         if let Some(ack) = quorum_ack(self.inner.group.as_ref(), now) {
             leases.table.quorum_confirmed(ack);
         }
-        leases.unseal_settled(state, now, |host| self.power.running(host));
+        for host in leases.unseal_settled(state, now, |host| self.power.running(host)) {
+            // It gets leases again: what was proven before says nothing about it from now on.
+            self.power.forget(&host);
+            self.operator_proofs.remove(&host);
+        }
         if !leases.table.is_quorate(now) {
             return None;
         }
@@ -500,9 +502,12 @@ impl Loop {
         proofs
     }
 
-    fn fence_finished(&mut self, host: &HostName, result: Result<PowerOffEvidence, String>) {
-        let now = boot_now();
-        let outcome = self.power.finished(host, result, now);
+    fn fence_finished(&mut self, finished: Finished) {
+        let host = &finished.host.clone();
+        let Some(outcome) = self.power.finished(finished, boot_now()) else {
+            info!(%host, "power fencing that an earlier leadership began has ended");
+            return;
+        };
         let answer = match &outcome {
             Ok(proof) => {
                 info!(%host, "{}", proof.describe());

@@ -133,15 +133,17 @@ impl Leases {
         self.reports.iter().filter_map(differs).collect()
     }
 
-    /// Lets sealed hosts have leases again once nothing can hang on their proofs any more.
+    /// Lets sealed hosts have leases again once nothing can hang on their proofs any more. Returns them:
+    /// whatever was proven about them is of no use from now on.
+    #[must_use]
     pub(crate) fn unseal_settled(
         &mut self,
         state: &State,
         now: Instant,
         fencing: impl Fn(&HostName) -> bool,
-    ) {
+    ) -> Vec<HostName> {
         if self.uncertain {
-            return;
+            return Vec::new();
         }
         let settled: Vec<_> = self
             .sealed_at
@@ -158,10 +160,11 @@ impl Leases {
             })
             .map(|(host, _)| host.clone())
             .collect();
-        for host in settled {
-            self.sealed_at.remove(&host);
-            self.table.unseal(&host);
+        for host in &settled {
+            self.sealed_at.remove(host);
+            self.table.unseal(host);
         }
+        settled
     }
 
     /// Every live host has had the time to be heard.
@@ -170,7 +173,6 @@ impl Leases {
             self.reports.contains_key(host) || now > self.elected.plus(self.table.bound(host))
         })
     }
-
 }
 
 /// Whether a host owns, or may have, any VM.

@@ -5,6 +5,8 @@
 //!    ^                 |
 //!    '--- back-off <--failed (the reason is shown in `status`)
 //! ```
+//! Always holds: a result counts only in the leadership that asked for it, and a proof only as long as its host
+//! has got no lease since: whoever is switched off can be switched on again.
 
 use async_trait::async_trait;
 use quorate_membership::{Evidence, FenceProof, Instant, PowerOffEvidence};
@@ -41,23 +43,37 @@ enum Attempt {
     Off(FenceProof),
 }
 
+/// An attempt that ended.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// The leadership that began it.
+    generation: u64,
+    pub(crate) host: HostName,
+    result: Result<PowerOffEvidence, String>,
+}
+
 /// All hosts' power fencing.
 pub(crate) struct Power {
     switch: Arc<dyn PowerSwitch>,
+    generation: u64,
     attempts: BTreeMap<HostName, (u32, Attempt)>,
-    done: mpsc::Sender<(HostName, Result<PowerOffEvidence, String>)>,
+    done: mpsc::Sender<Finished>,
 }
 
 impl Power {
-    pub(crate) fn new(
-        switch: Arc<dyn PowerSwitch>,
-        done: mpsc::Sender<(HostName, Result<PowerOffEvidence, String>)>,
-    ) -> Self {
+    pub(crate) fn new(switch: Arc<dyn PowerSwitch>, done: mpsc::Sender<Finished>) -> Self {
         Self {
             switch,
+            generation: 0,
             attempts: BTreeMap::new(),
             done,
         }
+    }
+
+    /// Another leadership: attempts that still run belong to the past, and so do their results.
+    pub(crate) fn forget_all(&mut self) {
+        self.generation += 1;
+        self.attempts.clear();
     }
 
     /// Starts an attempt unless one runs, succeeded, or has just failed. Returns whether it did.
@@ -77,23 +93,32 @@ impl Power {
             .insert(host.clone(), (attempts + 1, Attempt::Running));
         let (switch, done) = (Arc::clone(&self.switch), self.done.clone());
         let (host, devices) = (host.clone(), devices.to_vec());
+        let generation = self.generation;
         tokio::spawn(async move {
             let result = switch.off(&host, &devices).await;
+            let finished = Finished {
+                generation,
+                host,
+                result,
+            };
             // The receiver is gone only when the controller has ended.
-            let _ = done.send((host, result)).await;
+            let _ = done.send(finished).await;
         });
         true
     }
 
-    /// An attempt ended. Returns what to tell people.
+    /// An attempt ended. Returns what to tell people; `None`: it is of an earlier leadership.
     pub(crate) fn finished(
         &mut self,
-        host: &HostName,
-        result: Result<PowerOffEvidence, String>,
+        finished: Finished,
         now: Instant,
-    ) -> Result<FenceProof, String> {
+    ) -> Option<Result<FenceProof, String>> {
+        if finished.generation != self.generation {
+            return None;
+        }
+        let host = &finished.host;
         let attempts = self.attempts.get(host).map_or(1, |(attempts, _)| *attempts);
-        let outcome = result.and_then(|evidence| {
+        let outcome = finished.result.and_then(|evidence| {
             FenceProof::from_evidence(host.clone(), Evidence::Power(evidence))
                 .map_err(|error| error.to_string())
         });
@@ -106,7 +131,7 @@ impl Power {
             },
         };
         self.attempts.insert(host.clone(), (attempts, attempt));
-        outcome
+        Some(outcome)
     }
 
     pub(crate) fn running(&self, host: &HostName) -> bool {
@@ -136,5 +161,43 @@ impl Power {
         if !self.running(host) {
             self.attempts.remove(host);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Works;
+
+    #[async_trait]
+    impl PowerSwitch for Works {
+        async fn off(&self, _: &HostName, _: &[FenceDevice]) -> Result<PowerOffEvidence, String> {
+            Ok(PowerOffEvidence {
+                agent: "fence_test".into(),
+                off_accepted: true,
+                status_after: "off".into(),
+                took: Millis(1),
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_result_of_an_earlier_leadership_proves_nothing() {
+        let (done, mut results) = mpsc::channel(4);
+        let mut power = Power::new(Arc::new(Works), done);
+        let host = HostName::new("h1").unwrap();
+        assert!(power.start(&host, &[], Instant(0)));
+        power.forget_all();
+        let late = results.recv().await.unwrap();
+        assert!(power.finished(late, Instant(1)).is_none());
+        assert_eq!(power.proofs().count(), 0);
+
+        assert!(power.start(&host, &[], Instant(2)));
+        let mine = results.recv().await.unwrap();
+        assert!(power.finished(mine, Instant(3)).unwrap().is_ok());
+        assert_eq!(power.proofs().count(), 1);
+        power.forget(&host);
+        assert_eq!(power.proofs().count(), 0);
     }
 }

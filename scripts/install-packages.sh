@@ -38,17 +38,23 @@ if ! command -v dpkg-query >/dev/null 2>&1; then
     exit 0
 fi
 
+codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+backports=
+[ "$codename" = bookworm ] && backports="-t bookworm-backports"
+
 need=$(missing $plain)
 need_qemu=$(missing $qemu)
+# Debian 12's own QEMU may be there already.
+if [ -z "$need_qemu" ] && [ -n "$backports" ] &&
+    dpkg --compare-versions "$(dpkg-query -W -f='${Version}' qemu-system-x86)" lt 1:10; then
+    need_qemu=$qemu
+fi
 if [ -z "$need$need_qemu" ]; then
     check_rust
     say "all present"
     exit 0
 fi
 
-codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-backports=
-[ "$codename" = bookworm ] && backports="-t bookworm-backports"
 if [ "$(id -u)" -ne 0 ]; then
     say "missing; run as root:"
     say "  $0"

@@ -47,6 +47,9 @@ pub enum LabCommand {
         /// Cluster settings for `quorate init`.
         #[arg(long)]
         settings: Option<PathBuf>,
+        /// Another daemon than this program.
+        #[arg(long, hide = true)]
+        daemon: Option<PathBuf>,
         /// Start a host again this many milliseconds after its watchdog ended it.
         #[arg(long)]
         reboot_after_ms: Option<u64>,
@@ -214,6 +217,7 @@ fn up(args: &LabArgs, output: Output) -> Result<()> {
         single_network,
         bare,
         settings,
+        daemon,
         reboot_after_ms,
     } = &args.command
     else {
@@ -225,6 +229,9 @@ fn up(args: &LabArgs, output: Output) -> Result<()> {
     spec.root.clone_from(&args.root);
     spec.hosts = *hosts;
     spec.reboot_after_ms = *reboot_after_ms;
+    if let Some(path) = daemon {
+        spec.daemon = vec![path.to_string_lossy().into_owned()];
+    }
     if *single_network {
         spec.networks = Networks::Single;
     }

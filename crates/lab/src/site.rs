@@ -49,6 +49,8 @@ pub struct SiteSpec {
     pub reboot_after_ms: Option<u64>,
     /// End all hosts when this process ends: a test that is killed leaves no guests behind.
     pub owner: Option<u32>,
+    /// Hold each host's processes in a cgroup where that can be done; otherwise find them by their namespace.
+    pub cgroups: bool,
 }
 
 impl SiteSpec {
@@ -66,6 +68,7 @@ impl SiteSpec {
             environment: BTreeMap::new(),
             reboot_after_ms: None,
             owner: None,
+            cgroups: true,
         }
     }
 }
@@ -91,6 +94,8 @@ pub struct Site {
     pub reboot_after_ms: Option<u64>,
     /// See [`SiteSpec::owner`].
     pub owner: Option<u32>,
+    /// See [`SiteSpec::cgroups`].
+    pub cgroups: bool,
 }
 
 impl Site {
@@ -115,6 +120,7 @@ impl Site {
             environment: spec.environment,
             reboot_after_ms: spec.reboot_after_ms,
             owner: spec.owner,
+            cgroups: spec.cgroups,
         })
     }
 

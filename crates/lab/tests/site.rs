@@ -99,11 +99,19 @@ fn a_power_cut_ends_everything_and_a_start_is_a_new_boot() {
 
 #[test]
 fn an_unfed_watchdog_ends_the_host_whatever_state_it_is_in() {
-    let fixture = up("dog1", 1, DAEMON, |_| {});
+    watchdog_ends_the_host(&up("dog1", 1, DAEMON, |_| {}));
+}
+
+#[test]
+fn the_same_where_there_are_no_cgroups() {
+    watchdog_ends_the_host(&up("dog3", 1, DAEMON, |spec| spec.cgroups = false));
+}
+
+fn watchdog_ends_the_host(fixture: &Fixture) {
     let lab = &fixture.lab;
     lab.start("h1").unwrap();
     eventually("daemon and its child", || {
-        status(&fixture, "h1").processes >= 3
+        status(fixture, "h1").processes >= 3
     });
     let socket = UnixDatagram::unbound().unwrap();
     socket
@@ -113,10 +121,10 @@ fn an_unfed_watchdog_ends_the_host_whatever_state_it_is_in() {
 
     // Disarmed in order: nothing happens.
     feed(100);
-    eventually("armed", || status(&fixture, "h1").watchdog_ms == Some(100));
+    eventually("armed", || status(fixture, "h1").watchdog_ms == Some(100));
     socket.send(b"V").unwrap();
-    eventually("disarmed", || status(&fixture, "h1").watchdog_ms.is_none());
-    assert_eq!(status(&fixture, "h1").watchdog_fired, 0);
+    eventually("disarmed", || status(fixture, "h1").watchdog_ms.is_none());
+    assert_eq!(status(fixture, "h1").watchdog_fired, 0);
 
     // Everything stopped, as when agent and guard hang: nobody feeds.
     feed(400);
@@ -124,21 +132,21 @@ fn an_unfed_watchdog_ends_the_host_whatever_state_it_is_in() {
     let fed = Instant::now();
     feed(400);
     eventually("death by watchdog", || {
-        status(&fixture, "h1").watchdog_fired == 1
+        status(fixture, "h1").watchdog_fired == 1
     });
     assert!(
         fed.elapsed() >= Duration::from_millis(400),
         "fired early: {:?}",
         fed.elapsed()
     );
-    let now = status(&fixture, "h1");
+    let now = status(fixture, "h1");
     assert_eq!(
         (now.power, now.processes, now.watchdog_ms),
         (Power::Dead, 0, None)
     );
     let mut done = serde_json::Value::Null;
     eventually("record", || {
-        let mut lines = history(&fixture, "h1").into_iter();
+        let mut lines = history(fixture, "h1").into_iter();
         done = lines
             .find(|line| line["event"] == "watchdog done")
             .unwrap_or_default();
@@ -151,8 +159,8 @@ fn an_unfed_watchdog_ends_the_host_whatever_state_it_is_in() {
     // A feed of the life before does not arm the next one.
     feed(100);
     lab.start("h1").unwrap();
-    eventually("daemon", || status(&fixture, "h1").processes >= 3);
-    assert_eq!(status(&fixture, "h1").watchdog_fired, 1);
+    eventually("daemon", || status(fixture, "h1").processes >= 3);
+    assert_eq!(status(fixture, "h1").watchdog_fired, 1);
 }
 
 #[test]
@@ -319,4 +327,71 @@ fn a_lab_ends_with_its_owner() {
         lab.ask("h1", &Request::Status).is_err()
     });
     lab.down().unwrap();
+}
+
+#[test]
+fn a_lab_whose_supervisors_died_is_removed_all_the_same() {
+    let fixture = up("crash1", 2, DAEMON, |spec| spec.cgroups = false);
+    let lab = &fixture.lab;
+    lab.start("h1").unwrap();
+    eventually("daemon and its child", || {
+        status(&fixture, "h1").processes >= 3
+    });
+    let pid = status(&fixture, "h1").daemon_pid.unwrap();
+    for host in ["h1", "h2"] {
+        let file = lab.site().host_dir(host).join("supervisor.pid");
+        let supervisor = std::fs::read_to_string(file).unwrap();
+        assert!(
+            Command::new("kill")
+                .args(["-9", &supervisor])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+    eventually("dead supervisor", || {
+        lab.ask("h1", &Request::Status).is_err()
+    });
+    assert!(lab.status().unwrap().hosts[0].error.is_some());
+    lab.down().unwrap();
+    let gone = || !std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
+    eventually("end of the daemon", gone);
+    assert!(!lab.site().dir.exists());
+}
+
+#[test]
+fn an_interrupted_program_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().to_string_lossy().into_owned();
+    // Forming the cluster fails for ever: this program is no daemon. Ctrl-C comes meanwhile.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_quorate-lab-tool"))
+        .args([
+            "lab",
+            "--site",
+            "int1",
+            "--root",
+            &root,
+            "up",
+            "--hosts",
+            "1",
+            "--daemon",
+            "/bin/true",
+        ])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("a lab that is up", || {
+        Lab::open(dir.path(), "int1").is_ok_and(|lab| lab.ask("h1", &Request::Status).is_ok())
+    });
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!std::path::Path::new("/run/netns/qr-int1-h1").exists());
+    assert!(!dir.path().join("int1").exists());
 }

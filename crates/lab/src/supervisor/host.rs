@@ -58,7 +58,10 @@ impl Host {
             .owner
             .and_then(|pid| Found::read(i32::try_from(pid).ok()?));
         Self {
-            cgroup: Cgroup::create(&site.site, name),
+            cgroup: site
+                .cgroups
+                .then(|| Cgroup::create(&site.site, name))
+                .flatten(),
             namespace: namespace_of("/proc/self/ns/net"),
             owner,
             name: name.to_owned(),

@@ -261,7 +261,9 @@ impl World {
             return;
         }
         let every = self.setup.fault_every;
-        let wait = self.rng.range(every / 10, every * 2).max(MS);
+        // In a calm run one outage is over, and its traces are gone, before the next begins.
+        let least = if self.setup.profile == Profile::Calm { 5 * SEC } else { every / 10 };
+        let wait = self.rng.range(least, every * 2).max(MS);
         self.after(wait, Event::World(W::NextFault));
         let host = self.rng.index(self.hosts.len());
         let other = (host + 1 + self.rng.index(self.hosts.len() - 1)) % self.hosts.len();

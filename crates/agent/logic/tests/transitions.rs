@@ -207,6 +207,29 @@ fn disks_in_other_hands_end_the_copy() {
     assert_eq!(bench.report().closed, Epoch(1));
 }
 
+/// Events and answers come by different ways: the error may overtake the answer.
+#[test]
+fn a_disk_error_that_overtakes_the_answer_to_a_thaw_is_not_lost() {
+    let (mut bench, run) = Bench::running(1);
+    let detail = "disk 0: no space".to_owned();
+    bench.event(
+        run,
+        GuestEvent::IoError {
+            detail: detail.clone(),
+        },
+    );
+    bench.effects.clear();
+    bench.held(Millis::secs(6));
+    let (thaw, act) = bench.act();
+    assert_eq!(act, Act::Thaw);
+    bench.event(run, GuestEvent::IoError { detail });
+    bench.event(thaw, GuestEvent::Thawed);
+    let (query, act) = bench.act();
+    assert_eq!(act, Act::Query);
+    bench.event(query, GuestEvent::State(Observed::IoError));
+    assert_eq!(bench.phase(), VmPhase::IoError);
+}
+
 #[test]
 fn a_disk_error_pauses_it_until_the_disk_works() {
     let (mut bench, run) = Bench::running(1);

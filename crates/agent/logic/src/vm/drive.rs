@@ -270,6 +270,7 @@ impl VmMachine {
         self.ready = false;
         self.probing = None;
         self.frozen = false;
+        self.noticed = false;
         self.doomed = None;
         self.saved = None;
         self.stop = None;
@@ -296,6 +297,7 @@ impl VmMachine {
 
     pub(super) fn thaw(&mut self, cx: &mut Ctx<'_>) {
         self.frozen = false;
+        self.noticed = false;
         let op = self.act(cx, Act::Thaw);
         self.set(cx, Stage::Thawing { op });
     }

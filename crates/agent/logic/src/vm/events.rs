@@ -69,6 +69,10 @@ impl VmMachine {
                 let next_at = cx.now.plus(QUERY_AGAIN);
                 self.stage = Stage::Unknown { op, next_at, since };
             }
+            (
+                GuestEvent::Noticed | GuestEvent::IoError { .. },
+                Stage::Starting | Stage::Thawing { .. },
+            ) => self.noticed = true,
             (GuestEvent::IoError { detail }, Stage::Running | Stage::Unknown { .. }) => {
                 self.set_error(detail);
                 self.pause_io(cx);
@@ -108,15 +112,13 @@ impl VmMachine {
         if self.crashes == 0 {
             self.error = None;
         }
-        let stage = if self.frozen {
-            Stage::Paused {
-                io_error: false,
-                retry_at: None,
-            }
+        let noticed = std::mem::take(&mut self.noticed);
+        let state = if noticed {
+            Observed::Unknown
         } else {
-            Stage::Running
+            Observed::Running
         };
-        self.set(cx, stage);
+        self.observed(cx, state);
     }
 
     fn on_start_failed(&mut self, cx: &mut Ctx<'_>, detail: String, refused: bool) {
@@ -336,7 +338,13 @@ impl VmMachine {
         match event {
             GuestEvent::Thawed => {
                 self.thaw_failures = 0;
-                self.set(cx, Stage::Running);
+                let noticed = std::mem::take(&mut self.noticed);
+                let state = if noticed {
+                    Observed::Unknown
+                } else {
+                    Observed::Running
+                };
+                self.observed(cx, state);
             }
             GuestEvent::ThawRefused { .. } => {
                 self.set(cx, again(cx.now.plus(REFUSED_AGAIN)));

@@ -213,6 +213,8 @@ pub(crate) struct VmMachine {
     probing: Option<Token>,
     /// The guard froze it, and it was not thawed since.
     frozen: bool,
+    /// An event overtook the answer to a start or a thaw: what that answer says may be outdated.
+    noticed: bool,
     started_at: Instant,
     crashes: u32,
     restarts: u32,
@@ -247,6 +249,7 @@ impl VmMachine {
             ready: false,
             probing: None,
             frozen: false,
+            noticed: false,
             started_at: now,
             crashes: 0,
             restarts: 0,

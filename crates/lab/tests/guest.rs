@@ -66,6 +66,11 @@ fn a_guest_that_moves_by_restart_loses_no_acknowledged_record() {
     println!("guest ready {:?} after power on", begun.elapsed());
 
     let guest = Site::guest_address(1);
+    let says = lab.guest_status(guest).unwrap();
+    assert!(
+        says.name == "db" && says.ready && says.last_acked_seq > 0,
+        "{says:?}"
+    );
     let collector = lab.ack_collector(guest).unwrap();
     let pinger = lab.pinger(guest, Duration::from_millis(1)).unwrap();
     wait::pause(Duration::from_secs(2));

@@ -11,7 +11,7 @@ const SHORT_CUT: Duration = Duration::from_millis(1200);
 /// About a lease (2 s, frozen 0.25 s before its end): guests freeze, nobody has a proof yet.
 const LEASE_CUT: Duration = Duration::from_millis(2150);
 /// A guest that is silent for longer than this was frozen, not slow.
-const FROZEN_MS: f64 = 150.0;
+const FROZEN_MS: f64 = 250.0;
 
 /// One step.
 pub(super) struct Step {

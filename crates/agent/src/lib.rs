@@ -1,1 +1,4 @@
-//! placeholder
+//! The host agent.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod guard;

@@ -1,0 +1,47 @@
+//! Figures: printed one per line, so that the summary of a test run can show them.
+//!
+//! A figure of the issue is held against the *median* of its rounds; a single round may be worse by
+//! [`SLACK`], since two shared cores that also emulate the guests are noisy.
+
+use std::time::Duration;
+
+/// What a single round may exceed its limit by.
+pub(crate) const SLACK: f64 = 1.5;
+
+/// Prints a figure.
+pub(crate) fn measured(name: &str, value: f64, unit: &str, target: &str) {
+    println!("MEASURED {name}: {value:.2} {unit} (target: {target})");
+}
+
+/// The middle one; of an even number, the lower of the two.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[(sorted.len() - 1) / 2]
+}
+
+/// Prints the rounds of a figure and holds them against the issue's limit.
+pub(crate) fn judge_rounds(name: &str, rounds: &[f64], unit: &str, limit: f64) {
+    let middle = median(rounds);
+    let list: Vec<String> = rounds.iter().map(|value| format!("{value:.2}")).collect();
+    measured(
+        name,
+        middle,
+        unit,
+        &format!("<= {limit} {unit}; rounds {}", list.join(" ")),
+    );
+    assert!(
+        middle <= limit,
+        "{name}: median {middle:.3} {unit} of {list:?}, the limit is {limit}"
+    );
+    let worst = rounds.iter().copied().fold(0.0, f64::max);
+    assert!(
+        worst <= limit * SLACK,
+        "{name}: one round took {worst:.3} {unit}, more than {SLACK} times the limit of {limit}"
+    );
+}
+
+/// Seconds.
+pub(crate) fn seconds(span: Duration) -> f64 {
+    span.as_secs_f64()
+}

@@ -3,7 +3,6 @@
 
 use crate::event::{Ask, D, Event, HostId, Q, Spawn, Wire};
 use crate::guest::{Guest, ProcId, Vcpu};
-use crate::mutate::Mutation;
 use crate::time::{MS, SEC};
 use crate::world::World;
 use quorate_agent_logic::{Act, AskToken, Effect, Exit, GuestEvent, Input, TargetSays, Token};
@@ -225,12 +224,7 @@ impl World {
 
     pub(crate) fn peer_timeout(&mut self, host: HostId, vm: VmName, token: Token, outcome: bool) {
         let event = if outcome {
-            let says = if self.mutated(Mutation::SilenceIsNo) {
-                TargetSays::NeverRan
-            } else {
-                TargetSays::Unknown
-            };
-            GuestEvent::TargetSaid(says)
+            GuestEvent::TargetSaid(TargetSays::Unknown)
         } else {
             let detail = "it does not answer".to_owned();
             GuestEvent::TargetNotReady { detail }

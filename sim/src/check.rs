@@ -13,7 +13,6 @@
 use crate::event::HostId;
 use crate::guest::{ProcId, Vcpu};
 use crate::raft::Entry;
-use crate::time::SEC;
 use crate::world::{Broken, World};
 use quorate_agent_logic::Token;
 use quorate_membership::ProofKind;
@@ -32,8 +31,8 @@ pub(crate) struct Checker {
     pub(crate) broken: Option<Broken>,
     /// Where each epoch ran.
     ran: BTreeMap<(VmName, Epoch), HostId>,
-    /// Highest epoch that ever ran.
-    top: BTreeMap<VmName, Epoch>,
+    /// Highest epoch that ever ran, and since when.
+    top: BTreeMap<VmName, (Epoch, u64)>,
     pub(crate) acked: Vec<(usize, Arc<Entry>)>,
     pub(crate) guard_kills: u64,
     /// No outage is long: nothing may be killed or moved.
@@ -83,11 +82,14 @@ impl World {
         };
         let (vm, epoch, host) = (guest.vm.clone(), guest.epoch, guest.host);
         let top = self.check.top.entry(vm.clone()).or_default();
-        let (newest, outdated) = (*top, *top > epoch);
-        *top = newest.max(epoch);
+        let (newest, since) = *top;
+        let outdated = newest > epoch && since > guest.started_at;
+        if epoch > newest {
+            *top = (epoch, self.now);
+        }
         let before = self.check.ran.insert((vm.clone(), epoch), host);
         let name = self.hosts[host].name.clone();
-        if outdated && !self.given_back(proc) {
+        if outdated {
             let text = format!("{vm} runs on {name} under epoch {epoch}, though epoch {newest} has run");
             self.fail("proof-before-start", text);
         }
@@ -104,7 +106,7 @@ impl World {
         };
         let (vm, epoch, host) = (guest.vm.clone(), guest.epoch, guest.host);
         let name = self.hosts[host].name.clone();
-        let outdated = self.check.top.get(&vm).is_some_and(|top| *top > epoch);
+        let outdated = self.check.top.get(&vm).is_some_and(|(top, _)| *top > epoch);
         if outdated && !self.given_back(proc) {
             let text = format!("{name} starts {vm} under epoch {epoch}, though a newer one has run");
             self.fail("proof-before-start", text);
@@ -132,7 +134,7 @@ impl World {
         };
         let state = self.newest();
         let record = state.vms.get(&guest.vm);
-        guest.started_at + SEC >= self.now && record.is_some_and(|vm| vm.ownership == owned)
+        record.is_some_and(|vm| vm.ownership == owned)
     }
 
     /// A frozen guest is about to go on.
@@ -141,7 +143,9 @@ impl World {
             return;
         };
         let (vm, epoch, host) = (guest.vm.clone(), guest.epoch, guest.host);
-        if self.check.top.get(&vm).is_some_and(|top| *top > epoch) {
+        let began = guest.started_at;
+        let outdated = |(top, since): &(Epoch, u64)| *top > epoch && *since > began;
+        if self.check.top.get(&vm).is_some_and(outdated) {
             let name = self.hosts[host].name.clone();
             let text = format!("{name} thaws {vm} of epoch {epoch}, though a newer one has run");
             self.fail("proof-before-start", text);

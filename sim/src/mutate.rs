@@ -25,15 +25,13 @@ pub enum Mutation {
     NoBarrier,
     /// A leader grants leases without a majority.
     GrantWithoutQuorum,
-    /// A source takes a target that does not answer for one that never ran the guest.
-    SilenceIsNo,
     /// The lease counts from the answer instead of the question.
     LeaseFromAnswer,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -43,7 +41,6 @@ impl Mutation {
         Self::NoWaitAfterElection,
         Self::NoBarrier,
         Self::GrantWithoutQuorum,
-        Self::SilenceIsNo,
         Self::LeaseFromAnswer,
     ];
 
@@ -60,7 +57,6 @@ impl Mutation {
             Self::NoWaitAfterElection => "no-wait-after-election",
             Self::NoBarrier => "no-barrier",
             Self::GrantWithoutQuorum => "grant-without-quorum",
-            Self::SilenceIsNo => "silence-is-no",
             Self::LeaseFromAnswer => "lease-from-answer",
         }
     }

@@ -264,9 +264,9 @@ impl Setup {
         self.boot_ns = rng.range(3, 30) * SEC;
         self.ready_ns = (200 * MS, 5 * SEC);
         self.precopy_ns = (200 * MS, if rng.chance(200) { 30 * SEC } else { 4 * SEC });
-        self.active_ns = 60 * SEC;
-        self.op_every = 5 * SEC;
-        self.fault_every = 5 * SEC;
+        self.active_ns = 150 * SEC;
+        self.op_every = rng.range(2, 6) * SEC;
+        self.fault_every = rng.range(2, 6) * SEC;
         if self.profile == Profile::Calm {
             self.op_every = 8 * SEC;
             self.fault_every = 7 * SEC;
@@ -277,9 +277,9 @@ impl Setup {
         self.ignores_powerdown_permille = 100;
         self.ack_lost_permille = 30;
         if self.profile == Profile::Migration {
-            self.op_every = 2 * SEC;
+            self.op_every = rng.range(800, 2500) * MS;
             self.fault_every = 12 * SEC;
-            self.step_fault_permille = 150;
+            self.step_fault_permille = rng.range(50, 250);
         }
     }
 

@@ -231,6 +231,20 @@ fn a_disk_error_that_overtakes_the_answer_to_a_thaw_is_not_lost() {
 }
 
 #[test]
+fn a_disk_error_while_it_waits_for_the_target_is_not_lost() {
+    let (mut bench, run) = Bench::running(1);
+    bench.order(Some(out(7, 1, false)));
+    bench.effects.clear();
+    let detail = "disk 0: no space".to_owned();
+    bench.event(run, GuestEvent::IoError { detail });
+    bench.order(Some(out(7, 1, true)));
+    let (query, act) = bench.act();
+    assert_eq!(act, Act::Query);
+    bench.event(query, GuestEvent::State(Observed::IoError));
+    assert_eq!(bench.phase(), VmPhase::IoError);
+}
+
+#[test]
 fn a_disk_error_pauses_it_until_the_disk_works() {
     let (mut bench, run) = Bench::running(1);
     let detail = "disk0: write: no space".to_owned();

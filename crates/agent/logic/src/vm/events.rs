@@ -71,7 +71,7 @@ impl VmMachine {
             }
             (
                 GuestEvent::Noticed | GuestEvent::IoError { .. },
-                Stage::Starting | Stage::Thawing { .. },
+                Stage::Starting | Stage::Thawing { .. } | Stage::Sending { .. },
             ) => self.noticed = true,
             (GuestEvent::IoError { detail }, Stage::Running | Stage::Unknown { .. }) => {
                 self.set_error(detail);

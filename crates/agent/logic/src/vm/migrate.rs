@@ -40,6 +40,7 @@ impl VmMachine {
                         last: "it was not asked yet".into(),
                     };
                     let to = to.clone();
+                    self.noticed = false;
                     self.set(cx, Stage::Sending { id, to, step });
                 }
             }
@@ -134,15 +135,13 @@ impl VmMachine {
         self.note_migration(id, MigrationOutcome::Failed, Some(why));
         self.moves += 1;
         if let Stage::Sending { .. } = self.stage {
-            let stage = if self.frozen {
-                Stage::Paused {
-                    io_error: false,
-                    retry_at: None,
-                }
+            let noticed = std::mem::take(&mut self.noticed);
+            let state = if noticed {
+                Observed::Unknown
             } else {
-                Stage::Running
+                Observed::Running
             };
-            self.set(cx, stage);
+            self.observed(cx, state);
         }
     }
 

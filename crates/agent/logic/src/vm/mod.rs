@@ -213,7 +213,8 @@ pub(crate) struct VmMachine {
     probing: Option<Token>,
     /// The guard froze it, and it was not thawed since.
     frozen: bool,
-    /// An event overtook the answer to a start or a thaw: what that answer says may be outdated.
+    /// Something happened to the process during a start, a thaw or a sending: what their end says of its
+    /// state may be outdated.
     noticed: bool,
     started_at: Instant,
     crashes: u32,

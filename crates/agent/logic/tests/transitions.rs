@@ -135,6 +135,13 @@ fn a_saved_memory_is_used_once() {
     bench.event(token, GuestEvent::Started);
     bench.effects.clear();
     bench.event(token, exit("crash"));
+    let (token, act) = bench.act();
+    assert!(matches!(act, Act::Start { restore: None, .. }));
+    // Refused again, but the memory was used before: it is older than the disk now.
+    let detail = "no lease".to_owned();
+    let refused = true;
+    bench.event(token, GuestEvent::StartFailed { detail, refused });
+    bench.held(Millis(200));
     let (_, act) = bench.act();
     assert!(matches!(act, Act::Start { restore: None, .. }));
     let mut bench = bench.restart(&[]);

@@ -251,6 +251,7 @@ impl VmMachine {
         // The first start only: a guest that has run since must not see its old memory again.
         let restore = restore.filter(|_| !spent && (entry.told < epoch || self.restore_unspent));
         self.restore_unspent = false;
+        self.restoring = restore.is_some();
         if restore.is_some() {
             cx.record(LedgerRecord::Restored { vm, epoch });
         }

@@ -124,7 +124,8 @@ impl VmMachine {
     fn on_start_failed(&mut self, cx: &mut Ctx<'_>, detail: String, refused: bool) {
         self.set_error(detail);
         if refused {
-            self.restore_unspent = self.entry(cx).restored >= self.epoch;
+            // Only what this very start was given: an earlier one may have used it.
+            self.restore_unspent = self.restoring;
             self.retry_at = Some(cx.now.plus(REFUSED_AGAIN));
         } else {
             self.retry_at = Some(cx.now.plus(back_off(self.crashes.max(1))));

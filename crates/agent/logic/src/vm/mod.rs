@@ -222,6 +222,8 @@ pub(crate) struct VmMachine {
     retry_at: Option<Instant>,
     /// The memory of the present epoch was given to a start that was not even tried.
     restore_unspent: bool,
+    /// The present start was given the saved memory.
+    restoring: bool,
     thaw_failures: u32,
     error: Option<String>,
     guest_shutdown: bool,
@@ -256,6 +258,7 @@ impl VmMachine {
             restarts: 0,
             retry_at: None,
             restore_unspent: false,
+            restoring: false,
             thaw_failures: 0,
             error: None,
             guest_shutdown: false,

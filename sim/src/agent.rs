@@ -272,7 +272,7 @@ impl World {
                 let Some(proc) = self.proc_of(host, run) else {
                     return;
                 };
-                if !self.guard_leave(host) {
+                if !self.guard_leave(host) || !self.in_time(host, &vm, token) {
                     let detail = "the guard holds no lease".to_owned();
                     return self.say(host, vm, token, GuestEvent::ThawRefused { detail });
                 }
@@ -321,6 +321,14 @@ impl World {
         self.after(delay, Event::Guest(proc, Q::Ask { inc, token, ask }));
     }
 
+    /// The lease that a start or thaw was decided under still runs.
+    fn in_time(&self, host: HostId, vm: &VmName, token: Token) -> bool {
+        let at = &self.hosts[host];
+        let logic = at.daemon.as_ref().and_then(|daemon| daemon.logic.as_ref());
+        let until = logic.and_then(|logic| logic.leave_until(vm, token));
+        until.is_some_and(|until| at.local(self.now) < until)
+    }
+
     fn begin_spawn(&mut self, host: HostId, token: Token, vm: VmName, epoch: Epoch, how: Spawn) {
         if !self.guard_leave(host) {
             return self.refuse_spawn(host, token, vm);
@@ -349,7 +357,7 @@ impl World {
         if !daemon.is_some_and(|daemon| daemon.spawning.remove(&token)) {
             return;
         }
-        if !self.guard_leave(host) {
+        if !self.guard_leave(host) || !self.in_time(host, &vm, token) {
             return self.refuse_spawn(host, token, vm);
         }
         let (incoming, restore) = match &how {

@@ -13,6 +13,7 @@
 use crate::event::HostId;
 use crate::guest::{ProcId, Vcpu};
 use crate::raft::Entry;
+use crate::time::SEC;
 use crate::world::{Broken, World};
 use quorate_agent_logic::Token;
 use quorate_membership::ProofKind;
@@ -24,6 +25,9 @@ use quorate_types::spec::MigrationPolicy;
 use quorate_types::{Epoch, RuleSpec, VmName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// A guest that has run for this long is known to run.
+const SETTLED: u64 = 3 * SEC;
 
 /// What is remembered for the checks.
 #[derive(Debug, Default)]
@@ -280,7 +284,11 @@ impl World {
         let Some(record) = before.vms.get(vm) else {
             return;
         };
-        let runs = |guest: &crate::guest::Guest| guest.vm == *vm && guest.vcpu == Vcpu::Running;
+        // What the leader was told of a guest that has just come up may be a little old.
+        let up = self.now.saturating_sub(SETTLED);
+        let runs = |guest: &crate::guest::Guest| {
+            guest.vm == *vm && guest.vcpu == Vcpu::Running && guest.started_at < up
+        };
         if !record.wanted() || !self.guests.values().any(runs) {
             return;
         }

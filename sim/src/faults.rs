@@ -437,7 +437,7 @@ impl World {
             Op::Fence(name) => {
                 let now = self.hosts[leader].local(self.now);
                 let Some(host) = self.host_id(&name) else { return };
-                if self.seal_on(leader, &name, now) {
+                if self.seal_on(leader, &name, now) && self.may_fence(leader, host) {
                     self.begin_fencing(leader, host);
                 }
             }

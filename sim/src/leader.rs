@@ -321,6 +321,15 @@ impl World {
         proofs
     }
 
+    /// An operator may have a host fenced again, but not twice at a time.
+    pub(crate) fn may_fence(&mut self, me: HostId, host: HostId) -> bool {
+        let Some(daemon) = self.hosts[me].daemon.as_mut() else {
+            return false;
+        };
+        forget_attempt(&mut daemon.leader.attempts, host);
+        !daemon.leader.attempts.contains_key(&host)
+    }
+
     /// Runs a fence agent beside the loop.
     pub(crate) fn begin_fencing(&mut self, me: HostId, host: HostId) {
         let name = self.hosts[host].name.clone();
@@ -354,7 +363,7 @@ impl World {
         generation: u64,
         result: Result<PowerOffEvidence, String>,
     ) {
-        let name = self.hosts[host].name.clone();
+        let (name, on) = (self.hosts[host].name.clone(), self.hosts[host].on);
         let now = self.hosts[me].local(self.now);
         let Some(daemon) = self.hosts[me].daemon.as_mut() else {
             return;
@@ -363,7 +372,11 @@ impl World {
             return;
         }
         let tries = daemon.leader.attempts.get(&host).map_or(1, |(n, _)| *n);
-        let proof = result.and_then(|evidence| {
+        let proof = result.and_then(|mut evidence| {
+            // The status is asked for last.
+            if on {
+                evidence.status_after = "on".into();
+            }
             let evidence = Evidence::Power(evidence);
             FenceProof::from_evidence(name.clone(), evidence).map_err(|error| error.to_string())
         });

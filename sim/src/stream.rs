@@ -276,12 +276,11 @@ impl World {
         let Some(guest) = self.guests.get_mut(&proc) else {
             return;
         };
-        if !guest.self_resumed {
-            return;
+        // The guard may have been faster.
+        if std::mem::take(&mut guest.self_resumed) {
+            self.set_vcpu(proc, Vcpu::Paused);
+            self.unlock_disks(proc);
         }
-        guest.self_resumed = false;
-        self.set_vcpu(proc, Vcpu::Paused);
-        self.unlock_disks(proc);
         let Some(guest) = self.guests.get(&proc) else {
             return;
         };

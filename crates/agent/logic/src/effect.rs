@@ -1,7 +1,8 @@
 //! What the logic wants done.
 //!
 //! Always holds: the effects of one step are carried out in their order; a [`Effect::Ledger`] is
-//! durable before the next one begins. Losing the tail of a list to a crash is safe at every point.
+//! durable before the next one begins. Losing the tail of a list to a crash is safe at every point. A start,
+//! a preparation or a thaw is carried out before [`crate::HostLogic::leave_until`], or answered as refused.
 
 use crate::input::{AskToken, TargetSays};
 use crate::ledger::LedgerRecord;

@@ -1,6 +1,6 @@
 //! All VMs of one host, its lease, its orders.
 
-use crate::effect::Effect;
+use crate::effect::{Effect, Token};
 use crate::input::{Adopted, Input};
 use crate::ledger::{Ledger, LedgerRecord};
 use crate::vm::{Ctx, VmMachine, outcome_here};
@@ -140,6 +140,16 @@ impl HostLogic {
         self.vms.iter().map(report).collect()
     }
 
+    /// Until when a start, a preparation or a thaw may be carried out: the end of the lease that it was decided
+    /// under, on this host's clock. `None`: not at all any more.
+    ///
+    /// Ask when the effect's turn comes, and pass it on to the guard: between the decision and its
+    /// turn a ledger record may take long, or the agent may stand still, and a lease that was lost and
+    /// given again meanwhile says nothing about the old order.
+    pub fn leave_until(&self, vm: &VmName, token: Token) -> Option<Instant> {
+        self.vms.get(vm)?.leave_until(token)
+    }
+
     /// The host's lease.
     pub fn lease(&self) -> &HostLease {
         &self.lease
@@ -175,6 +185,7 @@ impl HostLogic {
             .or_insert_with(|| VmMachine::new(name.clone(), now));
         let mut cx = Ctx {
             now,
+            lease_until: self.lease.freeze_at(),
             synced: self.synced,
             lease_held: self.lease.phase(now) == LeasePhase::Held,
             may_run,

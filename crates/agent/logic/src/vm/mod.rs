@@ -177,6 +177,8 @@ pub(crate) struct StopProgress {
 /// What surrounds a machine in one step.
 pub(crate) struct Ctx<'a> {
     pub(crate) now: Instant,
+    /// Until when the lease is held.
+    pub(crate) lease_until: Option<Instant>,
     /// A lease was acknowledged and the replica is as fresh as it says: orders count.
     pub(crate) synced: bool,
     pub(crate) lease_held: bool,
@@ -224,6 +226,8 @@ pub(crate) struct VmMachine {
     restore_unspent: bool,
     /// The present start was given the saved memory.
     restoring: bool,
+    /// The last start or thaw, and until when it may be carried out.
+    leave: Option<(Token, Instant)>,
     thaw_failures: u32,
     error: Option<String>,
     guest_shutdown: bool,
@@ -259,6 +263,7 @@ impl VmMachine {
             retry_at: None,
             restore_unspent: false,
             restoring: false,
+            leave: None,
             thaw_failures: 0,
             error: None,
             guest_shutdown: false,
@@ -298,8 +303,18 @@ impl VmMachine {
         self.moves += 1;
     }
 
-    fn act(&self, cx: &mut Ctx<'_>, act: Act) -> Token {
+    /// Until when the start or thaw with this token may be carried out.
+    pub(crate) fn leave_until(&self, token: Token) -> Option<Instant> {
+        self.leave
+            .filter(|(mine, _)| *mine == token)
+            .map(|(_, until)| until)
+    }
+
+    fn act(&mut self, cx: &mut Ctx<'_>, act: Act) -> Token {
         let token = cx.token();
+        if matches!(act, Act::Start { .. } | Act::Prepare { .. } | Act::Thaw) {
+            self.leave = cx.lease_until.map(|until| (token, until));
+        }
         cx.out.push(Effect::Guest {
             vm: self.vm.clone(),
             token,

@@ -384,7 +384,7 @@ impl VmMachine {
             Stage::Running if self.save_at.is_none_or(|at| cx.now >= at) => {
                 let saved = SavedState {
                     pool: disk.pool.clone(),
-                    file: format!(".quorate/{}-{epoch}.memory", self.vm),
+                    file: format!("{}-{epoch}", self.vm),
                 };
                 let (pool, file) = (saved.pool.clone(), saved.file.clone());
                 let op = self.act(cx, Act::Save { pool, file });

@@ -1,0 +1,548 @@
+//! The task of one VM: owns the guest's handle, carries acts out, sends back what happened.
+//!
+//! ```text
+//! host --Act{token, run}--> VmTask --spawns--> make, thaw, save, send, probe ... --event(token)--> host
+//!                              ^                        |
+//!                              +------ Done ------------+ (a handle, a control, the end of a process)
+//! ```
+//! Always holds: every act is answered as [`quorate_agent_logic::Act`] says; a guest is under guard before its
+//! start is answered; the guard's leave comes before a process is made or resumed; the end of a process is
+//! told last, and says whether a guest that was awaited had run.
+//!
+//! Must not: decide anything; retry anything but a kill that is under way.
+
+mod make;
+mod outgoing;
+mod probe;
+mod watch;
+
+use crate::facts::OpenPools;
+use crate::guest_config::Layout;
+use crate::host::Message;
+use crate::ports::{AgentConfig, Drivers, GuestGuard};
+use make::{Making, Plan};
+use quorate_agent_logic::{Act, Exit, GuestEvent, Observed, Token};
+use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationControl, Vm};
+use quorate_network::Announcement;
+use quorate_state::State;
+use quorate_storage::Pool;
+use quorate_types::{PoolName, VmName};
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch as channel};
+use tokio::task::AbortHandle;
+use watch::Watching;
+
+/// Bound of a freeze or a thaw.
+const FREEZE_WITHIN: Duration = Duration::from_secs(2);
+/// Bound of a kill.
+const KILL_WITHIN: Duration = Duration::from_secs(5);
+/// Bound of a save: memory over the network.
+const SAVE_WITHIN: Duration = Duration::from_secs(300);
+/// Between two looks for a process that is being made and must go.
+const REAP_EVERY: Duration = Duration::from_millis(50);
+/// Room for acts and for news.
+const QUEUE: usize = 64;
+
+/// What all tasks of the agent share.
+pub(crate) struct Shared {
+    pub(crate) config: AgentConfig,
+    pub(crate) layout: Layout,
+    pub(crate) drivers: Drivers,
+    pub(crate) guard: Arc<dyn GuestGuard>,
+    pub(crate) state: channel::Receiver<Arc<State>>,
+    pub(crate) pools: Mutex<OpenPools>,
+    pub(crate) pids: Mutex<BTreeMap<VmName, i32>>,
+    pub(crate) inbox: mpsc::Sender<Message>,
+    /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
+    pub(crate) deadline_ns: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) async fn tell(&self, vm: &VmName, token: Token, event: GuestEvent) {
+        let vm = vm.clone();
+        // The host task ends only with the agent.
+        let _ = self.inbox.send(Message::Guest { vm, token, event }).await;
+    }
+
+    pub(crate) fn state(&self) -> Arc<State> {
+        self.state.borrow().clone()
+    }
+
+    /// The pool's driver, if the cluster has the pool.
+    pub(crate) fn pool(&self, name: &PoolName) -> Result<Arc<dyn Pool>, String> {
+        let state = self.state();
+        let pool = state.pools.get(name);
+        let pool = pool.ok_or_else(|| format!("there is no pool {name}"))?;
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(pools.get(&*self.drivers.pools, name, &pool.spec))
+    }
+
+    pub(crate) fn set_pid(&self, vm: &VmName, pid: Option<i32>) {
+        let mut pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
+        match pid {
+            Some(pid) => pids.insert(vm.clone(), pid),
+            None => pids.remove(vm),
+        };
+    }
+}
+
+/// An order to the task.
+pub(crate) enum Command {
+    /// Carry this out.
+    Act { token: Token, run: Token, act: Act },
+    /// Take charge of a guest that was found.
+    Adopted { run: Token, guest: Arc<dyn Vm> },
+}
+
+/// A guest that exists.
+#[derive(Clone)]
+pub(crate) struct Live {
+    pub(crate) run: Token,
+    pub(crate) guest: Arc<dyn Vm>,
+    pub(crate) announcements: Vec<Announcement>,
+}
+
+/// News of what the task has spawned.
+pub(crate) enum Done {
+    Made {
+        run: Token,
+        result: Result<(Live, Watching), make::Failure>,
+    },
+    Sending {
+        token: Token,
+        control: MigrationControl,
+    },
+    Exited {
+        run: Token,
+        exit: Exit,
+    },
+}
+
+struct VmTask {
+    shared: Arc<Shared>,
+    vm: VmName,
+    done: mpsc::Sender<Done>,
+    live: Option<Live>,
+    making: Option<Making>,
+    sending: Option<(Token, MigrationControl)>,
+    probe: Option<AbortHandle>,
+}
+
+/// Starts the task of a VM; it ends when the sender is dropped. Guests stay.
+pub(crate) fn spawn(shared: Arc<Shared>, vm: VmName) -> mpsc::Sender<Command> {
+    let (sender, mut commands) = mpsc::channel(QUEUE);
+    let (done, mut news) = mpsc::channel(QUEUE);
+    let mut task = VmTask {
+        shared,
+        vm,
+        done,
+        live: None,
+        making: None,
+        sending: None,
+        probe: None,
+    };
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                biased;
+                Some(done) = news.recv() => task.on_done(done).await,
+                command = commands.recv() => match command {
+                    Some(Command::Act { token, run, act }) => task.on_act(token, run, act).await,
+                    Some(Command::Adopted { run, guest }) => task.on_adopted(run, guest).await,
+                    None => return,
+                },
+            }
+        }
+    });
+    sender
+}
+
+impl VmTask {
+    async fn tell(&self, token: Token, event: GuestEvent) {
+        self.shared.tell(&self.vm, token, event).await;
+    }
+
+    async fn on_act(&mut self, token: Token, run: Token, act: Act) {
+        match act {
+            Act::Start {
+                spec, abi, restore, ..
+            } => {
+                let incoming = false;
+                self.make(Plan {
+                    run: token,
+                    spec,
+                    abi,
+                    restore,
+                    incoming,
+                });
+            }
+            Act::Prepare { spec, abi, .. } => self.make(Plan {
+                run: token,
+                spec,
+                abi,
+                restore: None,
+                incoming: true,
+            }),
+            Act::Kill => self.kill(token, run).await,
+            Act::Clean => self.clean(run).await,
+            Act::Continue { send } => self.continue_switchover(send),
+            Act::Cancel => self.cancel(),
+            act => {
+                let live = self.live.clone().filter(|live| live.run == run);
+                match live {
+                    Some(live) => self.act_on(token, live, act),
+                    // Its exit is on the way.
+                    None => tracing::debug!(vm = %self.vm, ?act, "no guest for it any more"),
+                }
+            }
+        }
+    }
+
+    fn act_on(&mut self, token: Token, live: Live, act: Act) {
+        let (shared, vm) = (self.shared.clone(), self.vm.clone());
+        match act {
+            Act::Powerdown => drop(tokio::spawn(async move {
+                if let Err(error) = live.guest.powerdown().await {
+                    let detail = text(&error);
+                    shared
+                        .tell(&vm, token, GuestEvent::PowerdownFailed { detail })
+                        .await;
+                }
+            })),
+            Act::Freeze => drop(tokio::spawn(async move {
+                let event = match live.guest.freeze(FREEZE_WITHIN).await {
+                    Ok(_) => GuestEvent::Paused,
+                    Err(error) => GuestEvent::PauseFailed {
+                        detail: text(&error),
+                    },
+                };
+                shared.tell(&vm, token, event).await;
+            })),
+            Act::Thaw => drop(tokio::spawn(async move {
+                let event = thaw(&shared, &vm, &live).await;
+                shared.tell(&vm, token, event).await;
+            })),
+            Act::Save { pool, file } => drop(tokio::spawn(async move {
+                let event = match save(&shared, &vm, &live, &pool, &file).await {
+                    Ok(()) => GuestEvent::Saved,
+                    Err(detail) => GuestEvent::SaveFailed { detail },
+                };
+                shared.tell(&vm, token, event).await;
+            })),
+            Act::Query => drop(tokio::spawn(async move {
+                let state = live.guest.status().await;
+                let observed = state.map_or(Observed::Unknown, |state| observed(&state));
+                shared.tell(&vm, token, GuestEvent::State(observed)).await;
+            })),
+            Act::Probe(check) => {
+                let probing = probe::run(shared, vm, live, check.probe);
+                self.probe = Some(tokio::spawn(probing).abort_handle());
+            }
+            Act::Send { id, address } => {
+                let done = self.done.clone();
+                tokio::spawn(outgoing::send(shared, vm, live, token, id, address, done));
+            }
+            Act::Attach => {
+                tokio::spawn(outgoing::attach(shared, vm, live, token, self.done.clone()));
+            }
+            // Handled by the caller.
+            Act::Start { .. }
+            | Act::Prepare { .. }
+            | Act::Kill
+            | Act::Clean
+            | Act::Continue { .. }
+            | Act::Cancel => {}
+        }
+    }
+
+    fn make(&mut self, plan: Plan) {
+        let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
+        let run = plan.run;
+        tokio::spawn(async move {
+            let result = make::make(&shared, &vm, plan).await;
+            // The task ends only with the agent; then the guest is adopted by the next one.
+            let _ = done.send(Done::Made { run, result }).await;
+        });
+        self.making = Some(Making { run, reaper: None });
+    }
+
+    async fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Made { run, result } => {
+                let making = self.making.take();
+                let reaping = making.is_some_and(|making| making.stop_reaping());
+                match result {
+                    Ok((live, watching)) => {
+                        let incoming = watching.awaits();
+                        self.take_charge(live, watching);
+                        if reaping {
+                            self.kill(Token(0), run).await;
+                        } else if !incoming {
+                            self.tell(run, GuestEvent::Started).await;
+                            // What happened before the events were listened to is asked for.
+                            self.tell(run, GuestEvent::Noticed).await;
+                        }
+                    }
+                    Err(failure) => {
+                        let make::Failure { detail, refused } = failure;
+                        self.tell(run, GuestEvent::StartFailed { detail, refused })
+                            .await;
+                    }
+                }
+            }
+            Done::Sending { token, control } => self.sending = Some((token, control)),
+            Done::Exited { run, exit } => {
+                if self.live.as_ref().is_some_and(|live| live.run == run) {
+                    self.live = None;
+                    self.sending = None;
+                    if let Some(probe) = self.probe.take() {
+                        probe.abort();
+                    }
+                    self.shared.set_pid(&self.vm, None);
+                }
+                let (shared, vm) = (self.shared.clone(), self.vm.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = shared.guard.unregister(&vm, run.0).await {
+                        tracing::debug!(%vm, %error, "the guard keeps a guest that has ended");
+                    }
+                });
+                self.tell(run, GuestEvent::Exited(exit)).await;
+            }
+        }
+    }
+
+    fn take_charge(&mut self, live: Live, watching: Watching) {
+        self.shared
+            .set_pid(&self.vm, Some(live.guest.identity().pid));
+        let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
+        tokio::spawn(watch::watch(shared, vm, live.clone(), watching, done));
+        self.live = Some(live);
+    }
+
+    async fn on_adopted(&mut self, run: Token, guest: Arc<dyn Vm>) {
+        let watching = Watching::adopted(&*guest).await;
+        let state = self.shared.state();
+        let announcements = state
+            .vms
+            .get(&self.vm)
+            .map(|record| make::announcements(&self.shared, &self.vm, record.effective()))
+            .unwrap_or_default();
+        let process = guest.identity().clone();
+        let qmp = self.shared.layout.paths(&self.vm).guard();
+        let (shared, vm, freezable) = (self.shared.clone(), self.vm.clone(), !watching.awaits());
+        self.take_charge(
+            Live {
+                run,
+                guest,
+                announcements,
+            },
+            watching,
+        );
+        // In the guard's registry at once; a guard that is being started learns of it later.
+        tokio::spawn(async move {
+            let told = shared
+                .guard
+                .register(&vm, run.0, &process, qmp, freezable)
+                .await;
+            if let Err(error) = told {
+                tracing::warn!(%vm, %error, "an adopted guest is not under guard yet");
+            }
+        });
+    }
+
+    async fn kill(&mut self, token: Token, run: Token) {
+        let (shared, vm) = (self.shared.clone(), self.vm.clone());
+        if let Some(live) = self.live.clone().filter(|live| live.run == run) {
+            tokio::spawn(async move {
+                // The watch tells the end.
+                if let Err(error) = live.guest.kill(KILL_WITHIN).await {
+                    let detail = text(&error);
+                    shared
+                        .tell(&vm, token, GuestEvent::KillFailed { detail })
+                        .await;
+                }
+            });
+        } else if let Some(making) = self.making.as_mut().filter(|making| making.run == run) {
+            if making.reaper.is_none() {
+                making.reaper = Some(tokio::spawn(reap(shared, vm)).abort_handle());
+            }
+        } else {
+            let exit = Exit {
+                by_guest: false,
+                by_guard: false,
+                ran: false,
+                detail: "it had no process any more".into(),
+            };
+            self.tell(run, GuestEvent::Exited(exit)).await;
+        }
+    }
+
+    fn continue_switchover(&self, send: Token) {
+        let Some((token, control)) = &self.sending else {
+            return tracing::error!(vm = %self.vm, "no migration to switch over");
+        };
+        if *token != send {
+            return;
+        }
+        let (vm, control) = (self.vm.clone(), control.clone());
+        tokio::spawn(async move {
+            // The last phase tells the outcome.
+            if let Err(error) = control.continue_switchover().await {
+                tracing::warn!(%vm, error = text(&error), "the switchover was not ordered");
+            }
+        });
+    }
+
+    fn cancel(&self) {
+        let (vm, live) = (self.vm.clone(), self.live.clone());
+        let control = self.sending.as_ref().map(|(_, control)| control.clone());
+        tokio::spawn(async move {
+            let cancelled = match (control, live) {
+                (Some(control), _) => control.cancel().await,
+                (None, Some(live)) => outgoing::cancel_found(&*live.guest).await,
+                (None, None) => Ok(()),
+            };
+            if let Err(error) = cancelled {
+                tracing::warn!(%vm, error = text(&error), "a migration was not cancelled");
+            }
+        });
+    }
+
+    /// Removes the taps of a VM without a process. Done before the next act, so that it cannot remove
+    /// the next guest's.
+    async fn clean(&self, run: Token) {
+        if self.live.is_some() || self.making.is_some() {
+            return;
+        }
+        let network = &self.shared.drivers.network;
+        let prefix = format!("{}/", self.vm);
+        let taps = network.list_taps().await.unwrap_or_else(|error| {
+            tracing::warn!(vm = %self.vm, error = text(&error), "its taps stay");
+            Vec::new()
+        });
+        for tap in taps {
+            let ours = tap.nic.as_ref().is_some_and(|nic| nic.starts_with(&prefix));
+            if ours && let Err(error) = network.delete_tap(&tap.ifname).await {
+                tracing::warn!(vm = %self.vm, error = text(&error), "a tap stays");
+            }
+        }
+        let (shared, vm) = (self.shared.clone(), self.vm.clone());
+        tokio::spawn(async move { shared.guard.unregister(&vm, run.0).await });
+    }
+}
+
+/// Ends a process that is being made, wherever the making stands. Ended with the making.
+async fn reap(shared: Arc<Shared>, vm: VmName) {
+    let runtime = shared.layout.runtime(&vm);
+    loop {
+        let found = shared.drivers.hypervisor.adopt(&runtime, KILL_WITHIN).await;
+        if let Ok(Adoption::Alive { vm: guest, .. }) = found
+            && let Err(error) = guest.kill(KILL_WITHIN).await
+        {
+            tracing::warn!(%vm, error = text(&error), "a guest that is being made stays");
+        }
+        tokio::time::sleep(REAP_EVERY).await;
+    }
+}
+
+async fn thaw(shared: &Shared, vm: &VmName, live: &Live) -> GuestEvent {
+    if let Err(error) = shared.guard.thawing(vm, live.run.0).await {
+        let detail = error.to_string();
+        return GuestEvent::ThawRefused { detail };
+    }
+    let thawed = live.guest.thaw(FREEZE_WITHIN).await;
+    if let Err(error) = shared.guard.thawed(vm, live.run.0).await {
+        tracing::debug!(%vm, %error, "the guard does not know that a guest was thawed");
+    }
+    match thawed {
+        Ok(()) => {
+            watch::announce(shared, vm, live);
+            GuestEvent::Thawed
+        }
+        Err(error @ HypervisorError::DiskLockLost { .. }) => GuestEvent::DiskLost {
+            detail: text(&error),
+        },
+        Err(error) => GuestEvent::ThawFailed {
+            detail: text(&error),
+        },
+    }
+}
+
+/// The epoch in the name of a saved state.
+fn saved_epoch(file: &str) -> Result<u64, String> {
+    let number = file.rsplit_once('-').map(|(_, number)| number);
+    let epoch = number.and_then(|number| number.parse().ok());
+    epoch.ok_or_else(|| format!("`{file}` is not the name of a saved state"))
+}
+
+async fn save(
+    shared: &Shared,
+    vm: &VmName,
+    live: &Live,
+    pool: &PoolName,
+    file: &str,
+) -> Result<(), String> {
+    let epoch = saved_epoch(file)?;
+    let pool = shared.pool(pool)?;
+    let name = vm.as_str();
+    let place = pool
+        .prepare_saved_state(name, epoch)
+        .await
+        .map_err(|error| text(&error))?;
+    // A save that fails resumes the guest: it must not count as frozen meanwhile.
+    let guarded = shared.guard.set_freezable(vm, live.run.0, false).await;
+    guarded.map_err(|error| error.to_string())?;
+    let saved = live.guest.save(&place.part, SAVE_WITHIN).await;
+    let committed = match saved {
+        Ok(state) => {
+            let described = make::describe_saved(&place.done, state.mapped_ram).await;
+            match described {
+                Ok(()) => pool
+                    .commit_saved_state(name, epoch)
+                    .await
+                    .map(drop)
+                    .map_err(|error| text(&error)),
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(text(&error)),
+    };
+    if committed.is_err()
+        && let Err(error) = shared.guard.set_freezable(vm, live.run.0, true).await
+    {
+        tracing::warn!(%vm, %error, "the guard takes a guest for one that cannot be frozen");
+    }
+    committed
+}
+
+/// The state in the logic's words.
+pub(crate) fn observed(state: &GuestState) -> Observed {
+    match state {
+        GuestState::Running | GuestState::Suspended => Observed::Running,
+        GuestState::Paused
+        | GuestState::Prelaunch
+        | GuestState::PostMigrate
+        | GuestState::FinishMigrate => Observed::Paused,
+        GuestState::IoError => Observed::IoError,
+        GuestState::InMigrate => Observed::InMigrate,
+        GuestState::Shutdown | GuestState::Panicked | GuestState::InternalError => Observed::Ended,
+        _ => Observed::Unknown,
+    }
+}
+
+/// An error with all its causes, as one sentence.
+pub(crate) fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let words = source.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = source.source();
+    }
+    text
+}

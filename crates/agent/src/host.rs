@@ -249,7 +249,16 @@ impl Host {
                     act,
                 } => {
                     tracing::debug!(%vm, ?token, ?act, "act");
-                    self.order(vm, Command::Act { token, run, act });
+                    // Asked now that its turn has come: the ledger may have taken long.
+                    let until = self.logic.leave_until(&vm, token);
+                    let until_ns = until.map_or(0, |until| until.0);
+                    let command = Command::Act {
+                        token,
+                        run,
+                        act,
+                        until_ns,
+                    };
+                    self.order(vm, command);
                 }
                 Effect::AskTarget {
                     vm,

@@ -67,8 +67,14 @@ pub trait GuestGuard: Send + Sync + 'static {
     fn lease(&self, deadline_ns: u64, freeze_before_ms: u64);
     /// How it is.
     fn status(&self) -> watch::Receiver<GuardStatus>;
-    /// Leave to make a guest.
-    async fn starting(&self, vm: &VmName, run: u64, needle: &str) -> Result<(), GuardError>;
+    /// Leave to make a guest, until then.
+    async fn starting(
+        &self,
+        vm: &VmName,
+        run: u64,
+        needle: &str,
+        until_ns: u64,
+    ) -> Result<(), GuardError>;
     /// A guest exists.
     async fn register(
         &self,
@@ -81,8 +87,8 @@ pub trait GuestGuard: Send + Sync + 'static {
     /// Whether it can be frozen.
     async fn set_freezable(&self, vm: &VmName, run: u64, freezable: bool)
     -> Result<(), GuardError>;
-    /// Leave to resume a guest.
-    async fn thawing(&self, vm: &VmName, run: u64) -> Result<(), GuardError>;
+    /// Leave to resume a guest, until then.
+    async fn thawing(&self, vm: &VmName, run: u64, until_ns: u64) -> Result<(), GuardError>;
     /// The attempt to resume it is over.
     async fn thawed(&self, vm: &VmName, run: u64) -> Result<(), GuardError>;
     /// It has ended or was not made.
@@ -99,8 +105,14 @@ impl GuestGuard for GuardClient {
     fn status(&self) -> watch::Receiver<GuardStatus> {
         self.status()
     }
-    async fn starting(&self, vm: &VmName, run: u64, needle: &str) -> Result<(), GuardError> {
-        self.starting(vm.as_str(), run, needle).await
+    async fn starting(
+        &self,
+        vm: &VmName,
+        run: u64,
+        needle: &str,
+        until_ns: u64,
+    ) -> Result<(), GuardError> {
+        self.starting(vm.as_str(), run, needle, until_ns).await
     }
     async fn register(
         &self,
@@ -132,8 +144,8 @@ impl GuestGuard for GuardClient {
     ) -> Result<(), GuardError> {
         self.set_freezable(vm.as_str(), run, freezable).await
     }
-    async fn thawing(&self, vm: &VmName, run: u64) -> Result<(), GuardError> {
-        self.thawing(vm.as_str(), run).await
+    async fn thawing(&self, vm: &VmName, run: u64, until_ns: u64) -> Result<(), GuardError> {
+        self.thawing(vm.as_str(), run, until_ns).await
     }
     async fn thawed(&self, vm: &VmName, run: u64) -> Result<(), GuardError> {
         self.thawed(vm.as_str(), run).await

@@ -79,7 +79,7 @@ impl GuestGuard for FakeGuard {
     fn status(&self) -> watch::Receiver<GuardStatus> {
         self.status.subscribe()
     }
-    async fn starting(&self, _: &VmName, _: u64, _: &str) -> Result<(), GuardError> {
+    async fn starting(&self, _: &VmName, _: u64, _: &str, _: u64) -> Result<(), GuardError> {
         self.note("starting")
     }
     async fn register(
@@ -99,7 +99,7 @@ impl GuestGuard for FakeGuard {
     async fn set_freezable(&self, _: &VmName, _: u64, on: bool) -> Result<(), GuardError> {
         self.note(if on { "freezable" } else { "unfreezable" })
     }
-    async fn thawing(&self, _: &VmName, _: u64) -> Result<(), GuardError> {
+    async fn thawing(&self, _: &VmName, _: u64, _: u64) -> Result<(), GuardError> {
         self.note("thawing")
     }
     async fn thawed(&self, _: &VmName, _: u64) -> Result<(), GuardError> {

@@ -6,6 +6,7 @@ mod common;
 use common::*;
 use quorate_agent::guard::client::{GuardClient, GuardError, GuardEvent};
 use rustix::process::Signal;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -86,20 +87,23 @@ async fn what_resumes_by_itself_is_frozen_again_and_past_the_deadline_killed() {
 async fn leave_to_run_is_given_only_under_a_lease() {
     let mut site = Site::new().await;
     let (path, _) = good(&site, "a.sock");
-    let refused = site.guard.starting("x", 5, "/nowhere/x.pid").await;
+    let refused = site
+        .guard
+        .starting("x", 5, "/nowhere/x.pid", u64::MAX)
+        .await;
     assert!(matches!(refused, Err(GuardError::Refused(_))), "no lease");
     site.lease(Duration::from_millis(500));
     let mut guest = site.guest("a", &path).await;
     assert_eq!(site.event().await, froze("a"));
-    let refused = site.guard.thawing("a", 1).await;
+    let refused = site.guard.thawing("a", 1, u64::MAX).await;
     assert!(
         matches!(refused, Err(GuardError::Refused(_))),
         "{refused:?}"
     );
     site.lease(Duration::from_secs(30));
-    let stale = site.guard.thawing("a", 77).await;
+    let stale = site.guard.thawing("a", 77, u64::MAX).await;
     assert!(stale.is_err(), "another process");
-    assert_eq!(site.guard.thawing("a", 1).await, Ok(()));
+    assert_eq!(site.guard.thawing("a", 1, u64::MAX).await, Ok(()));
     let refused = site.guard.unregister("a", 1).await;
     assert!(refused.is_err(), "it lives");
     assert!(guest.lives());
@@ -124,7 +128,7 @@ async fn a_thaw_that_does_not_end_is_no_freeze() {
     let mut guest = site.guest("a", &path).await;
     assert_eq!(site.event().await, froze("a"));
     site.lease(Duration::from_millis(900));
-    assert_eq!(site.guard.thawing("a", 1).await, Ok(()));
+    assert_eq!(site.guard.thawing("a", 1, u64::MAX).await, Ok(()));
     // The agent hangs between the leave and `cont`, which may still come: the guest must go.
     assert_eq!(guest.signal().await, Some(9));
 }
@@ -135,7 +139,10 @@ async fn a_guest_that_was_being_made_is_found_by_its_command_line() {
     let needle = site.dir.path().join("made/qemu.pid");
     let needle = needle.to_str().unwrap();
     site.lease(Duration::from_millis(800));
-    site.guard.starting("made", 3, needle).await.unwrap();
+    site.guard
+        .starting("made", 3, needle, u64::MAX)
+        .await
+        .unwrap();
     // The agent hangs after the spawn; nothing was registered.
     let child = Command::new("sh")
         .args(["-c", "sleep 600; exit", "qemu", "-pidfile", needle])
@@ -144,6 +151,46 @@ async fn a_guest_that_was_being_made_is_found_by_its_command_line() {
     let mut guest = Guest { child };
     assert_eq!(guest.signal().await, Some(9));
     assert!(site.fed_within(SOON), "nothing is left");
+}
+
+#[tokio::test]
+async fn a_guest_that_is_made_too_late_is_ended_under_any_lease() {
+    let site = Site::new().await;
+    let needle = site.dir.path().join("late/qemu.pid");
+    let needle = needle.to_str().unwrap();
+    site.lease(Duration::from_secs(600));
+    let until_ns = boottime_ns() + 300_000_000;
+    let granted = site.guard.starting("late", 3, needle, until_ns).await;
+    granted.unwrap();
+    let refused = site.guard.starting("other", 4, needle, boottime_ns()).await;
+    assert!(refused.is_err(), "decided under a lease that has ended");
+    // The agent stands still, then goes on under the next lease.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let child = Command::new("sh")
+        .args(["-c", "sleep 600; exit", "qemu", "-pidfile", needle])
+        .spawn()
+        .unwrap();
+    let mut guest = Guest { child };
+    assert_eq!(guest.signal().await, Some(9));
+}
+
+#[tokio::test]
+async fn a_guest_that_is_there_in_time_may_take_long_to_get_ready() {
+    let site = Site::new().await;
+    let needle = site.dir.path().join("slow/qemu.pid");
+    let needle = needle.to_str().unwrap();
+    site.lease(Duration::from_secs(600));
+    let until_ns = boottime_ns() + 500_000_000;
+    let granted = site.guard.starting("slow", 5, needle, until_ns).await;
+    granted.unwrap();
+    let child = Command::new("sh")
+        .args(["-c", "sleep 600; exit", "qemu", "-pidfile", needle])
+        .spawn()
+        .unwrap();
+    let mut guest = Guest { child };
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    site.register("slow", 5, &guest, Path::new("/none")).await;
+    assert!(guest.lives());
 }
 
 #[tokio::test]

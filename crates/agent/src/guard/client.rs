@@ -186,13 +186,24 @@ impl GuardClient {
         });
     }
 
-    /// Asks leave to make a guest.
+    /// Asks leave to make a guest by `until_ns`, the end of the lease under which that was decided.
     ///
     /// # Errors
     /// When the lease is about to end, or there is no guard.
-    pub async fn starting(&self, vm: &str, run: u64, needle: &str) -> Result<(), GuardError> {
-        let (vm, needle) = (vm.to_owned(), needle.to_owned());
-        self.call(ToGuard::Starting { vm, run, needle }, None).await
+    pub async fn starting(
+        &self,
+        vm: &str,
+        run: u64,
+        needle: &str,
+        until_ns: u64,
+    ) -> Result<(), GuardError> {
+        let body = ToGuard::Starting {
+            vm: vm.to_owned(),
+            run,
+            needle: needle.to_owned(),
+            until_ns,
+        };
+        self.call(body, None).await
     }
 
     /// Puts a guest under guard. It is in the registry even when this fails.
@@ -226,13 +237,14 @@ impl GuardClient {
             .await
     }
 
-    /// Asks leave to resume a guest.
+    /// Asks leave to resume a guest by `until_ns`, the end of the lease under which that was decided.
     ///
     /// # Errors
     /// When the lease is about to end, or there is no guard.
-    pub async fn thawing(&self, vm: &str, run: u64) -> Result<(), GuardError> {
+    pub async fn thawing(&self, vm: &str, run: u64, until_ns: u64) -> Result<(), GuardError> {
         let vm = vm.to_owned();
-        self.call(ToGuard::Thawing { vm, run }, None).await
+        self.call(ToGuard::Thawing { vm, run, until_ns }, None)
+            .await
     }
 
     /// Says that the attempt to resume a guest is over.

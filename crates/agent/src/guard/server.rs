@@ -36,8 +36,40 @@ const GUESTS_MAX: usize = 4096;
 struct Starting {
     run: u64,
     needle: String,
-    /// Processes found by the needle, past the time to freeze; being killed.
+    /// The end of the lease that it was decided under.
+    until_ns: u64,
+    /// Whether a process was there by then: `Some(false)` means that one that appears later was made by an
+    /// agent that stood still, for an order that may be long void.
+    in_time: Option<bool>,
+    /// Processes that are being killed.
     found: Vec<OwnedFd>,
+}
+
+impl Starting {
+    fn is_void(&self) -> bool {
+        self.in_time == Some(false)
+    }
+
+    /// What is there now.
+    fn look(&self) -> Vec<OwnedFd> {
+        let open = |pid| sys::open_pidfd(pid).ok();
+        match sys::find_by_argument(&self.needle) {
+            Ok(pids) => pids.into_iter().filter_map(open).collect(),
+            Err(error) => {
+                eprintln!("quorate guard: /proc: {error}");
+                Vec::new()
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.found = self.look();
+        for pidfd in &self.found {
+            if let Err(error) = sys::kill(pidfd) {
+                eprintln!("quorate guard: kill: {error}");
+            }
+        }
+    }
 }
 
 pub(super) struct Server {
@@ -145,26 +177,24 @@ impl Server {
                 guest.freeze(now);
             }
         }
-        if freeze && !self.starting.is_empty() && now >= self.search_at_ns {
-            self.search_at_ns = now + SEARCH_EVERY_NS;
-            self.end_starting();
-        }
+        self.enforce_starting(now, freeze);
     }
 
-    /// Ends processes of guests that were being made when the lease was about to end.
-    fn end_starting(&mut self) {
+    /// Ends processes of guests that were being made when the lease was about to end, or that appear
+    /// after the lease under which that was decided.
+    fn enforce_starting(&mut self, now: u64, freeze: bool) {
         for starting in self.starting.values_mut() {
-            match sys::find_by_argument(&starting.needle) {
-                Ok(pids) => {
-                    let open = |pid| sys::open_pidfd(pid).ok();
-                    starting.found = pids.into_iter().filter_map(open).collect();
-                    for pidfd in &starting.found {
-                        if let Err(error) = sys::kill(pidfd) {
-                            eprintln!("quorate guard: kill: {error}");
-                        }
-                    }
-                }
-                Err(error) => eprintln!("quorate guard: /proc: {error}"),
+            if starting.in_time.is_none() && now >= starting.until_ns {
+                starting.in_time = Some(!starting.look().is_empty());
+            }
+        }
+        if now < self.search_at_ns {
+            return;
+        }
+        for starting in self.starting.values_mut() {
+            if freeze || starting.is_void() {
+                self.search_at_ns = now + SEARCH_EVERY_NS;
+                starting.end();
             }
         }
     }
@@ -243,8 +273,13 @@ impl Server {
             .watchdog
             .is_some()
             .then_some(self.watchdog_at_ns);
-        let search =
-            (!self.starting.is_empty() && self.past_freeze(now)).then_some(self.search_at_ns);
+        let search = self.starting.values().map(|one| {
+            if self.past_freeze(now) || one.is_void() {
+                self.search_at_ns
+            } else {
+                one.until_ns
+            }
+        });
         let guests = self.guests.values().filter_map(Guest::wakeup_ns);
         let idle = now + if busy { IDLE_NS / 10 } else { IDLE_NS };
         lease
@@ -392,10 +427,20 @@ impl Server {
                     self.guests.values_mut().for_each(Guest::lease_renewed);
                 }
             }
-            ToGuard::Starting { vm, run, needle } => {
-                self.check_lease(now)?;
-                let found = Vec::new();
-                let starting = Starting { run, needle, found };
+            ToGuard::Starting {
+                vm,
+                run,
+                needle,
+                until_ns,
+            } => {
+                self.check_lease(now, until_ns)?;
+                let starting = Starting {
+                    run,
+                    needle,
+                    until_ns,
+                    in_time: None,
+                    found: Vec::new(),
+                };
                 self.starting.insert(vm, starting);
             }
             ToGuard::Register {
@@ -411,8 +456,8 @@ impl Server {
             ToGuard::Freezable { vm, run, freezable } => {
                 self.guest(&vm, run)?.freezable = freezable;
             }
-            ToGuard::Thawing { vm, run } => {
-                self.check_lease(now)?;
+            ToGuard::Thawing { vm, run, until_ns } => {
+                self.check_lease(now, until_ns)?;
                 let guest = self.guest(&vm, run)?;
                 guest.thaw_allowed()?;
                 guest.begin_thaw();
@@ -451,9 +496,12 @@ impl Server {
         self.tell_watchdog();
     }
 
-    fn check_lease(&self, now: u64) -> Result<(), String> {
+    fn check_lease(&self, now: u64, until_ns: u64) -> Result<(), String> {
         if self.past_freeze(now) {
             return Err("the guard has no lease that is long enough".into());
+        }
+        if now >= until_ns {
+            return Err("the lease under which it was decided has ended".into());
         }
         Ok(())
     }
@@ -467,7 +515,13 @@ impl Server {
         if self.guests.len() >= GUESTS_MAX && !self.guests.contains_key(&vm) {
             return Err(format!("more than {GUESTS_MAX} guests"));
         }
-        self.starting.remove(&vm);
+        if let Some(starting) = self.starting.get_mut(&vm) {
+            if starting.run == guest.run && starting.is_void() {
+                starting.end();
+                return Err("it was made too late, for an order that may be void".into());
+            }
+            self.starting.remove(&vm);
+        }
         if self.deadline_ns.is_none() {
             self.deadline_ns = Some(now + NO_LEASE_NS);
         }

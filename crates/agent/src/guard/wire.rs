@@ -35,7 +35,8 @@ pub enum ToGuard {
         /// Freezing begins so much before it, in milliseconds.
         freeze_before_ms: u64,
     },
-    /// A guest is about to be made. Refused when the lease is about to end, or none is known.
+    /// A guest is about to be made. Refused when the lease is about to end, or none is known, or the
+    /// lease has ended under which that was decided.
     Starting {
         /// Which VM.
         vm: String,
@@ -43,6 +44,8 @@ pub enum ToGuard {
         run: u64,
         /// An argument of the command line that only this guest has.
         needle: String,
+        /// A process that appears later than this is killed, whatever lease is held then.
+        until_ns: u64,
     },
     /// A guest exists; its pidfd comes with the packet. Replaces `Starting` and earlier registrations of the
     /// VM.
@@ -67,13 +70,15 @@ pub enum ToGuard {
         /// The new value.
         freezable: bool,
     },
-    /// The guest is about to be resumed. Refused when the lease is about to end; counts as running once
-    /// granted.
+    /// The guest is about to be resumed. Refused when the lease is about to end, or the one has under
+    /// which that was decided; counts as running once granted.
     Thawing {
         /// Which VM.
         vm: String,
         /// Which process.
         run: u64,
+        /// The end of that lease.
+        until_ns: u64,
     },
     /// The attempt to resume is over, with or without success.
     Thawed {

@@ -14,8 +14,8 @@ use quorate_state::GuestAbi;
 use quorate_types::spec::{DiskFormat, DiskSpec};
 use quorate_types::{VmName, VmSpec, report};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
 /// Bound of a start.
@@ -44,7 +44,16 @@ pub(super) struct Plan {
     pub(super) abi: GuestAbi,
     pub(super) restore: Option<report::SavedState>,
     pub(super) incoming: bool,
+    /// The guard's leave is asked for until then.
+    pub(super) until_ns: u64,
 }
+
+/// Disks that were looked at a moment ago: when that took so long that the lease ended meanwhile, the next
+/// attempt is quick.
+pub(super) type Prepared = Arc<Mutex<Option<(Vec<DiskSpec>, Vec<PathBuf>, Instant)>>>;
+
+/// How long such a look is good for.
+const PREPARED_FOR: Duration = Duration::from_secs(10);
 
 /// Why nothing was made.
 pub(crate) struct Failure {
@@ -64,8 +73,9 @@ pub(super) async fn make(
     shared: &Shared,
     vm: &VmName,
     plan: Plan,
+    prepared: &Prepared,
 ) -> Result<(Live, Watching), Failure> {
-    let disks = disks(shared, &plan.spec).await?;
+    let disks = disks(shared, &plan.spec, prepared).await?;
     let state = shared.state();
     let cluster = &shared.config.cluster_id;
     let nics = nics(&state, cluster, vm, &plan.spec, plan.incoming)?;
@@ -88,13 +98,18 @@ pub(super) async fn make(
     let run = plan.run;
     let leave = shared
         .guard
-        .starting(vm, run.0, &needle.to_string_lossy())
+        .starting(vm, run.0, &needle.to_string_lossy(), plan.until_ns)
         .await;
     leave.map_err(|error: GuardError| Failure {
         detail: error.to_string(),
         refused: true,
     })?;
     let made = start(shared, vm, &plan, &config, mode, &nics).await;
+    // Whatever comes next looks anew.
+    prepared
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
     if made.is_err()
         && let Err(error) = shared.guard.unregister(vm, run.0).await
     {
@@ -194,7 +209,18 @@ async fn end(vm: &VmName, guest: &dyn Vm) {
     }
 }
 
-async fn disks(shared: &Shared, spec: &VmSpec) -> Result<Vec<PathBuf>, String> {
+async fn disks(
+    shared: &Shared,
+    spec: &VmSpec,
+    prepared: &Prepared,
+) -> Result<Vec<PathBuf>, String> {
+    let lock = || prepared.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((disks, paths, at)) = lock().take()
+        && disks == spec.disks
+        && at.elapsed() < PREPARED_FOR
+    {
+        return Ok(paths);
+    }
     let mut paths = Vec::new();
     for disk in &spec.disks {
         let pool = shared.pool(&disk.pool)?;
@@ -202,6 +228,7 @@ async fn disks(shared: &Shared, spec: &VmSpec) -> Result<Vec<PathBuf>, String> {
         let info = pool.ensure_disk(&wanted).await;
         paths.push(info.map_err(|error| text(&error))?.path);
     }
+    *lock() = Some((spec.disks.clone(), paths.clone(), Instant::now()));
     Ok(paths)
 }
 

@@ -20,7 +20,7 @@ use crate::facts::OpenPools;
 use crate::guest_config::Layout;
 use crate::host::Message;
 use crate::ports::{AgentConfig, Drivers, GuestGuard};
-use make::{Making, Plan};
+use make::{Making, Plan, Prepared};
 use quorate_agent_logic::{Act, Exit, GuestEvent, Observed, Token};
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationControl, Vm};
 use quorate_network::Announcement;
@@ -91,8 +91,13 @@ impl Shared {
 
 /// An order to the task.
 pub(crate) enum Command {
-    /// Carry this out.
-    Act { token: Token, run: Token, act: Act },
+    /// Carry this out; what makes or resumes a guest only until then (CLOCK_BOOTTIME).
+    Act {
+        token: Token,
+        run: Token,
+        act: Act,
+        until_ns: u64,
+    },
     /// Take charge of a guest that was found.
     Adopted { run: Token, guest: Arc<dyn Vm> },
 }
@@ -129,6 +134,7 @@ struct VmTask {
     making: Option<Making>,
     sending: Option<(Token, MigrationControl)>,
     probe: Option<AbortHandle>,
+    prepared: Prepared,
 }
 
 /// Starts the task of a VM; it ends when the sender is dropped. Guests stay.
@@ -143,6 +149,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, vm: VmName) -> mpsc::Sender<Command> {
         making: None,
         sending: None,
         probe: None,
+        prepared: Prepared::default(),
     };
     tokio::spawn(async move {
         loop {
@@ -150,7 +157,9 @@ pub(crate) fn spawn(shared: Arc<Shared>, vm: VmName) -> mpsc::Sender<Command> {
                 biased;
                 Some(done) = news.recv() => task.on_done(done).await,
                 command = commands.recv() => match command {
-                    Some(Command::Act { token, run, act }) => task.on_act(token, run, act).await,
+                    Some(Command::Act { token, run, act, until_ns }) => {
+                        task.on_act(token, run, act, until_ns).await;
+                    }
                     Some(Command::Adopted { run, guest }) => task.on_adopted(run, guest).await,
                     None => return,
                 },
@@ -165,7 +174,7 @@ impl VmTask {
         self.shared.tell(&self.vm, token, event).await;
     }
 
-    async fn on_act(&mut self, token: Token, run: Token, act: Act) {
+    async fn on_act(&mut self, token: Token, run: Token, act: Act, until_ns: u64) {
         match act {
             Act::Start {
                 spec, abi, restore, ..
@@ -177,6 +186,7 @@ impl VmTask {
                     abi,
                     restore,
                     incoming,
+                    until_ns,
                 });
             }
             Act::Prepare { spec, abi, .. } => self.make(Plan {
@@ -185,6 +195,7 @@ impl VmTask {
                 abi,
                 restore: None,
                 incoming: true,
+                until_ns,
             }),
             Act::Kill => self.kill(token, run).await,
             Act::Clean => self.clean(run).await,
@@ -193,7 +204,7 @@ impl VmTask {
             act => {
                 let live = self.live.clone().filter(|live| live.run == run);
                 match live {
-                    Some(live) => self.act_on(token, live, act),
+                    Some(live) => self.act_on(token, live, act, until_ns),
                     // Its exit is on the way.
                     None => tracing::debug!(vm = %self.vm, ?act, "no guest for it any more"),
                 }
@@ -201,7 +212,7 @@ impl VmTask {
         }
     }
 
-    fn act_on(&mut self, token: Token, live: Live, act: Act) {
+    fn act_on(&mut self, token: Token, live: Live, act: Act, until_ns: u64) {
         let (shared, vm) = (self.shared.clone(), self.vm.clone());
         match act {
             Act::Powerdown => drop(tokio::spawn(async move {
@@ -222,7 +233,7 @@ impl VmTask {
                 shared.tell(&vm, token, event).await;
             })),
             Act::Thaw => drop(tokio::spawn(async move {
-                let event = thaw(&shared, &vm, &live).await;
+                let event = thaw(&shared, &vm, &live, until_ns).await;
                 shared.tell(&vm, token, event).await;
             })),
             Act::Save { pool, file } => drop(tokio::spawn(async move {
@@ -260,9 +271,9 @@ impl VmTask {
 
     fn make(&mut self, plan: Plan) {
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
-        let run = plan.run;
+        let (run, prepared) = (plan.run, self.prepared.clone());
         tokio::spawn(async move {
-            let result = make::make(&shared, &vm, plan).await;
+            let result = make::make(&shared, &vm, plan, &prepared).await;
             // The task ends only with the agent; then the guest is adopted by the next one.
             let _ = done.send(Done::Made { run, result }).await;
         });
@@ -448,8 +459,8 @@ async fn reap(shared: Arc<Shared>, vm: VmName) {
     }
 }
 
-async fn thaw(shared: &Shared, vm: &VmName, live: &Live) -> GuestEvent {
-    if let Err(error) = shared.guard.thawing(vm, live.run.0).await {
+async fn thaw(shared: &Shared, vm: &VmName, live: &Live, until_ns: u64) -> GuestEvent {
+    if let Err(error) = shared.guard.thawing(vm, live.run.0, until_ns).await {
         let detail = error.to_string();
         return GuestEvent::ThawRefused { detail };
     }

@@ -84,6 +84,13 @@ pub enum Command {
         /// The watchdog's bound; absent: not armed.
         armed: Option<Millis>,
     },
+    /// A pool's content was prepared and has this identity.
+    RecordPoolMarker {
+        /// Which.
+        pool: PoolName,
+        /// Its identity.
+        marker: String,
+    },
     /// Create or change the objects of a manifest.
     ApplyManifest {
         /// Refused if the state changed after this revision; absent: applied to whatever holds.

@@ -23,6 +23,10 @@ pub struct State {
     pub networks: BTreeMap<NetworkName, Object<NetworkSpec>>,
     /// Pools by name.
     pub pools: BTreeMap<PoolName, Object<PoolSpec>>,
+    /// Identity of each pool's content, recorded once when the pool was first prepared: a host that finds
+    /// none at the pool's path has not mounted it.
+    #[serde(default)]
+    pub pool_markers: BTreeMap<PoolName, String>,
     /// Placement rules by name.
     pub rules: BTreeMap<RuleName, Object<RuleSpec>>,
     /// VMs by name.

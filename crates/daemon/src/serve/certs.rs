@@ -52,6 +52,7 @@ fn renew_once(
     let certificate = ca.issue(&subject, &key, &CaOptions::default(), SystemTime::now())?;
     let renewed = identity.with_certificate(&certificate, &cluster.ca_certificate)?;
     renewed.save(dir)?;
+    super::tls::write(dir)?;
     credentials.replace(renewed)?;
     Ok(())
 }

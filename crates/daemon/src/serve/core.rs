@@ -3,7 +3,7 @@
 use super::console::Consoles;
 use super::group::RaftGroup;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
-use super::shim::AgentHandle;
+use quorate_agent::AgentHandle;
 use quorate_api::{ApiError, ErrorCode};
 use quorate_controller::{Controller, ControllerError, Group as _, Picture, ProposeFailure};
 use quorate_state::{Command, Outcome, State};
@@ -142,6 +142,7 @@ impl Core {
                     .map(Answer::Address)
                     .map_err(|error| RpcStatus::new(409, error))
             }
+            Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,
         }

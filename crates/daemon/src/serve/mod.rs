@@ -17,9 +17,10 @@ mod link;
 mod machine;
 mod node;
 mod peer;
+mod pools;
 mod power;
 mod setup;
-mod shim;
+mod tls;
 mod wiring;
 
 pub(crate) use setup::{init, join};
@@ -49,6 +50,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         warn!(%error, "this host's certificate");
     }
     let credentials = Credentials::new(identity)?;
+    tls::write(dir)?;
     let peers = Peers::new(Arc::clone(&credentials), Options::default());
 
     let (machine, states) = Machine::new();
@@ -98,17 +100,21 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
 
     tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
+    let factory = quorate_agent::Pools { cluster_id: node.cluster_id.clone(), host: node.host.clone() };
+    tokio::spawn(pools::prepare(Arc::clone(&core), factory));
     let book = address_book(node.node, states, peers, server);
     let api = wiring::serve_api(dir, Arc::clone(&core), stopped);
     sd_notify();
 
+    let mut agent_failed = core.agent.failed();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         result = tokio::signal::ctrl_c() => result.map_err(Into::into),
         result = api => result.and_then(|()| bail!("the API ended")),
         () = book => bail!("the state's channel closed"),
-        why = log_failed(&mut failed) => Err(anyhow::anyhow!("the replicated log has failed: {why}")),
+        why = first_failure(&mut agent_failed) => Err(anyhow::anyhow!("the agent has stopped: {why}")),
+        why = first_failure(&mut failed) => Err(anyhow::anyhow!("the replicated log has failed: {why}")),
     };
     info!("stopping; guests go on");
     // Nobody listens any more if the tasks have ended already.
@@ -118,8 +124,8 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     outcome
 }
 
-/// Waits for a failure of the replicated log, and says which.
-async fn log_failed(failed: &mut watch::Receiver<Option<String>>) -> String {
+/// Waits for a part to fail, and says why.
+async fn first_failure(failed: &mut watch::Receiver<Option<String>>) -> String {
     match failed.wait_for(Option::is_some).await {
         Ok(why) => why.clone().unwrap_or_default(),
         Err(_) => "it has ended".to_owned(),

@@ -3,6 +3,7 @@
 //! Always holds: each method is idempotent, since a relayed call can arrive twice; a caller that
 //! needs the leader is told who it is when it asked the wrong host.
 
+use quorate_agent_logic::TargetSays;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::Explanation;
 use quorate_state::{Command, Outcome, Reason, Refusal};
@@ -34,6 +35,8 @@ pub(crate) enum Ask {
         id: MigrationId,
         ready: bool,
     },
+    /// To a migration's target: what became of the guest?
+    Outcome { vm: VmName, id: MigrationId },
     /// To the VM's host: a piece of its serial log.
     ConsoleRead { vm: VmName, offset: u64, limit: u64 },
     /// To the VM's host: input for its serial console.
@@ -56,6 +59,8 @@ pub(crate) enum Answer {
     Explanation(Option<Box<Explanation>>),
     /// `address:port` of the waiting guest.
     Address(String),
+    /// What became of it.
+    Outcome(TargetSays),
     /// A piece of a log.
     Log {
         offset: u64,

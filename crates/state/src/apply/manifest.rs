@@ -33,6 +33,12 @@ pub(super) fn apply(
     put_all(change, "network", &manifest.networks, |state| {
         &mut state.networks
     });
+    for (name, spec) in &manifest.pools {
+        // Another place has another content.
+        if change.state.pools.get(name).is_some_and(|old| old.spec != *spec) {
+            change.state.pool_markers.remove(name);
+        }
+    }
     put_all(change, "pool", &manifest.pools, |state| &mut state.pools);
     put_all(change, "rule", &manifest.rules, |state| &mut state.rules);
     for (name, spec) in &manifest.vms {
@@ -321,12 +327,34 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
         .pools
         .remove(pool)
         .ok_or_else(|| unknown("pool", pool))?;
+    change.state.pool_markers.remove(pool);
     change.topology_changed();
     change.event(
         EventKind::Changed,
         Subject::Object(format!("pool/{pool}")),
         format!("pool {pool} deleted"),
     );
+    Ok(())
+}
+
+pub(super) fn record_marker(
+    change: &mut Change<'_>,
+    pool: &PoolName,
+    marker: &str,
+) -> Result<(), Refusal> {
+    if !change.state.pools.contains_key(pool) {
+        return Err(unknown("pool", pool));
+    }
+    if let Some(old) = change.state.pool_markers.get(pool).filter(|old| *old != marker) {
+        return Err(Refusal::InUse(format!(
+            "pool {pool} is known as {old}: it cannot become {marker}"
+        )));
+    }
+    let fresh = change.state.pool_markers.insert(pool.clone(), marker.to_owned()).is_none();
+    if fresh {
+        let text = format!("pool {pool} prepared");
+        change.event(EventKind::Changed, Subject::Object(format!("pool/{pool}")), text);
+    }
     Ok(())
 }
 

@@ -103,6 +103,7 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::RemoveHost { host } => cluster::remove(change, host),
         Command::SetHostMode { host, mode } => cluster::set_mode(change, host, *mode),
         Command::RecordArmed { host, armed } => cluster::record_armed(change, host, *armed),
+        Command::RecordPoolMarker { pool, marker } => manifest::record_marker(change, pool, marker),
         Command::ApplyManifest { base, manifest } => manifest::apply(change, *base, manifest),
         Command::DeleteVm { vm } => manifest::delete_vm(change, vm),
         Command::DeletePool { pool } => manifest::delete_pool(change, pool),

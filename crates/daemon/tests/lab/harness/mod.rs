@@ -390,6 +390,8 @@ impl Cluster {
     /// Applies guests, with the network and the pool that they need.
     pub(crate) fn apply(&self, guests: &[Guest]) {
         let text = guest::manifest(guests, &self.image(), &self.lab.site().shared_dir());
+        let m = self.lab.site().shared_dir().join(".quorate-pool");
+        if !m.exists() { std::fs::write(m, serde_json::json!({"version":1,"cluster":self.view().cluster.id,"pool":"shared","id":"abcd"}).to_string()).unwrap(); }
         self.apply_text(&text).unwrap();
     }
 
@@ -471,7 +473,12 @@ impl Cluster {
         }
         if let Ok(view) = self.try_view() {
             for vm in &view.vms {
-                println!("--- {}: {:?}", vm.name, self.copies(vm.name.as_str()));
+                let name = vm.name.as_str();
+                println!("--- {name}: {:?}", self.copies(name));
+                match self.quorate(&["vm", "logs", name, "-n", "15"]) {
+                    Ok(text) => println!("{text}"),
+                    Err(error) => println!("no console of {name}: {error}"),
+                }
             }
         }
     }

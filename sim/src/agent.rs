@@ -53,7 +53,10 @@ impl World {
         let Some(daemon) = at.daemon.as_mut() else {
             return;
         };
-        let due = daemon.logic.as_ref().and_then(|logic| logic.next_wakeup(now));
+        let due = daemon
+            .logic
+            .as_ref()
+            .and_then(|logic| logic.next_wakeup(now));
         let Some(due) = due.map(|due| at.clock.true_time(due).max(self.now)) else {
             return;
         };
@@ -68,7 +71,11 @@ impl World {
         match effect {
             Effect::Ledger(record) => {
                 let slow = self.hosts[host].disk_slow;
-                let delay = if slow { self.rng.range(50, 1500) * MS } else { self.rng.range(MS / 2, 8 * MS) };
+                let delay = if slow {
+                    self.rng.range(50, 1500) * MS
+                } else {
+                    self.rng.range(MS / 2, 8 * MS)
+                };
                 if let Some(daemon) = self.hosts[host].daemon.as_mut() {
                     daemon.writing = Some(record);
                 }
@@ -257,7 +264,9 @@ impl World {
         let name = self.hosts[host].name.clone();
         self.trace(|| format!("{name}: {vm}: {}", act_name(&act)));
         match act {
-            Act::Start { epoch, restore, .. } => self.begin_spawn(host, token, vm, epoch, Spawn::Boot { restore }),
+            Act::Start { epoch, restore, .. } => {
+                self.begin_spawn(host, token, vm, epoch, Spawn::Boot { restore })
+            }
             Act::Prepare { id, epoch, .. } => {
                 self.begin_spawn(host, token, vm, epoch, Spawn::Incoming { id });
             }
@@ -352,7 +361,14 @@ impl World {
         self.say(host, vm, token, GuestEvent::StartFailed { detail, refused });
     }
 
-    pub(crate) fn spawn(&mut self, host: HostId, token: Token, vm: VmName, epoch: Epoch, how: Spawn) {
+    pub(crate) fn spawn(
+        &mut self,
+        host: HostId,
+        token: Token,
+        vm: VmName,
+        epoch: Epoch,
+        how: Spawn,
+    ) {
         let daemon = self.hosts[host].daemon.as_mut();
         if !daemon.is_some_and(|daemon| daemon.spawning.remove(&token)) {
             return;
@@ -410,7 +426,11 @@ impl World {
         };
         self.check_kill(proc);
         let slow = self.rng.chance(20);
-        let delay = if slow { self.rng.range(1, 7) * SEC } else { self.rng.range(MS / 2, 5 * MS) };
+        let delay = if slow {
+            self.rng.range(1, 7) * SEC
+        } else {
+            self.rng.range(MS / 2, 5 * MS)
+        };
         self.after(delay, Event::Guest(proc, Q::Killed { by_guard: false }));
     }
 
@@ -434,7 +454,10 @@ impl World {
 fn act_name(act: &Act) -> String {
     match act {
         Act::Start { epoch, restore, .. } => {
-            format!("start (epoch {epoch}{})", if restore.is_some() { ", restored" } else { "" })
+            format!(
+                "start (epoch {epoch}{})",
+                if restore.is_some() { ", restored" } else { "" }
+            )
         }
         Act::Prepare { id, epoch, .. } => format!("prepare migration {id} (epoch {epoch})"),
         Act::Send { id, .. } => format!("send, migration {id}"),

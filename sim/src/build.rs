@@ -36,7 +36,9 @@ impl World {
         let count = setup.hosts.len();
         let nodes: Vec<NodeId> = (1..=count as u64).collect();
         let entries = beginning(&setup);
-        let hosts = (0..count).filter_map(|at| host(&setup, at, &nodes, &entries)).collect();
+        let hosts = (0..count)
+            .filter_map(|at| host(&setup, at, &nodes, &entries))
+            .collect();
         let bmc = |fence: &Option<u64>| Bmc {
             delay: fence.unwrap_or(SEC),
             fail_permille: if setup.fault_every > 0 { 150 } else { 0 },
@@ -63,6 +65,7 @@ impl World {
             detail: Detail::Nothing,
             lines: Vec::new(),
             echo: false,
+            coarse: false,
             events: 0,
         };
         world.state_at(0, entries.len());
@@ -162,12 +165,12 @@ fn beginning(setup: &Setup) -> Vec<Arc<Entry>> {
     let entry = |command| {
         Arc::new(Entry {
             term: 1,
-            data: Data::Command(Envelope {
+            data: Data::Command(Box::new(Envelope {
                 format: FORMAT,
                 at: Timestamp(0),
                 by: "operator".into(),
                 command,
-            }),
+            })),
         })
     };
     commands.into_iter().map(entry).collect()

@@ -18,8 +18,8 @@ use crate::world::{Broken, World};
 use quorate_agent_logic::Token;
 use quorate_membership::ProofKind;
 use quorate_state::{
-    Action, Command, Envelope, HostMode, MigrationEnd, OrderKind, Outcome, Ownership, Plan, Refusal,
-    State,
+    Action, Command, Envelope, HostMode, MigrationEnd, OrderKind, Outcome, Ownership, Plan,
+    Refusal, State,
 };
 use quorate_types::spec::MigrationPolicy;
 use quorate_types::{Epoch, RuleSpec, VmName};
@@ -62,7 +62,10 @@ impl World {
         let mut double = None;
         let running = self.guests.values().filter(|guest| runs(guest));
         for (at, guest) in running.take(32).enumerate() {
-            let before = seen[..at].iter().flatten().find(|(vm, ..)| **vm == guest.vm);
+            let before = seen[..at]
+                .iter()
+                .flatten()
+                .find(|(vm, ..)| **vm == guest.vm);
             if let Some((vm, host, epoch)) = before {
                 double = Some(((*vm).clone(), *host, *epoch, guest.host, guest.epoch));
                 break;
@@ -75,7 +78,10 @@ impl World {
             self.fail("one-writer", text);
         }
         if self.check.calm && self.check.guard_kills > 0 {
-            self.fail("freeze-before-kill", "the guard ended a guest in a short outage");
+            self.fail(
+                "freeze-before-kill",
+                "the guard ended a guest in a short outage",
+            );
         }
     }
 
@@ -94,12 +100,16 @@ impl World {
         let before = self.check.ran.insert((vm.clone(), epoch), host);
         let name = self.hosts[host].name.clone();
         if outdated {
-            let text = format!("{vm} runs on {name} under epoch {epoch}, though epoch {newest} has run");
+            let text =
+                format!("{vm} runs on {name} under epoch {epoch}, though epoch {newest} has run");
             self.fail("proof-before-start", text);
         }
         if let Some(other) = before.filter(|other| *other != host) {
             let other = self.hosts[other].name.clone();
-            self.fail("epochs", format!("epoch {epoch} of {vm} ran on {other} and on {name}"));
+            self.fail(
+                "epochs",
+                format!("epoch {epoch} of {vm} ran on {other} and on {name}"),
+            );
         }
     }
 
@@ -112,7 +122,8 @@ impl World {
         let name = self.hosts[host].name.clone();
         let outdated = self.check.top.get(&vm).is_some_and(|(top, _)| *top > epoch);
         if outdated && !self.given_back(proc) {
-            let text = format!("{name} starts {vm} under epoch {epoch}, though a newer one has run");
+            let text =
+                format!("{name} starts {vm} under epoch {epoch}, though a newer one has run");
             self.fail("proof-before-start", text);
         }
         let other = self.guests.iter().find(|(id, other)| {
@@ -190,7 +201,10 @@ impl World {
                 record.wanted() && record.ownership == owned
             })
         };
-        let local = self.hosts[host].daemon.as_ref().map(|daemon| Arc::clone(&daemon.state));
+        let local = self.hosts[host]
+            .daemon
+            .as_ref()
+            .map(|daemon| Arc::clone(&daemon.state));
         if healthy(&self.newest()) && local.is_some_and(|state| healthy(&state)) {
             let text = format!("the agent of {name} ends {vm}, which it owns and which runs");
             self.fail("guests-outlive-agents", text);
@@ -203,7 +217,10 @@ impl World {
         let proc = daemon.and_then(|daemon| daemon.runs.get(&run)).copied();
         if proc.is_some_and(|proc| self.guests.contains_key(&proc)) {
             let name = self.hosts[host].name.clone();
-            self.fail("one-writer", format!("{name} closes {vm} while its process lives"));
+            self.fail(
+                "one-writer",
+                format!("{name} closes {vm} while its process lives"),
+            );
         }
     }
 
@@ -237,9 +254,15 @@ impl World {
 
     fn check_epochs(&mut self, before: &State, after: &State) {
         for (vm, record) in &after.vms {
-            let old = before.vms.get(vm).map_or(Epoch(0), |record| record.last_epoch);
+            let old = before
+                .vms
+                .get(vm)
+                .map_or(Epoch(0), |record| record.last_epoch);
             if record.last_epoch < old {
-                self.fail("epochs", format!("the last epoch of {vm} went back from {old}"));
+                self.fail(
+                    "epochs",
+                    format!("the last epoch of {vm} went back from {old}"),
+                );
             }
         }
     }
@@ -248,7 +271,10 @@ impl World {
         for planned in &plan.actions {
             let action = &planned.action;
             if planned.reason.summary.trim().is_empty() {
-                self.fail("explainable", format!("no reason is given to {}", action.describe()));
+                self.fail(
+                    "explainable",
+                    format!("no reason is given to {}", action.describe()),
+                );
             }
             match action {
                 Action::Stop { vm, .. } => {
@@ -302,9 +328,10 @@ impl World {
             let allowed = record.spec.hosts.is_empty() || record.spec.hosts.contains(host);
             mode != Some(HostMode::Active) || !allowed
         });
-        let follows = before.rules.values().any(|rule| {
-            matches!(&rule.spec, RuleSpec::KeepWith(vms) if vms.contains(vm))
-        });
+        let follows = before
+            .rules
+            .values()
+            .any(|rule| matches!(&rule.spec, RuleSpec::KeepWith(vms) if vms.contains(vm)));
         if !movable || !(leaving || follows || record.move_request.is_some()) {
             let text = format!("{vm} shall run and is stopped: {why}");
             self.fail("dependents-stay-up", text);
@@ -313,9 +340,7 @@ impl World {
 
     fn check_release(&mut self, vm: &VmName) {
         let runs = |guest: &&crate::guest::Guest| {
-            guest.vm == *vm
-                && guest.vcpu == Vcpu::Running
-                && (guest.disks || !guest.self_resumed)
+            guest.vm == *vm && guest.vcpu == Vcpu::Running && (guest.disks || !guest.self_resumed)
         };
         let found = self.guests.values().find(runs);
         if let Some((host, epoch)) = found.map(|guest| (guest.host, guest.epoch)) {

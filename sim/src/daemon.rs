@@ -142,6 +142,7 @@ impl World {
             daemon.runs = runs;
         }
         self.give_orders(host);
+        self.refresh_report(host);
         self.daemon_after(host, MS, D::Heartbeat);
         self.pump(host);
     }
@@ -252,7 +253,11 @@ impl World {
             && daemon.apply_at <= self.now
         {
             let slow = self.hosts[host].apply_slow;
-            let delay = if slow { self.rng.range(100, 900) * MS } else { self.rng.range(MS / 10, MS) };
+            let delay = if slow {
+                self.rng.range(100, 900) * MS
+            } else {
+                self.rng.range(MS / 10, MS)
+            };
             if let Some(daemon) = self.hosts[host].daemon.as_mut() {
                 daemon.apply_at = self.now + delay;
             }
@@ -318,7 +323,11 @@ impl World {
         let at = &self.hosts[host];
         let now = at.local(self.now);
         let free = self.mutated(Mutation::GrantWithoutQuorum) && at.raft.role == Role::Leader;
-        let leader = if free { Some(at.node) } else { at.raft.known_leader(now.0) };
+        let leader = if free {
+            Some(at.node)
+        } else {
+            at.raft.known_leader(now.0)
+        };
         let Some(leader) = leader else {
             return;
         };
@@ -466,7 +475,10 @@ fn empty_report(at: &crate::host::Host, local: Instant, applied: Revision) -> Ho
             machines: [("q35".to_owned(), "pc-q35-10.0".to_owned())].into(),
         },
         networks: crate::setup::network().into_iter().collect(),
-        pools: crate::setup::pool().into_iter().map(|name| (name, pool.clone())).collect(),
+        pools: crate::setup::pool()
+            .into_iter()
+            .map(|name| (name, pool.clone()))
+            .collect(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
     }

@@ -107,12 +107,8 @@ pub(crate) enum D {
 /// How a process is made.
 #[derive(Debug, Clone)]
 pub(crate) enum Spawn {
-    Boot {
-        restore: Option<SavedState>,
-    },
-    Incoming {
-        id: MigrationId,
-    },
+    Boot { restore: Option<SavedState> },
+    Incoming { id: MigrationId },
 }
 
 /// Events of one life of a guard.
@@ -122,7 +118,10 @@ pub(crate) enum G {
     /// The lease may have come to its freeze or its end.
     Look,
     /// QEMU has answered to a freeze.
-    Frozen { proc: ProcId, good: bool },
+    Frozen {
+        proc: ProcId,
+        good: bool,
+    },
 }
 
 /// What is asked of a guest by QMP.

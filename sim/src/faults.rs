@@ -54,9 +54,15 @@ pub enum Fault {
 /// What an operator asks for.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
-    Command(Command),
+    Command(Box<Command>),
     ConfirmDead(HostName),
     Fence(HostName),
+}
+
+impl Op {
+    pub(crate) fn command(command: Command) -> Self {
+        Self::Command(Box::new(command))
+    }
 }
 
 /// A fault that waits for a step of a migration.
@@ -208,14 +214,25 @@ impl World {
         let id = self.migration_of_proc(proc);
         self.trace(|| format!("{vm}: migration {id:?}: {step}"));
         let fired = |trigger: &Trigger| trigger.vm == vm && trigger.step == step;
-        if let Some(at) = self.chaos.triggers.iter().position(fired) {
-            let trigger = self.chaos.triggers.remove(at);
+        let due: Vec<Trigger> = self
+            .chaos
+            .triggers
+            .iter()
+            .filter(|t| fired(t))
+            .cloned()
+            .collect();
+        self.chaos.triggers.retain(|trigger| !fired(trigger));
+        for trigger in due {
             self.inject(trigger.fault, trigger.lasts, MS / 10);
         }
-        let cancel = self.chaos.cancels.iter().position(|(v, s)| *v == vm && s == step);
+        let cancel = self
+            .chaos
+            .cancels
+            .iter()
+            .position(|(v, s)| *v == vm && s == step);
         if let Some(at) = cancel {
             self.chaos.cancels.remove(at);
-            self.operate(Op::Command(Command::CancelMove { vm: vm.clone() }));
+            self.operate(Op::command(Command::CancelMove { vm: vm.clone() }));
         }
         if self.now < self.chaos.until && self.rng.chance(self.setup.step_fault_permille) {
             let host = self.partner(proc);
@@ -224,7 +241,9 @@ impl World {
                 1 | 2 => Fault::KillDaemon(host),
                 3 => Fault::PauseDaemon(host, self.rng.range(50, 8000)),
                 4 => Fault::CutHost(host),
-                5 => self.any_guest(Some(&vm)).map_or(Fault::Loss, Fault::CrashQemu),
+                5 => self
+                    .any_guest(Some(&vm))
+                    .map_or(Fault::Loss, Fault::CrashQemu),
                 _ => self.leading().map_or(Fault::Loss, Fault::KillDaemon),
             };
             let delay = self.rng.range(0, 30) * MS;
@@ -262,7 +281,11 @@ impl World {
         }
         let every = self.setup.fault_every;
         // In a calm run one outage is over, and its traces are gone, before the next begins.
-        let least = if self.setup.profile == Profile::Calm { 5 * SEC } else { every / 10 };
+        let least = if self.setup.profile == Profile::Calm {
+            5 * SEC
+        } else {
+            every / 10
+        };
         let wait = self.rng.range(least, every * 2).max(MS);
         self.after(wait, Event::World(W::NextFault));
         let host = self.rng.index(self.hosts.len());
@@ -328,7 +351,10 @@ impl World {
                 (Fault::KillDaemon(leader), quick)
             }
             7 => (Fault::KillGuard(host), quick),
-            _ => (self.any_guest(None).map_or(Fault::Loss, Fault::CrashQemu), quick),
+            _ => (
+                self.any_guest(None).map_or(Fault::Loss, Fault::CrashQemu),
+                quick,
+            ),
         }
     }
 
@@ -390,7 +416,7 @@ impl World {
                 Command::RequestMove { vm, to }
             }
         };
-        Some(Op::Command(command))
+        Some(Op::command(command))
     }
 
     /// A host that is off; it stays off for a while.
@@ -417,7 +443,7 @@ impl World {
         } else {
             manifest = self.setup.manifest.clone();
         }
-        Some(Op::Command(Command::ApplyManifest {
+        Some(Op::command(Command::ApplyManifest {
             base: None,
             manifest,
         }))
@@ -431,12 +457,14 @@ impl World {
             Op::Command(command) => {
                 let what = format!("{command:?}");
                 self.trace(|| format!("operator: {what}"));
-                self.propose(leader, "operator", command, Purpose::Operator(what));
+                self.propose(leader, "operator", *command, Purpose::Operator(what));
             }
             Op::ConfirmDead(name) => self.confirm_dead(leader, &name),
             Op::Fence(name) => {
                 let now = self.hosts[leader].local(self.now);
-                let Some(host) = self.host_id(&name) else { return };
+                let Some(host) = self.host_id(&name) else {
+                    return;
+                };
                 if self.seal_on(leader, &name, now) && self.may_fence(leader, host) {
                     self.begin_fencing(leader, host);
                 }
@@ -463,7 +491,9 @@ impl World {
         if heard.is_some_and(|at| now.since(at) <= lease) {
             return;
         }
-        let evidence = Evidence::Operator { who: "operator".into() };
+        let evidence = Evidence::Operator {
+            who: "operator".into(),
+        };
         let proof = FenceProof::from_evidence(name.clone(), evidence);
         if self.seal_on(leader, name, now)
             && let (Ok(proof), Some(daemon)) = (proof, self.hosts[leader].daemon.as_mut())

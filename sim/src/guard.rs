@@ -139,7 +139,11 @@ impl World {
             }
             return;
         }
-        if guard.deadline.is_some_and(|end| now < end.minus(freeze_before)) || open.is_empty() {
+        if guard
+            .deadline
+            .is_some_and(|end| now < end.minus(freeze_before))
+            || open.is_empty()
+        {
             return;
         }
         let todo: Vec<ProcId> = open
@@ -181,7 +185,8 @@ impl World {
             return;
         };
         let due = at.clock.true_time(at.clock.local(fed).plus(bound));
-        self.queue.push(due.max(self.now), Event::Host(host, boots, H::Watchdog));
+        self.queue
+            .push(due.max(self.now), Event::Host(host, boots, H::Watchdog));
     }
 
     pub(crate) fn watchdog_event(&mut self, host: HostId) {

@@ -57,7 +57,9 @@ pub(crate) struct Leader {
 
 impl std::fmt::Debug for Leader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Leader").field("busy", &self.busy).finish_non_exhaustive()
+        f.debug_struct("Leader")
+            .field("busy", &self.busy)
+            .finish_non_exhaustive()
     }
 }
 
@@ -77,7 +79,9 @@ impl World {
             return Some(now);
         }
         // Rounded as the controller does it.
-        at.raft.quorum_ack(now.0).map(|at| Instant(at).minus(Millis(1)))
+        at.raft
+            .quorum_ack(now.0)
+            .map(|at| Instant(at).minus(Millis(1)))
     }
 
     pub(crate) fn leader_heartbeat(
@@ -136,7 +140,10 @@ impl World {
             }
             return;
         }
-        let busy = self.hosts[host].daemon.as_ref().is_some_and(|d| d.leader.busy.is_some());
+        let busy = self.hosts[host]
+            .daemon
+            .as_ref()
+            .is_some_and(|d| d.leader.busy.is_some());
         if !busy {
             self.round(host);
         }
@@ -186,7 +193,9 @@ impl World {
         let expiry = leases.and_then(|leases| leases.table.next_expiry(now));
         let due = leases.and_then(|leases| leases.memory.next_due(now));
         let until = expiry.into_iter().chain(due).min();
-        until.map_or(IDLE_ROUND, |at| at.since(now).0 * MS + MS).min(IDLE_ROUND)
+        until
+            .map_or(IDLE_ROUND, |at| at.since(now).0 * MS + MS)
+            .min(IDLE_ROUND)
     }
 
     /// One look, one plan, one commit.
@@ -194,8 +203,9 @@ impl World {
         let ack = self.quorum_ack(host);
         let now = self.hosts[host].local(self.now);
         let running = self.being_fenced(host);
-        let names: BTreeMap<HostName, HostId> =
-            (0..self.hosts.len()).map(|at| (self.hosts[at].name.clone(), at)).collect();
+        let names: BTreeMap<HostName, HostId> = (0..self.hosts.len())
+            .map(|at| (self.hosts[at].name.clone(), at))
+            .collect();
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
         };
@@ -204,8 +214,12 @@ impl World {
         let Some(leases) = leader.leases.as_mut() else {
             return;
         };
-        leases.table.configure(&state.settings(), state.hosts.keys(), now);
-        leases.reports.retain(|name, _| state.hosts.contains_key(name));
+        leases
+            .table
+            .configure(&state.settings(), state.hosts.keys(), now);
+        leases
+            .reports
+            .retain(|name, _| state.hosts.contains_key(name));
         if let Some(ack) = ack {
             leases.table.quorum_confirmed(ack);
         }
@@ -226,7 +240,10 @@ impl World {
             return;
         };
         leases.memory.observe(&state, &leases.reports, now);
-        let health = state.hosts.keys().map(|name| (name.clone(), leases.table.health(name, now)));
+        let health = state
+            .hosts
+            .keys()
+            .map(|name| (name.clone(), leases.table.health(name, now)));
         let health = health.collect();
         let input = Input {
             state: &state,
@@ -257,7 +274,9 @@ impl World {
         let attempts = self.hosts[me].daemon.as_ref().map(|d| &d.leader.attempts);
         let attempts = attempts.into_iter().flatten();
         let running = attempts.filter(|(_, (_, attempt))| matches!(attempt, Attempt::Running));
-        running.map(|(host, _)| self.hosts[*host].name.clone()).collect()
+        running
+            .map(|(host, _)| self.hosts[*host].name.clone())
+            .collect()
     }
 
     fn collect_proofs(&mut self, me: HostId, state: &State, now: Instant) -> Vec<FenceProof> {
@@ -265,7 +284,9 @@ impl World {
         let settings = state.settings();
         let mut cut = Vec::new();
         for (name, record) in &state.hosts {
-            let Some(host) = self.host_id(name) else { continue };
+            let Some(host) = self.host_id(name) else {
+                continue;
+            };
             let hasty = self.mutated(Mutation::StartWithoutProof);
             let no_seal = self.mutated(Mutation::NoSeal);
             let Some(daemon) = self.hosts[me].daemon.as_mut() else {
@@ -283,7 +304,9 @@ impl World {
             proofs.extend(leader.operator_proofs.get(name).cloned());
             let health = leases.table.health(name, now);
             if hasty && health >= HostHealth::Suspect {
-                let evidence = Evidence::Operator { who: "nobody".into() };
+                let evidence = Evidence::Operator {
+                    who: "nobody".into(),
+                };
                 proofs.extend(FenceProof::from_evidence(name.clone(), evidence).ok());
             }
             if health < HostHealth::Expired {
@@ -298,7 +321,10 @@ impl World {
                     proofs.push(proof);
                 }
                 Err(LeaseProofError::NotArmed { .. }) => {
-                    let device = settings.fencing.get(name).is_some_and(|all| !all.is_empty());
+                    let device = settings
+                        .fencing
+                        .get(name)
+                        .is_some_and(|all| !all.is_empty());
                     let share = leases.table.check_share(name, now);
                     if device && share.is_ok() && may_try(&leader.attempts, host, now) {
                         leases.table.seal(name);
@@ -313,10 +339,13 @@ impl World {
             self.begin_fencing(me, host);
         }
         let attempts = self.hosts[me].daemon.as_ref().map(|d| &d.leader.attempts);
-        let off = attempts.into_iter().flatten().filter_map(|(_, (_, attempt))| match attempt {
-            Attempt::Off(proof) => Some(proof.clone()),
-            _ => None,
-        });
+        let off = attempts
+            .into_iter()
+            .flatten()
+            .filter_map(|(_, (_, attempt))| match attempt {
+                Attempt::Off(proof) => Some(proof.clone()),
+                _ => None,
+            });
         proofs.extend(off);
         proofs
     }
@@ -336,13 +365,23 @@ impl World {
         self.note(|| format!("{name}: its power is being cut"));
         if let Some(daemon) = self.hosts[me].daemon.as_mut() {
             let tries = daemon.leader.attempts.get(&host).map_or(0, |(n, _)| *n);
-            daemon.leader.attempts.insert(host, (tries + 1, Attempt::Running));
+            daemon
+                .leader
+                .attempts
+                .insert(host, (tries + 1, Attempt::Running));
         }
-        let generation = self.hosts[me].daemon.as_ref().map_or(0, |d| d.leader.generation);
+        let generation = self.hosts[me]
+            .daemon
+            .as_ref()
+            .map_or(0, |d| d.leader.generation);
         let bmc = self.bmcs[host];
         if bmc.dead || self.rng.chance(bmc.fail_permille) {
             let result = Err("the fence device does not answer".to_owned());
-            let done = D::FenceDone { host, generation, result };
+            let done = D::FenceDone {
+                host,
+                generation,
+                result,
+            };
             return self.daemon_after(me, bmc.delay, done);
         }
         self.after(bmc.delay / 2, Event::World(W::BmcOff(host)));
@@ -352,7 +391,11 @@ impl World {
             status_after: "off".into(),
             took: Millis(bmc.delay / MS),
         });
-        let done = D::FenceDone { host, generation, result };
+        let done = D::FenceDone {
+            host,
+            generation,
+            result,
+        };
         self.daemon_after(me, bmc.delay, done);
     }
 
@@ -399,7 +442,7 @@ impl World {
         let at = &mut self.hosts[host];
         let now = at.local(self.now).0;
         let (was, term) = (at.raft.role, at.raft.term);
-        let index = at.raft.append(Data::Command(envelope));
+        let index = at.raft.append(Data::Command(Box::new(envelope)));
         let Some(daemon) = at.daemon.as_mut() else {
             return;
         };
@@ -484,11 +527,17 @@ impl World {
         }
         daemon.leader.voters_at = self.now + VOTERS_EVERY;
         let member = |(name, record): (&HostName, &quorate_state::HostRecord)| {
-            let heard = if record.node == me { Some(now) } else { leases.table.heard(name) };
+            let heard = if record.node == me {
+                Some(now)
+            } else {
+                leases.table.heard(name)
+            };
             let silence = now.since(heard.unwrap_or(leases.elected));
             let up = heard.is_some() && silence < Millis(1000);
             let caught_up = record.node == me
-                || matched.get(&record.node).is_some_and(|index| index + 200 >= last);
+                || matched
+                    .get(&record.node)
+                    .is_some_and(|index| index + 200 >= last);
             let silent = (!up).then_some(silence);
             (record.node, Member { silent, caught_up })
         };

@@ -1,7 +1,9 @@
 //! Runs seeds.
 
+use anyhow::Context;
 use clap::Parser;
-use quorate_sim::{Detail, Mutation, Verdict, run_seed, run_seeds};
+use quorate_sim::{Detail, Mutation, Verdict, run_scenario, run_seed, run_seeds};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -25,6 +27,9 @@ struct Args {
     /// Run a deliberately broken variant.
     #[arg(long)]
     mutate: Option<Mutation>,
+    /// Run the script of a scenario file and show what happens.
+    #[arg(long)]
+    scenario: Option<PathBuf>,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: u64,
@@ -33,12 +38,29 @@ struct Args {
     max_failures: usize,
 }
 
-fn main() -> ExitCode {
+fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    match args.seed {
-        Some(seed) => one(&args, seed),
-        None => many(&args),
+    Ok(match (&args.scenario, args.seed) {
+        (Some(file), _) => scenario(file)?,
+        (None, Some(seed)) => one(&args, seed),
+        (None, None) => many(&args),
+    })
+}
+
+fn scenario(file: &Path) -> anyhow::Result<ExitCode> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let outcome = run_scenario(&text, false).with_context(|| format!("in {}", file.display()))?;
+    print!("{}", outcome.actual);
+    for failure in &outcome.failures {
+        println!("failed: {failure}");
     }
+    if outcome.actual != outcome.expected {
+        println!(
+            "the transcript differs from the one in the file; UPDATE=1 cargo test -p quorate-sim writes it anew"
+        );
+    }
+    Ok(ExitCode::from(u8::from(!outcome.failures.is_empty())))
 }
 
 fn one(args: &Args, seed: u64) -> ExitCode {
@@ -65,10 +87,21 @@ fn many(args: &Args) -> ExitCode {
             report(verdict, args.mutate);
         }
         if n.is_multiple_of(200) {
-            println!("{n} of {} seeds, {:.0} s", args.seeds, began.elapsed().as_secs_f64());
+            println!(
+                "{n} of {} seeds, {:.0} s",
+                args.seeds,
+                began.elapsed().as_secs_f64()
+            );
         }
     };
-    let failed = run_seeds(args.start, args.seeds, args.threads, args.mutate, args.max_failures, &each);
+    let failed = run_seeds(
+        args.start,
+        args.seeds,
+        args.threads,
+        args.mutate,
+        args.max_failures,
+        &each,
+    );
     let done = done.into_inner();
     println!(
         "{} passed, {} failed ({} events, {:.1} h of virtual time, {:.1} s)",

@@ -75,7 +75,10 @@ impl std::str::FromStr for Mutation {
         let found = Self::ALL.into_iter().find(|one| one.name() == text);
         found.ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|one| one.name()).collect();
-            format!("there is no variant `{text}`; there are {}", names.join(", "))
+            format!(
+                "there is no variant `{text}`; there are {}",
+                names.join(", ")
+            )
         })
     }
 }

@@ -47,7 +47,11 @@ impl Net {
     pub(crate) fn hold(&mut self, from: HostId, to: HostId, down: bool) {
         let at = self.at(from, to);
         let count = &mut self.down[at];
-        *count = if down { *count + 1 } else { count.saturating_sub(1) };
+        *count = if down {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
     }
 
     /// All links are up and fast.

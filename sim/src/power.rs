@@ -17,8 +17,6 @@ pub(crate) struct Bmc {
 #[derive(Debug, Clone)]
 pub(crate) enum Attempt {
     Running,
-    Failed {
-        at: Instant,
-    },
+    Failed { at: Instant },
     Off(FenceProof),
 }

@@ -18,11 +18,19 @@ impl World {
             Q::Write => self.guest_write(proc),
             Q::Ask { inc, token, ask } => self.guest_asked(proc, inc, token, ask),
             Q::Killed { by_guard } => {
-                let text = if by_guard { "the guard ended it" } else { "it was killed" };
+                let text = if by_guard {
+                    "the guard ended it"
+                } else {
+                    "it was killed"
+                };
                 self.end_guest(proc, false, by_guard, text);
             }
             Q::Off => {
-                if self.guests.get(&proc).is_some_and(|guest| guest.vcpu == Vcpu::Running) {
+                if self
+                    .guests
+                    .get(&proc)
+                    .is_some_and(|guest| guest.vcpu == Vcpu::Running)
+                {
                     self.end_guest(proc, true, false, "the guest shut itself down");
                 }
             }
@@ -60,7 +68,14 @@ impl World {
     }
 
     /// Answers a command, if the agent that gave it still lives.
-    pub(crate) fn answer(&mut self, host: HostId, inc: u32, token: Token, proc: ProcId, event: GuestEvent) {
+    pub(crate) fn answer(
+        &mut self,
+        host: HostId,
+        inc: u32,
+        token: Token,
+        proc: ProcId,
+        event: GuestEvent,
+    ) {
         let Some(guest) = self.guests.get(&proc) else {
             return;
         };
@@ -125,12 +140,19 @@ impl World {
             self.fail_start(proc, "another process has the image's lock");
             return;
         }
-        let counter = self.guests.get(&proc).and_then(|guest| self.disks.get(&guest.vm));
+        let counter = self
+            .guests
+            .get(&proc)
+            .and_then(|guest| self.disks.get(&guest.vm));
         let counter = counter.map_or(0, |disk| disk.counter);
         let ready = self.now + self.rng.range(self.setup.ready_ns.0, self.setup.ready_ns.1);
         if let Some(guest) = self.guests.get_mut(&proc) {
             guest.memory = guest.restore.unwrap_or(counter);
-            guest.ready_at = if guest.restore.is_some() { self.now } else { ready };
+            guest.ready_at = if guest.restore.is_some() {
+                self.now
+            } else {
+                ready
+            };
             guest.started_at = self.now;
         }
         self.note_guest(proc, "runs");
@@ -167,7 +189,12 @@ impl World {
         };
         if guest.vcpu == Vcpu::Running {
             if !guest.disks {
-                return self.end_guest(proc, false, false, "QEMU aborted: it wrote to a disk that it does not have");
+                return self.end_guest(
+                    proc,
+                    false,
+                    false,
+                    "QEMU aborted: it wrote to a disk that it does not have",
+                );
             }
             if self.hosts[guest.host].storage_lost {
                 self.note_guest(proc, "paused by an I/O error");
@@ -230,13 +257,20 @@ impl World {
         self.guard_forgets(guest.host, proc);
         let sources = self.guests.iter().filter(|(_, other)| {
             let over = |phase| matches!(phase, StreamPhase::Completed | StreamPhase::Failed { .. });
-            other.out.as_ref().is_some_and(|out| out.target == proc && !over(out.phase))
+            other
+                .out
+                .as_ref()
+                .is_some_and(|out| out.target == proc && !over(out.phase))
         });
         let sources: Vec<ProcId> = sources.map(|(source, _)| *source).collect();
         for source in sources {
             if guest.ever_ran {
                 // It had received all; the source only misses the last word.
-                if let Some(id) = self.guests.get(&source).and_then(|s| Some(s.out.as_ref()?.id)) {
+                if let Some(id) = self
+                    .guests
+                    .get(&source)
+                    .and_then(|s| Some(s.out.as_ref()?.id))
+                {
                     self.stream_acked(source, id);
                 }
             } else {
@@ -244,7 +278,10 @@ impl World {
             }
         }
         if let Some(out) = guest.out
-            && !matches!(out.phase, StreamPhase::Completed | StreamPhase::Failed { .. })
+            && !matches!(
+                out.phase,
+                StreamPhase::Completed | StreamPhase::Failed { .. }
+            )
         {
             self.target_loses_stream(out.target, "the source has ended");
         }
@@ -277,7 +314,10 @@ impl World {
                 self.answer(host, inc, token, proc, GuestEvent::State(state));
             }
             Ask::Powerdown => {
-                if guest.vcpu == Vcpu::Running && guest.obeys_powerdown && guest.ready_at <= self.now {
+                if guest.vcpu == Vcpu::Running
+                    && guest.obeys_powerdown
+                    && guest.ready_at <= self.now
+                {
                     let delay = self.rng.range(200, 4000) * MS;
                     self.after(delay, Event::Guest(proc, Q::Off));
                 }
@@ -295,7 +335,10 @@ impl World {
         let Some(guest) = self.guests.get(&proc) else {
             return false;
         };
+        // A switchover that was ordered ends by itself, this way or that.
+        let device = |out: &crate::guest::Outgoing| out.phase == StreamPhase::Device;
         let bad = matches!(guest.vcpu, Vcpu::Starting | Vcpu::InMigrate)
+            || guest.out.as_ref().is_some_and(device)
             || self.rng.chance(self.setup.freeze_fail_permille);
         if bad {
             return false;
@@ -332,7 +375,11 @@ impl World {
     }
 
     fn guest_save(&mut self, proc: ProcId, inc: u32, token: Token, file: SavedState) {
-        if self.guests.get(&proc).is_none_or(|guest| guest.vcpu != Vcpu::Running) {
+        if self
+            .guests
+            .get(&proc)
+            .is_none_or(|guest| guest.vcpu != Vcpu::Running)
+        {
             return;
         }
         self.set_vcpu(proc, Vcpu::Paused);

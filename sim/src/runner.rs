@@ -58,7 +58,13 @@ pub fn run_seeds(
 ) -> Vec<Verdict> {
     let next = AtomicU64::new(start);
     let failed = Mutex::new(Vec::new());
-    let full = || failed.lock().map_or(true, |list: std::sync::MutexGuard<'_, Vec<Verdict>>| list.len() >= stop_after);
+    let full = || {
+        failed
+            .lock()
+            .map_or(true, |list: std::sync::MutexGuard<'_, Vec<Verdict>>| {
+                list.len() >= stop_after
+            })
+    };
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
@@ -111,7 +117,10 @@ impl World {
             }
         }
         if self.broken().is_none() {
-            let text = format!("{} after everything was mended: {why}", show(REST_WITHIN).trim());
+            let text = format!(
+                "{} after everything was mended: {why}",
+                show(REST_WITHIN).trim()
+            );
             self.fail("liveness", text);
         }
     }
@@ -126,10 +135,13 @@ impl World {
             self.start_daemon(host);
         }
         let state = self.newest();
-        let idle = state.hosts.iter().find(|(_, host)| host.mode != HostMode::Active);
+        let idle = state
+            .hosts
+            .iter()
+            .find(|(_, host)| host.mode != HostMode::Active);
         if let Some((host, _)) = idle {
             let (host, mode) = (host.clone(), HostMode::Active);
-            self.operate(Op::Command(Command::SetHostMode { host, mode }));
+            self.operate(Op::command(Command::SetHostMode { host, mode }));
         }
     }
 
@@ -156,7 +168,8 @@ impl World {
             }
         }
         for (vm, record) in &state.vms {
-            let runs = |guest: &&crate::guest::Guest| guest.vm == *vm && guest.vcpu == Vcpu::Running;
+            let runs =
+                |guest: &&crate::guest::Guest| guest.vm == *vm && guest.vcpu == Vcpu::Running;
             let running: Vec<_> = self.guests.values().filter(runs).collect();
             let waits = leader.waiting.get(vm).cloned().unwrap_or_default();
             match &record.ownership {
@@ -166,7 +179,9 @@ impl World {
                 _ if record.deleting => return Some(format!("{vm} is being deleted: {waits}")),
                 Ownership::Free if !record.wanted() => {}
                 Ownership::Owned { host, .. } if record.wanted() => {
-                    let there = running.first().map(|guest| self.hosts[guest.host].name.clone());
+                    let there = running
+                        .first()
+                        .map(|guest| self.hosts[guest.host].name.clone());
                     if running.len() != 1 || there.as_ref() != Some(host) {
                         return Some(format!("{vm} does not run on {host}: {waits}"));
                     }
@@ -185,10 +200,17 @@ impl World {
             let record = state.vms.get(&guest.vm);
             !record.is_some_and(|record| {
                 let owners = record.ownership.hosts();
-                owners.iter().any(|(host, _)| **host == self.hosts[guest.host].name)
+                owners
+                    .iter()
+                    .any(|(host, _)| **host == self.hosts[guest.host].name)
             })
         });
-        stray.map(|guest| format!("a copy of {} is left on {}", guest.vm, self.hosts[guest.host].name))
+        stray.map(|guest| {
+            format!(
+                "a copy of {} is left on {}",
+                guest.vm, self.hosts[guest.host].name
+            )
+        })
     }
 
     /// A dependency is stopped by the operator's wish, or does not exist: the VM waits for ever.

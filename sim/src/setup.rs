@@ -4,8 +4,8 @@ use crate::rng::Rng;
 use crate::time::{MS, SEC};
 use quorate_types::settings::FenceDevice;
 use quorate_types::spec::{
-    Boot, Condition, DiskFormat, DiskSpec, Machine, MigrationPolicy, NicSpec, PoolSpec, Power, Probe,
-    ReadyCheck,
+    Boot, Condition, DiskFormat, DiskSpec, Machine, MigrationPolicy, NicSpec, PoolSpec, Power,
+    Probe, ReadyCheck,
 };
 use quorate_types::{
     ByteSize, ClusterSettings, Dependency, HostName, LeaseTimings, Manifest, Millis, NetworkName,
@@ -184,7 +184,11 @@ impl Setup {
     pub fn random(seed: u64, rng: &mut Rng) -> Self {
         let which = usize::try_from(seed % 8).unwrap_or(0);
         let profile = Profile::ALL[which];
-        let hosts = if profile == Profile::Power { 2 } else { usize::try_from(rng.range(2, 5)).unwrap_or(3) };
+        let hosts = if profile == Profile::Power {
+            2
+        } else {
+            usize::try_from(rng.range(2, 5)).unwrap_or(3)
+        };
         let mut setup = Self::quiet(hosts);
         setup.profile = profile;
         if rng.chance(200) {
@@ -192,7 +196,10 @@ impl Setup {
         }
         let drift = u64::from(setup.timings.drift_permille) * 1000 / 2;
         setup.ppm = (0..hosts)
-            .map(|_| i64::try_from(rng.range(0, 2 * drift)).unwrap_or(0) - i64::try_from(drift).unwrap_or(0))
+            .map(|_| {
+                i64::try_from(rng.range(0, 2 * drift)).unwrap_or(0)
+                    - i64::try_from(drift).unwrap_or(0)
+            })
             .collect();
         setup.dangers(rng);
         setup.random_vms(rng);
@@ -237,8 +244,13 @@ impl Setup {
             }
             for other in &names {
                 if rng.chance(180) {
-                    let condition = if rng.chance(300) { Condition::Started } else { Condition::Ready };
-                    spec.depends_on.insert(other.clone(), Dependency { condition });
+                    let condition = if rng.chance(300) {
+                        Condition::Started
+                    } else {
+                        Condition::Ready
+                    };
+                    spec.depends_on
+                        .insert(other.clone(), Dependency { condition });
                 }
             }
             self.manifest.vms.insert(name.clone(), spec);
@@ -291,7 +303,11 @@ impl Setup {
             options: BTreeMap::new(),
             timeout: Millis::secs(20),
         };
-        let fenced = self.fences.iter().enumerate().filter(|(_, fence)| fence.is_some());
+        let fenced = self
+            .fences
+            .iter()
+            .enumerate()
+            .filter(|(_, fence)| fence.is_some());
         ClusterSettings {
             lease: self.timings,
             replace_voter_after: Millis::secs(15),

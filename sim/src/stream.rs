@@ -53,7 +53,9 @@ impl World {
         id: MigrationId,
         target: ProcId,
     ) {
-        let all_ns = self.rng.range(self.setup.precopy_ns.0, self.setup.precopy_ns.1);
+        let all_ns = self
+            .rng
+            .range(self.setup.precopy_ns.0, self.setup.precopy_ns.1);
         let now = self.now;
         let Some(guest) = self.guests.get_mut(&proc) else {
             return;
@@ -130,9 +132,9 @@ impl World {
 
     /// The driver's patience has ended.
     pub(crate) fn switchover_wait(&mut self, proc: ProcId, token: Token) {
-        let mine = self.out(proc).is_some_and(|out| {
-            out.phase == StreamPhase::PreSwitchover && out.watcher.1 == token
-        });
+        let mine = self
+            .out(proc)
+            .is_some_and(|out| out.phase == StreamPhase::PreSwitchover && out.watcher.1 == token);
         if mine {
             self.stream_cancel(proc);
         }
@@ -222,7 +224,9 @@ impl World {
         let Some(guest) = self.guests.get_mut(&proc) else {
             return;
         };
-        let Some(out) = guest.out.as_mut() else { return };
+        let Some(out) = guest.out.as_mut() else {
+            return;
+        };
         let begun = out.phase == StreamPhase::Device;
         let paused = out.phase == StreamPhase::PreSwitchover;
         out.phase = StreamPhase::Failed { begun };

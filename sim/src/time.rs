@@ -53,7 +53,10 @@ mod tests {
             for local in [0, 1, 999, MS, 1_234_567_891, 900 * SEC] {
                 let at = clock.true_time(Instant(local));
                 assert!(clock.local(at) >= Instant(local), "{ppm} {local}");
-                assert!(at <= 4 || clock.local(at - 2) < Instant(local), "{ppm} {local}");
+                assert!(
+                    at <= 4 || clock.local(at - 2) < Instant(local),
+                    "{ppm} {local}"
+                );
             }
         }
     }

@@ -73,6 +73,7 @@ pub struct World {
     pub(crate) detail: Detail,
     pub(crate) lines: Vec<String>,
     pub(crate) echo: bool,
+    pub(crate) coarse: bool,
     pub(crate) events: u64,
 }
 
@@ -97,6 +98,11 @@ impl World {
     #[must_use]
     pub fn lines(&self) -> &[String] {
         &self.lines
+    }
+
+    /// Times are written in tenths of a second.
+    pub(crate) fn coarse(&mut self) {
+        self.coarse = true;
     }
 
     /// Virtual time.
@@ -233,7 +239,11 @@ impl World {
     }
 
     fn write(&mut self, text: &str) {
-        let line = format!("{} {text}", show(self.now));
+        let line = if self.coarse {
+            format!("{:>6.1}s {text}", self.now as f64 / 1e9)
+        } else {
+            format!("{} {text}", show(self.now))
+        };
         if self.echo {
             println!("{line}");
         } else {
@@ -260,7 +270,10 @@ impl World {
 
     /// The newest state that any host has applied.
     pub(crate) fn newest(&self) -> Arc<State> {
-        let newest = self.history.last().map(|applied| Arc::clone(&applied.state));
+        let newest = self
+            .history
+            .last()
+            .map(|applied| Arc::clone(&applied.state));
         newest.unwrap_or_default()
     }
 
@@ -273,7 +286,9 @@ impl World {
             self.apply_first(entry);
         }
         let found = index.checked_sub(1).and_then(|at| self.history.get(at));
-        found.map(|applied| Arc::clone(&applied.state)).unwrap_or_default()
+        found
+            .map(|applied| Arc::clone(&applied.state))
+            .unwrap_or_default()
     }
 
     fn apply_first(&mut self, entry: Arc<Entry>) {
@@ -281,7 +296,11 @@ impl World {
         let Data::Command(envelope) = &entry.data else {
             let state = before;
             let result = None;
-            return self.history.push(Applied { entry, state, result });
+            return self.history.push(Applied {
+                entry,
+                state,
+                result,
+            });
         };
         let mut state = (*before).clone();
         let result = state.apply(envelope);
@@ -291,7 +310,11 @@ impl World {
         self.note_applied(envelope, &result);
         let state = Arc::new(state);
         let result = Some(result);
-        self.history.push(Applied { entry, state, result });
+        self.history.push(Applied {
+            entry,
+            state,
+            result,
+        });
     }
 
     /// A saved memory's name on the shared storage.

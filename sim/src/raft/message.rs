@@ -37,7 +37,7 @@ pub(crate) enum Data {
     /// Voters.
     Config(Config),
     /// For the state machine.
-    Command(Envelope),
+    Command(Box<Envelope>),
 }
 
 /// An entry of the log.

@@ -324,7 +324,11 @@ impl Node {
         let matched = prev + entries.len();
         for (at, entry) in entries.into_iter().enumerate() {
             let index = prev + at;
-            if self.log.get(index).is_some_and(|mine| mine.term != entry.term) {
+            if self
+                .log
+                .get(index)
+                .is_some_and(|mine| mine.term != entry.term)
+            {
                 self.log.truncate(index);
             }
             if index >= self.log.len() {

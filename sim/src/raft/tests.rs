@@ -36,15 +36,21 @@ impl Net {
         self.now += 5 * MS;
         let ids: Vec<NodeId> = self.nodes.keys().copied().collect();
         for id in ids {
-            let Some(node) = self.nodes.get_mut(&id) else { continue };
+            let Some(node) = self.nodes.get_mut(&id) else {
+                continue;
+            };
             let out = node.tick(self.now, &mut self.rng);
-            self.flying.extend(out.into_iter().map(|(to, msg)| (id, to, msg)));
+            self.flying
+                .extend(out.into_iter().map(|(to, msg)| (id, to, msg)));
         }
         for (from, to, msg) in std::mem::take(&mut self.flying) {
             let lost = self.cut.contains(&from) != self.cut.contains(&to) || self.rng.chance(50);
-            let Some(node) = self.nodes.get_mut(&to).filter(|_| !lost) else { continue };
+            let Some(node) = self.nodes.get_mut(&to).filter(|_| !lost) else {
+                continue;
+            };
             let out = node.receive(from, msg, self.now, &mut self.rng);
-            self.flying.extend(out.into_iter().map(|(next, msg)| (to, next, msg)));
+            self.flying
+                .extend(out.into_iter().map(|(next, msg)| (to, next, msg)));
         }
         for node in self.nodes.values() {
             if node.role == Role::Leader {
@@ -79,7 +85,10 @@ fn committed_entries_stay_and_terms_have_one_leader() {
             }
             net.step();
         }
-        assert!(net.committed.len() * 2 > proposed, "too little progress in seed {seed}");
+        assert!(
+            net.committed.len() * 2 > proposed,
+            "too little progress in seed {seed}"
+        );
     }
 }
 

@@ -30,9 +30,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Bound for finding out whether one guest lives.
 const ADOPT_WITHIN: Duration = Duration::from_secs(5);
+/// Bound for the end of all tasks.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
 const INBOX: usize = 1024;
 const GUARD_EVENTS: usize = 256;
 
@@ -101,6 +106,8 @@ impl Agent {
             pids: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             deadline_ns: AtomicU64::new(0),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
         });
         let found = adopt_all(&shared).await?;
         let adopted: Vec<Adopted> = found.iter().map(|(adopted, _)| adopted.clone()).collect();
@@ -128,9 +135,8 @@ impl Agent {
             let run = adopted.run;
             host.order(adopted.vm, Command::Adopted { run, guest });
         }
-        tokio::spawn(host.run(effects, inbox_rx, guard_rx));
-        let (stop, stopped) = watch::channel(false);
-        tokio::spawn(host::look_around(shared.clone(), stopped));
+        shared.spawn(host.run(effects, inbox_rx, guard_rx));
+        shared.spawn(host::look_around(shared.clone()));
         Ok(AgentHandle {
             inner: Arc::new(Inner {
                 shared,
@@ -138,7 +144,6 @@ impl Agent {
                 report: report_rx,
                 seen: AtomicU64::new(0),
                 failed: failed_rx,
-                stop,
             }),
         })
     }
@@ -267,7 +272,6 @@ struct Inner {
     report: watch::Receiver<HostReport>,
     seen: AtomicU64,
     failed: watch::Receiver<Option<String>>,
-    stop: watch::Sender<bool>,
 }
 
 /// The agent, as the daemon sees it; cheap to clone.
@@ -384,11 +388,13 @@ impl AgentHandle {
 
     /// Stops the agent. Guests and their guard go on.
     pub async fn shutdown(&self) {
-        let (done, stopped) = oneshot::channel();
-        self.inner.stop.send_replace(true);
-        if self.inner.inbox.send(Message::Stop(done)).await.is_ok() {
-            // It may have stopped already.
-            let _ = stopped.await;
+        let shared = &self.inner.shared;
+        shared.stop.cancel();
+        shared.guard.detach();
+        shared.tasks.close();
+        // Bounded: a task that waits for the kernel is left behind.
+        if timeout(STOP_WITHIN, shared.tasks.wait()).await.is_err() {
+            tracing::warn!("tasks of the agent are left behind");
         }
     }
 

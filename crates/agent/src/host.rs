@@ -56,7 +56,6 @@ pub(crate) enum Message {
     Surroundings(Surroundings),
     Resident(BTreeMap<VmName, ByteSize>),
     Links(BTreeMap<HostName, LinkReport>),
-    Stop(oneshot::Sender<()>),
 }
 
 pub(crate) struct Host {
@@ -95,10 +94,6 @@ impl Host {
                 // Before the answers that follow it; see the guard's protocol.
                 Some(event) = guard.recv() => self.on_guard(event).await,
                 message = inbox.recv() => match message {
-                    Some(Message::Stop(done)) => {
-                        let _ = done.send(());
-                        return;
-                    }
                     Some(message) => self.on_message(message).await,
                     None => return,
                 },
@@ -190,7 +185,6 @@ impl Host {
                 }
                 true
             }
-            Message::Stop(_) => true,
         }
     }
 
@@ -315,7 +309,7 @@ impl Host {
             self.vms.remove(vm);
             let runtime = self.shared.layout.runtime(vm);
             let log = self.shared.layout.serial_log(vm);
-            tokio::spawn(async move {
+            self.shared.spawn(async move {
                 // What is not there need not be removed.
                 let _ = tokio::fs::remove_dir_all(runtime).await;
                 let _ = tokio::fs::remove_file(log).await;
@@ -341,7 +335,7 @@ impl Host {
 
     fn ask_target(&self, vm: VmName, token: Token, to: HostName, id: MigrationId, ready: bool) {
         let shared = self.shared.clone();
-        tokio::spawn(async move {
+        self.shared.spawn(async move {
             let ask = shared
                 .drivers
                 .peers
@@ -359,7 +353,7 @@ impl Host {
 
     fn ask_outcome(&self, vm: VmName, token: Token, to: HostName, id: MigrationId) {
         let shared = self.shared.clone();
-        tokio::spawn(async move {
+        self.shared.spawn(async move {
             let ask = shared.drivers.peers.ask_outcome(to, vm.clone(), id);
             let says = timeout(ASK_WITHIN / 5, ask).await;
             let says = says.unwrap_or(TargetSays::Unknown);
@@ -404,7 +398,7 @@ impl Host {
 }
 
 /// Looks at pools, networks and guests' memory, again and again.
-pub(crate) async fn look_around(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+pub(crate) async fn look_around(shared: Arc<Shared>) {
     const EVERY: Duration = Duration::from_secs(5);
     let mut state = shared.state.clone();
     loop {
@@ -426,7 +420,6 @@ pub(crate) async fn look_around(shared: Arc<Shared>, mut stopped: watch::Receive
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             () = changed => {}
-            _ = stopped.changed() => return,
         }
     }
 }

@@ -95,6 +95,8 @@ pub trait GuestGuard: Send + Sync + 'static {
     async fn unregister(&self, vm: &VmName, run: u64) -> Result<(), GuardError>;
     /// Ends the guard, when no guest is left.
     async fn exit(&self) -> Result<(), GuardError>;
+    /// Lets go of the guard, which goes on.
+    fn detach(&self);
 }
 
 #[async_trait]
@@ -155,6 +157,9 @@ impl GuestGuard for GuardClient {
     }
     async fn exit(&self) -> Result<(), GuardError> {
         self.exit().await
+    }
+    fn detach(&self) {
+        self.detach();
     }
 }
 

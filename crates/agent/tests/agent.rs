@@ -111,6 +111,7 @@ impl GuestGuard for FakeGuard {
     async fn exit(&self) -> Result<(), GuardError> {
         self.note("exit")
     }
+    fn detach(&self) {}
 }
 
 /// Peers in one process.

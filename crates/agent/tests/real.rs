@@ -267,6 +267,24 @@ impl World {
     }
 }
 
+impl Drop for World {
+    /// A test that failed leaves nothing behind: what has this test's directory in its command line is
+    /// ours.
+    fn drop(&mut self) {
+        let ours = self.dir.path().to_string_lossy().into_owned();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.parse().ok());
+            if String::from_utf8_lossy(&line).contains(&ours)
+                && let Some(pid) = pid.and_then(rustix::process::Pid::from_raw)
+            {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_lease_freezes_and_a_renewed_one_thaws() {
     let world = World::new(1).await;

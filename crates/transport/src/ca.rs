@@ -228,7 +228,11 @@ impl Ca {
         params.not_before = OffsetDateTime::from(now - CLOCK_SKEW);
         params.not_after = OffsetDateTime::from(now + options.host_life);
         params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // Key encipherment is for QEMU, which refuses a certificate without it for encrypted migrations.
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,

@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// A guard that is alive answers within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -137,6 +138,7 @@ pub struct GuardClient {
     registry: Arc<Mutex<Registry>>,
     calls: mpsc::Sender<Call>,
     status: watch::Receiver<GuardStatus>,
+    stop: CancellationToken,
 }
 
 impl GuardClient {
@@ -153,12 +155,20 @@ impl GuardClient {
             status: status_tx,
             events,
         };
-        tokio::spawn(keeper.run());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled_owned(keeper.run()).await });
         Self {
             registry,
             calls,
             status,
+            stop,
         }
+    }
+
+    /// Lets go of the guard, which goes on; requests fail from now on.
+    pub fn detach(&self) {
+        self.stop.cancel();
     }
 
     /// How the guard is, now and later.

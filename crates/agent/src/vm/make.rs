@@ -323,7 +323,7 @@ fn forget_saved(shared: &Shared, vm: &VmName, plan: &Plan) {
         return;
     };
     let vm = vm.clone();
-    tokio::spawn(async move {
+    shared.spawn(async move {
         if let Ok(Some(path)) = pool.find_saved_state(vm.as_str(), epoch).await {
             // It may not be there.
             let _ = tokio::fs::remove_file(description(&path)).await;

@@ -33,6 +33,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use watch::Watching;
 
 /// Bound of a freeze or a thaw.
@@ -58,9 +60,22 @@ pub(crate) struct Shared {
     pub(crate) inbox: mpsc::Sender<Message>,
     /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
     pub(crate) deadline_ns: AtomicU64,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Shared {
+    /// Spawns a task that ends with the agent: an agent that was stopped must not hold on to guests that
+    /// the next one adopts.
+    pub(crate) fn spawn<T>(&self, task: impl Future<Output = T> + Send + 'static) -> AbortHandle
+    where
+        T: Send + 'static,
+    {
+        let stop = self.stop.clone();
+        let task = async move { stop.run_until_cancelled(task).await };
+        self.tasks.spawn(task).abort_handle()
+    }
+
     pub(crate) async fn tell(&self, vm: &VmName, token: Token, event: GuestEvent) {
         let vm = vm.clone();
         // The host task ends only with the agent.
@@ -141,6 +156,7 @@ struct VmTask {
 pub(crate) fn spawn(shared: Arc<Shared>, vm: VmName) -> mpsc::Sender<Command> {
     let (sender, mut commands) = mpsc::channel(QUEUE);
     let (done, mut news) = mpsc::channel(QUEUE);
+    let spawner = shared.clone();
     let mut task = VmTask {
         shared,
         vm,
@@ -151,7 +167,7 @@ pub(crate) fn spawn(shared: Arc<Shared>, vm: VmName) -> mpsc::Sender<Command> {
         probe: None,
         prepared: Prepared::default(),
     };
-    tokio::spawn(async move {
+    spawner.spawn(async move {
         loop {
             tokio::select! {
                 biased;
@@ -215,7 +231,7 @@ impl VmTask {
     fn act_on(&mut self, token: Token, live: Live, act: Act, until_ns: u64) {
         let (shared, vm) = (self.shared.clone(), self.vm.clone());
         match act {
-            Act::Powerdown => drop(tokio::spawn(async move {
+            Act::Powerdown => drop(shared.clone().spawn(async move {
                 if let Err(error) = live.guest.powerdown().await {
                     let detail = text(&error);
                     shared
@@ -223,7 +239,7 @@ impl VmTask {
                         .await;
                 }
             })),
-            Act::Freeze => drop(tokio::spawn(async move {
+            Act::Freeze => drop(shared.clone().spawn(async move {
                 let event = match live.guest.freeze(FREEZE_WITHIN).await {
                     Ok(_) => GuestEvent::Paused,
                     Err(error) => GuestEvent::PauseFailed {
@@ -232,32 +248,34 @@ impl VmTask {
                 };
                 shared.tell(&vm, token, event).await;
             })),
-            Act::Thaw => drop(tokio::spawn(async move {
+            Act::Thaw => drop(shared.clone().spawn(async move {
                 let event = thaw(&shared, &vm, &live, until_ns).await;
                 shared.tell(&vm, token, event).await;
             })),
-            Act::Save { pool, file } => drop(tokio::spawn(async move {
+            Act::Save { pool, file } => drop(shared.clone().spawn(async move {
                 let event = match save(&shared, &vm, &live, &pool, &file).await {
                     Ok(()) => GuestEvent::Saved,
                     Err(detail) => GuestEvent::SaveFailed { detail },
                 };
                 shared.tell(&vm, token, event).await;
             })),
-            Act::Query => drop(tokio::spawn(async move {
+            Act::Query => drop(shared.clone().spawn(async move {
                 let state = live.guest.status().await;
                 let observed = state.map_or(Observed::Unknown, |state| observed(&state));
                 shared.tell(&vm, token, GuestEvent::State(observed)).await;
             })),
             Act::Probe(check) => {
                 let probing = probe::run(shared, vm, live, check.probe);
-                self.probe = Some(tokio::spawn(probing).abort_handle());
+                self.probe = Some(self.shared.spawn(probing));
             }
             Act::Send { id, address } => {
                 let done = self.done.clone();
-                tokio::spawn(outgoing::send(shared, vm, live, token, id, address, done));
+                self.shared
+                    .spawn(outgoing::send(shared, vm, live, token, id, address, done));
             }
             Act::Attach => {
-                tokio::spawn(outgoing::attach(shared, vm, live, token, self.done.clone()));
+                self.shared
+                    .spawn(outgoing::attach(shared, vm, live, token, self.done.clone()));
             }
             // Handled by the caller.
             Act::Start { .. }
@@ -272,7 +290,7 @@ impl VmTask {
     fn make(&mut self, plan: Plan) {
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
         let (run, prepared) = (plan.run, self.prepared.clone());
-        tokio::spawn(async move {
+        self.shared.spawn(async move {
             let result = make::make(&shared, &vm, plan, &prepared).await;
             // The task ends only with the agent; then the guest is adopted by the next one.
             let _ = done.send(Done::Made { run, result }).await;
@@ -315,7 +333,7 @@ impl VmTask {
                     self.shared.set_pid(&self.vm, None);
                 }
                 let (shared, vm) = (self.shared.clone(), self.vm.clone());
-                tokio::spawn(async move {
+                self.shared.spawn(async move {
                     if let Err(error) = shared.guard.unregister(&vm, run.0).await {
                         tracing::debug!(%vm, %error, "the guard keeps a guest that has ended");
                     }
@@ -329,7 +347,8 @@ impl VmTask {
         self.shared
             .set_pid(&self.vm, Some(live.guest.identity().pid));
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
-        tokio::spawn(watch::watch(shared, vm, live.clone(), watching, done));
+        self.shared
+            .spawn(watch::watch(shared, vm, live.clone(), watching, done));
         self.live = Some(live);
     }
 
@@ -353,7 +372,7 @@ impl VmTask {
             watching,
         );
         // In the guard's registry at once; a guard that is being started learns of it later.
-        tokio::spawn(async move {
+        self.shared.spawn(async move {
             let told = shared
                 .guard
                 .register(&vm, run.0, &process, qmp, freezable)
@@ -367,7 +386,7 @@ impl VmTask {
     async fn kill(&mut self, token: Token, run: Token) {
         let (shared, vm) = (self.shared.clone(), self.vm.clone());
         if let Some(live) = self.live.clone().filter(|live| live.run == run) {
-            tokio::spawn(async move {
+            self.shared.spawn(async move {
                 // The watch tells the end.
                 if let Err(error) = live.guest.kill(KILL_WITHIN).await {
                     let detail = text(&error);
@@ -378,7 +397,7 @@ impl VmTask {
             });
         } else if let Some(making) = self.making.as_mut().filter(|making| making.run == run) {
             if making.reaper.is_none() {
-                making.reaper = Some(tokio::spawn(reap(shared, vm)).abort_handle());
+                making.reaper = Some(self.shared.spawn(reap(shared, vm)));
             }
         } else {
             let exit = Exit {
@@ -399,7 +418,7 @@ impl VmTask {
             return;
         }
         let (vm, control) = (self.vm.clone(), control.clone());
-        tokio::spawn(async move {
+        self.shared.spawn(async move {
             // The last phase tells the outcome.
             if let Err(error) = control.continue_switchover().await {
                 tracing::warn!(%vm, error = text(&error), "the switchover was not ordered");
@@ -410,7 +429,7 @@ impl VmTask {
     fn cancel(&self) {
         let (vm, live) = (self.vm.clone(), self.live.clone());
         let control = self.sending.as_ref().map(|(_, control)| control.clone());
-        tokio::spawn(async move {
+        self.shared.spawn(async move {
             let cancelled = match (control, live) {
                 (Some(control), _) => control.cancel().await,
                 (None, Some(live)) => outgoing::cancel_found(&*live.guest).await,
@@ -441,7 +460,8 @@ impl VmTask {
             }
         }
         let (shared, vm) = (self.shared.clone(), self.vm.clone());
-        tokio::spawn(async move { shared.guard.unregister(&vm, run.0).await });
+        self.shared
+            .spawn(async move { shared.guard.unregister(&vm, run.0).await });
     }
 }
 

@@ -220,14 +220,14 @@ pub(super) fn announce(shared: &Shared, vm: &VmName, live: &Live) {
     for announcement in &live.announcements {
         let (network, vm) = (shared.drivers.network.clone(), vm.clone());
         let announcement = announcement.clone();
-        tokio::spawn(async move {
+        shared.spawn(async move {
             if let Err(error) = network.announce(&announcement).await {
                 tracing::warn!(%vm, error = text(&error), "a guest is not announced");
             }
         });
     }
     let (guest, vm) = (live.guest.clone(), vm.clone());
-    tokio::spawn(async move {
+    shared.spawn(async move {
         if let Err(error) = guest.announce().await {
             tracing::debug!(%vm, error = text(&error), "QEMU does not announce it");
         }

@@ -189,12 +189,12 @@ impl World {
             return;
         }
         let (token, act) = self.open.remove(0);
-        let good = choice % 4 != 0;
+        let good = !choice.is_multiple_of(4);
         let detail = "no".to_owned();
         let event = match act {
             Act::Start { .. } | Act::Prepare { .. } if !good => {
                 self.process = None;
-                let refused = choice % 8 == 0;
+                let refused = choice.is_multiple_of(8);
                 GuestEvent::StartFailed { detail, refused }
             }
             Act::Start { .. } => {
@@ -207,7 +207,7 @@ impl World {
                 let address = "a:1".to_owned();
                 self.bench.event(token, GuestEvent::Listening { address });
                 self.check();
-                if choice % 3 == 0 {
+                if choice.is_multiple_of(3) {
                     GuestEvent::ArrivalFailed { detail }
                 } else if let Some(process) = &mut self.process {
                     (process.running, process.waits) = (true, false);

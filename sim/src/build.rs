@@ -88,6 +88,7 @@ impl World {
     fn begin_chaos(&mut self) {
         let begin = 8 * SEC;
         self.chaos.until = begin + self.setup.active_ns;
+        self.net.duplicate_permille = 3;
         self.after(begin, Event::World(W::NextFault));
         self.after(begin, Event::World(W::NextOp));
     }

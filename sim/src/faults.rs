@@ -142,7 +142,7 @@ impl World {
             Fault::SlowLink(a, b, _) => self.slow_link(a, b, 0),
             Fault::Loss => {
                 self.net.loss_permille = 0;
-                self.net.duplicate_permille = 0;
+                self.net.duplicate_permille = 3;
             }
             Fault::KillDaemon(host) => self.start_daemon(host),
             Fault::PowerCut(host) => self.power_on(host),

@@ -297,7 +297,10 @@ impl World {
                 let good = self.freeze(proc);
                 let what = G::Frozen { proc, good };
                 self.after(MS / 2, Event::Guard(host, guard, what));
-                // The event of the pause reaches the agent too.
+                if good {
+                    // QEMU says so to everybody.
+                    self.tell(proc, GuestEvent::Noticed);
+                }
             }
             Ask::Freeze => {
                 let event = if self.freeze(proc) {
@@ -375,12 +378,12 @@ impl World {
     }
 
     fn guest_save(&mut self, proc: ProcId, inc: u32, token: Token, file: SavedState) {
-        if self
-            .guests
-            .get(&proc)
-            .is_none_or(|guest| guest.vcpu != Vcpu::Running)
-        {
+        let Some(guest) = self.guests.get(&proc) else {
             return;
+        };
+        if guest.vcpu != Vcpu::Running {
+            let (host, detail) = (guest.host, "it does not run".to_owned());
+            return self.answer(host, inc, token, proc, GuestEvent::SaveFailed { detail });
         }
         self.set_vcpu(proc, Vcpu::Paused);
         let delay = self.rng.range(150, 2000) * MS;

@@ -23,11 +23,19 @@ pub(crate) async fn prepare(core: Arc<Core>, factory: Pools) {
         let state = Arc::clone(&states.borrow_and_update());
         let leader = leadership.borrow_and_update().leader;
         let mut failed = false;
-        for pool in duties(&state, leader.and_then(|node| state.host_of_node(node)), &core.me) {
+        for pool in duties(
+            &state,
+            leader.and_then(|node| state.host_of_node(node)),
+            &core.me,
+        ) {
             failed |= !prepare_one(&core, &factory, &state, &pool).await;
         }
         let again = async {
-            if failed { tokio::time::sleep(AGAIN).await } else { std::future::pending().await }
+            if failed {
+                tokio::time::sleep(AGAIN).await
+            } else {
+                std::future::pending().await
+            }
         };
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
@@ -44,17 +52,27 @@ fn duties(state: &State, leader: Option<&HostName>, me: &HostName) -> Vec<PoolNa
         Some(leader) if hosts.is_empty() || hosts.contains(leader) => leader == me,
         Some(_) => hosts.first() == Some(me),
     };
-    let open = state.pools.iter().filter(|(name, _)| !state.pool_markers.contains_key(*name));
-    open.filter(|(_, pool)| mine(pool.spec.hosts())).map(|(name, _)| name.clone()).collect()
+    let open = state
+        .pools
+        .iter()
+        .filter(|(name, _)| !state.pool_markers.contains_key(*name));
+    open.filter(|(_, pool)| mine(pool.spec.hosts()))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 async fn prepare_one(core: &Core, factory: &Pools, state: &State, name: &PoolName) -> bool {
-    let Some(object) = state.pools.get(name) else { return true };
+    let Some(object) = state.pools.get(name) else {
+        return true;
+    };
     let pool = factory.open(name, &object.spec);
     match tokio::time::timeout(WITHIN, pool.define()).await {
         Ok(Ok(marker)) => {
             info!(pool = %name, marker = %marker.id, "pool prepared");
-            let command = Command::RecordPoolMarker { pool: name.clone(), marker: marker.id };
+            let command = Command::RecordPoolMarker {
+                pool: name.clone(),
+                marker: marker.id,
+            };
             let recorded = core.propose("pools", command).await;
             if let Err(error) = &recorded {
                 warn!(pool = %name, %error, "the pool's identity cannot be recorded");

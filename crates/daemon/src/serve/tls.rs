@@ -16,7 +16,8 @@ pub(crate) fn directory(dir: &Path) -> PathBuf {
 /// Writes them from the identity that `dir` holds.
 pub(crate) fn write(dir: &Path) -> Result<()> {
     let source = dir.join("identity.pem");
-    let text = std::fs::read_to_string(&source).with_context(|| format!("cannot read {}", source.display()))?;
+    let text = std::fs::read_to_string(&source)
+        .with_context(|| format!("cannot read {}", source.display()))?;
     let mut blocks = Vec::new();
     for line in text.lines() {
         if line.starts_with("-----BEGIN ") {
@@ -28,10 +29,16 @@ pub(crate) fn write(dir: &Path) -> Result<()> {
         }
     }
     let [key, certificate, authority @ ..] = blocks.as_slice() else {
-        bail!("{} does not hold a key, a certificate and an authority", source.display());
+        bail!(
+            "{} does not hold a key, a certificate and an authority",
+            source.display()
+        );
     };
     let target = directory(dir);
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&target)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&target)?;
     for (name, content) in [
         ("ca-cert.pem", &authority.concat()),
         ("server-cert.pem", certificate),
@@ -47,7 +54,12 @@ pub(crate) fn write(dir: &Path) -> Result<()> {
 fn replace(path: &Path, content: &str) -> Result<()> {
     let temporary = path.with_extension("new");
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(content.as_bytes())?;
     std::fs::rename(&temporary, path).with_context(|| format!("cannot write {}", path.display()))
 }

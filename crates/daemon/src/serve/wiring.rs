@@ -38,13 +38,17 @@ pub(crate) async fn start_agent(
 ) -> Result<AgentHandle> {
     let agent_dir = dir.join("agent");
     let scratch = agent_dir.join("probe");
-    std::fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", scratch.display()))?;
+    std::fs::create_dir_all(&scratch)
+        .with_context(|| format!("cannot create {}", scratch.display()))?;
     let qemu = std::env::var_os("QUORATE_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into());
     let found = probe(&ProbeOptions::new(&qemu, &scratch))
         .await
         .context("QEMU does not work on this host: install qemu-system-x86, or set QUORATE_QEMU to the program")?;
     info!(qemu = %found.version, accel = found.accel.as_str(), why = %found.accel_reason, "hypervisor");
-    let address: SocketAddr = node.address.parse().context("the address in node.json is damaged")?;
+    let address: SocketAddr = node
+        .address
+        .parse()
+        .context("the address in node.json is damaged")?;
     let lease = states.borrow().settings().lease;
     let config = AgentConfig {
         host: node.host.clone(),
@@ -64,9 +68,18 @@ pub(crate) async fn start_agent(
     };
     let drivers = Drivers {
         hypervisor: Arc::new(QemuDriver::new(qemu)),
-        network: Arc::new(LinuxNetwork::open().context("the kernel's network interface cannot be opened: run as root")?),
-        pools: Arc::new(Pools { cluster_id: node.cluster_id.clone(), host: node.host.clone() }),
-        peers: Arc::new(Asker { peers: peers.clone(), states: states.clone() }),
+        network: Arc::new(
+            LinuxNetwork::open()
+                .context("the kernel's network interface cannot be opened: run as root")?,
+        ),
+        pools: Arc::new(Pools {
+            cluster_id: node.cluster_id.clone(),
+            host: node.host.clone(),
+        }),
+        peers: Arc::new(Asker {
+            peers: peers.clone(),
+            states: states.clone(),
+        }),
         guard: None,
     };
     Ok(Agent::start(config, drivers, states).await?)
@@ -85,7 +98,9 @@ fn boot_id() -> Result<BootId> {
 fn own_program() -> Result<PathBuf> {
     let path = std::env::current_exe()?;
     let text = path.to_string_lossy();
-    Ok(PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text)))
+    Ok(PathBuf::from(
+        text.strip_suffix(" (deleted)").unwrap_or(&text),
+    ))
 }
 
 struct Asker {
@@ -96,23 +111,44 @@ struct Asker {
 impl Asker {
     fn node(&self, host: &HostName) -> Result<NodeId, String> {
         let state = self.states.borrow();
-        state.hosts.get(host).map(|record| record.node).ok_or_else(|| format!("{host} is not a host of this cluster"))
+        state
+            .hosts
+            .get(host)
+            .map(|record| record.node)
+            .ok_or_else(|| format!("{host} is not a host of this cluster"))
     }
 }
 
 #[async_trait]
 impl PeerAsk for Asker {
-    async fn ask_incoming(&self, to: HostName, vm: VmName, id: MigrationId, ready: bool) -> Result<String, String> {
+    async fn ask_incoming(
+        &self,
+        to: HostName,
+        vm: VmName,
+        id: MigrationId,
+        ready: bool,
+    ) -> Result<String, String> {
         let node = self.node(&to)?;
-        match peer::ask(&self.peers, node, &Ask::Incoming { vm, id, ready }, ASK_TIMEOUT).await {
+        match peer::ask(
+            &self.peers,
+            node,
+            &Ask::Incoming { vm, id, ready },
+            ASK_TIMEOUT,
+        )
+        .await
+        {
             Ok(Answer::Address(address)) => Ok(address),
-            Ok(_) => Err(format!("{to} gave another kind of answer than was asked for")),
+            Ok(_) => Err(format!(
+                "{to} gave another kind of answer than was asked for"
+            )),
             Err(error) => Err(error.to_string()),
         }
     }
 
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
-        let Ok(node) = self.node(&to) else { return TargetSays::Unknown };
+        let Ok(node) = self.node(&to) else {
+            return TargetSays::Unknown;
+        };
         match peer::ask(&self.peers, node, &Ask::Outcome { vm, id }, ASK_TIMEOUT).await {
             Ok(Answer::Outcome(says)) => says,
             _ => TargetSays::Unknown,
@@ -130,7 +166,11 @@ pub(crate) fn consoles(agent: &AgentHandle) -> Consoles {
 }
 
 /// Serves the API until told to stop.
-pub(crate) async fn serve_api(dir: &Path, core: Arc<Core>, stopped: watch::Receiver<bool>) -> Result<()> {
+pub(crate) async fn serve_api(
+    dir: &Path,
+    core: Arc<Core>,
+    stopped: watch::Receiver<bool>,
+) -> Result<()> {
     let backend = Arc::new(Daemon(core));
     let router = quorate_api::router(backend, quorate_api::Limits::default(), stopped.clone());
     quorate_api::serve(router, &dir.join(quorate_api::SOCKET), stopped).await?;

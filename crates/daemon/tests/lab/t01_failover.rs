@@ -67,10 +67,7 @@ fn a_dead_hosts_guests_start_elsewhere_in_time_and_lose_nothing() {
     rounds(&cluster, "default", 3.0, 4.5);
 
     // The documented profile, taken over while the cluster runs.
-    let profile = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../examples/fast-profile.yaml"
-    );
+    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/fast.yaml");
     cluster.must(&["apply", "-f", profile]);
     cluster.wait_healthy();
     rounds(&cluster, "fast profile", 1.7, 2.8);

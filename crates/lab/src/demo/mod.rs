@@ -106,6 +106,10 @@ fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    // Not a terminal (a log, a pipe): as wide as one usually is.
+    if !std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+        table.set_width(120);
+    }
     table.set_header(["STEP", "RESULT", "MEASURED", "TOOK"]);
     for row in rows {
         table.add_row([

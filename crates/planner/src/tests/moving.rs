@@ -1,3 +1,5 @@
+//! Moves, drains and migration bookkeeping, in tables.
+
 use crate::testing::*;
 use crate::{waiting, waiting_hosts, what_move};
 use quorate_state::{Command, HostMode};

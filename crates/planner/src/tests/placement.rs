@@ -1,3 +1,5 @@
+//! Where VMs are started, in tables.
+
 use crate::testing::*;
 use crate::{cpu_baseline, explain, guest_abi, waiting};
 use quorate_membership::HostHealth;

@@ -1,3 +1,5 @@
+//! What is taken from whom on which proof, in tables.
+
 use crate::testing::*;
 use crate::waiting;
 use quorate_membership::HostHealth;

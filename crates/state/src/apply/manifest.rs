@@ -35,7 +35,12 @@ pub(super) fn apply(
     });
     for (name, spec) in &manifest.pools {
         // Another place has another content.
-        if change.state.pools.get(name).is_some_and(|old| old.spec != *spec) {
+        if change
+            .state
+            .pools
+            .get(name)
+            .is_some_and(|old| old.spec != *spec)
+        {
             change.state.pool_markers.remove(name);
         }
     }
@@ -345,15 +350,28 @@ pub(super) fn record_marker(
     if !change.state.pools.contains_key(pool) {
         return Err(unknown("pool", pool));
     }
-    if let Some(old) = change.state.pool_markers.get(pool).filter(|old| *old != marker) {
+    if let Some(old) = change
+        .state
+        .pool_markers
+        .get(pool)
+        .filter(|old| *old != marker)
+    {
         return Err(Refusal::InUse(format!(
             "pool {pool} is known as {old}: it cannot become {marker}"
         )));
     }
-    let fresh = change.state.pool_markers.insert(pool.clone(), marker.to_owned()).is_none();
+    let fresh = change
+        .state
+        .pool_markers
+        .insert(pool.clone(), marker.to_owned())
+        .is_none();
     if fresh {
         let text = format!("pool {pool} prepared");
-        change.event(EventKind::Changed, Subject::Object(format!("pool/{pool}")), text);
+        change.event(
+            EventKind::Changed,
+            Subject::Object(format!("pool/{pool}")),
+            text,
+        );
     }
     Ok(())
 }

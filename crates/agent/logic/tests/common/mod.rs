@@ -2,11 +2,12 @@
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
 use quorate_agent_logic::{
-    Act, Adopted, Effect, Exit, GuestEvent, HostLogic, Input, Ledger, LedgerRecord, Token,
+    Act, Adopted, Effect, Exit, GuestEvent, HostLogic, Input, Ledger, LedgerRecord, Observed,
+    ObservedMigration, Token,
 };
 use quorate_membership::Instant;
 use quorate_state::{GuestAbi, Order, StopMode};
-use quorate_types::report::SavedState;
+use quorate_types::report::{MigrationOutcome, SavedState};
 use quorate_types::spec::{DiskSpec, Machine, Power};
 use quorate_types::{
     ByteSize, Epoch, HostName, LeaseTimings, MigrationId, Millis, PoolName, Revision, Timestamp,
@@ -267,4 +268,21 @@ impl Bench {
         bench.effects.clear();
         (bench, token)
     }
+}
+
+pub fn is_start(act: &Act) -> bool {
+    matches!(act, Act::Start { .. })
+}
+
+pub fn adopted(observed: Observed, migration: ObservedMigration) -> Adopted {
+    Adopted {
+        vm: vm(),
+        run: Token(1),
+        observed,
+        migration,
+    }
+}
+
+pub fn outcome(bench: &Bench) -> MigrationOutcome {
+    bench.report().migration.unwrap().outcome
 }

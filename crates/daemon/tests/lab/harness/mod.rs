@@ -390,8 +390,6 @@ impl Cluster {
     /// Applies guests, with the network and the pool that they need.
     pub(crate) fn apply(&self, guests: &[Guest]) {
         let text = guest::manifest(guests, &self.image(), &self.lab.site().shared_dir());
-        let m = self.lab.site().shared_dir().join(".quorate-pool");
-        if !m.exists() { std::fs::write(m, serde_json::json!({"version":1,"cluster":self.view().cluster.id,"pool":"shared","id":"abcd"}).to_string()).unwrap(); }
         self.apply_text(&text).unwrap();
     }
 

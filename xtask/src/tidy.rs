@@ -112,10 +112,12 @@ fn rust(file: &str, text: &str, findings: &mut Vec<Finding>) {
         })
     };
     let lines = text.lines().count();
-    if lines > MAX_LINES {
+    let is_test = file.contains("/tests/") || file.ends_with("tests.rs");
+    let limit = if is_test { MAX_TEST_LINES } else { MAX_LINES };
+    if lines > limit {
         add(
             lines,
-            format!("{lines} lines, at most {MAX_LINES}: split it by job"),
+            format!("{lines} lines, at most {limit}: split it by job"),
         );
     }
     if !text.trim_start().starts_with("//!") && lines > 30 {

@@ -5,13 +5,10 @@ mod common;
 
 use common::*;
 use quorate_agent_logic::{
-    Act, Adopted, AskToken, Effect, Exit, GuestEvent, Input, Ledger, LedgerRecord, Observed,
+    Act, AskToken, Effect, Exit, GuestEvent, Input, LedgerRecord, Observed,
     ObservedMigration, TargetSays, Token,
 };
-use quorate_membership::Instant;
-use quorate_state::StopMode;
 use quorate_types::report::MigrationOutcome;
-use quorate_types::spec::{Probe, ReadyCheck};
 use quorate_types::{Epoch, MigrationId, Millis, VmPhase};
 
 // --- migration, source ---

@@ -5,14 +5,13 @@ mod common;
 
 use common::*;
 use quorate_agent_logic::{
-    Act, Adopted, AskToken, Effect, Exit, GuestEvent, Input, Ledger, LedgerRecord, Observed,
-    ObservedMigration, TargetSays, Token,
+    Act, Exit, GuestEvent, Input, Ledger, LedgerRecord, Observed,
+    ObservedMigration,
 };
 use quorate_membership::Instant;
 use quorate_state::StopMode;
-use quorate_types::report::MigrationOutcome;
 use quorate_types::spec::{Probe, ReadyCheck};
-use quorate_types::{Epoch, MigrationId, Millis, VmPhase};
+use quorate_types::{Epoch, Millis, VmPhase};
 
 #[test]
 fn starts_only_with_a_lease_and_a_fresh_replica() {

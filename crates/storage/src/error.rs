@@ -64,7 +64,7 @@ pub enum PoolError {
     },
     /// The directory is no pool.
     #[error(
-        "pool `{pool}`: {} has no pool marker: it is probably not mounted on this host; otherwise define the pool again", .path.display()
+        "pool `{pool}`: {} has no pool marker: it is being prepared, or is not mounted on this host: check `findmnt`", .path.display()
     )]
     MarkerMissing {
         /// The pool.

@@ -366,6 +366,7 @@ pub(super) fn record_marker(
         .insert(pool.clone(), marker.to_owned())
         .is_none();
     if fresh {
+        change.topology_changed();
         let text = format!("pool {pool} prepared");
         change.event(
             EventKind::Changed,

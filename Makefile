@@ -39,8 +39,9 @@ sim: ## The simulator: 2000 seeds
 lab: build guest ## The end-to-end tests in the lab
 	@$(CARGO) test --quiet -p quorate-daemon --test lab -- --test-threads=1
 
-bench: build guest ## Measurements
-	@$(CARGO) bench --workspace
+bench: deps ## Measurements: planner and consensus (the lab's figures are printed by `make lab`)
+	@$(CARGO) test --quiet --release -p quorate-planner speed -- --ignored --nocapture
+	@$(CARGO) test --quiet --release -p quorate-consensus -- --ignored --nocapture
 
 clean: ## Remove what was built
 	@$(CARGO) clean

@@ -202,7 +202,10 @@ fn setup_line(script: &mut Script, line: &str) -> Result<(), ScriptError> {
     match words[..] {
         ["hosts", _] | ["steps", ..] => {}
         ["seed", n] => script.seed = n.parse().map_err(|_| bad(line, "a number"))?,
-        ["fast"] => setup.timings = LeaseTimings::FAST,
+        ["fast"] => {
+            setup.timings = LeaseTimings::FAST;
+            setup.watchdogs = vec![Some(LeaseTimings::FAST.watchdog_bound); setup.hosts.len()];
+        }
         ["precopy", time] => setup.precopy_ns = (span(line, time)?, span(line, time)?),
         ["boot", time] => setup.boot_ns = span(line, time)?,
         ["no-watchdog", name] => setup.watchdogs[host(line, name)?] = None,

@@ -185,7 +185,8 @@ fn empty_report(config: &AgentConfig) -> HostReport {
     HostReport {
         host: config.host.clone(),
         boot: config.boot.clone(),
-        sequence: 0,
+        // An agent that is started again goes on above its predecessor's: the leader keeps the higher one.
+        sequence: boottime_ns() / 1_000,
         version: config.version.clone(),
         applied: Revision(0),
         guard_armed: false,

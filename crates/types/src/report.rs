@@ -18,7 +18,7 @@ pub struct HostReport {
     pub host: HostName,
     /// This life of the host.
     pub boot: BootId,
-    /// Grows with every change of the report within one life of the agent.
+    /// Grows with every change of the report within one life of the host, restarts of its agent included.
     pub sequence: u64,
     /// Program version.
     pub version: String,

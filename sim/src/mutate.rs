@@ -21,7 +21,8 @@ pub enum Mutation {
     GuardOff,
     /// A new leader judges from the leases of its predecessor's time on.
     NoWaitAfterElection,
-    /// A new leader grants before it has applied what its predecessors committed.
+    /// A new leader grants before it has applied what its predecessors committed. Rarely seen: it takes a replica
+    /// that lags, a change of leaders and a host that comes back, all within a second.
     NoBarrier,
     /// A leader grants leases without a majority.
     GrantWithoutQuorum,

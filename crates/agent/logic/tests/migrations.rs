@@ -5,9 +5,10 @@ mod common;
 
 use common::*;
 use quorate_agent_logic::{
-    Act, AskToken, Effect, Exit, GuestEvent, Input, LedgerRecord, Observed,
-    ObservedMigration, TargetSays, Token,
+    Act, AskToken, Effect, Exit, GuestEvent, Input, LedgerRecord, Observed, ObservedMigration,
+    TargetSays, Token,
 };
+use quorate_state::StopMode;
 use quorate_types::report::MigrationOutcome;
 use quorate_types::{Epoch, MigrationId, Millis, VmPhase};
 
@@ -195,6 +196,54 @@ fn without_the_targets_word_its_memory_is_given_up() {
     let (_, act) = bench.act();
     assert!(is_start(&act), "from its disks");
     assert_eq!(bench.report().closed, Epoch(0));
+}
+
+/// QEMU may wait for a target without power for as long as TCP does.
+#[test]
+fn a_source_does_not_wait_for_a_target_that_is_proven_dead() {
+    let (mut bench, old, _) = switching();
+    bench.held(Millis::secs(5));
+    assert!(bench.acts().is_empty(), "ownership has not come back");
+    bench.order(Some(run(1)));
+    let (freeze, act) = bench.acts().remove(0);
+    assert_eq!(act, Act::Freeze);
+    assert_eq!(bench.phase(), VmPhase::HandedOver);
+    bench.event(freeze, GuestEvent::Paused);
+    assert!(
+        last_outcome_ask(&bench).is_some(),
+        "it is asked all the same"
+    );
+    bench.effects.clear();
+    bench.held(Millis(2100));
+    assert_eq!(bench.act().1, Act::Kill);
+    bench.event(old, exit("killed"));
+    assert!(is_start(&bench.act().1), "from its disks");
+}
+
+#[test]
+fn a_late_failure_of_a_given_up_switchover_pauses_the_source_again() {
+    let (mut bench, _, send) = switching();
+    bench.order(Some(run(1)));
+    let (freeze, _) = bench.acts().remove(0);
+    bench.event(freeze, GuestEvent::Paused);
+    bench.effects.clear();
+    let detail = "connection timed out".to_owned();
+    bench.event(
+        send,
+        GuestEvent::SendFailed {
+            detail,
+            begun: true,
+            observed: Observed::Running,
+        },
+    );
+    assert_eq!(bench.acts().remove(0).1, Act::Freeze);
+}
+
+#[test]
+fn a_switchover_under_way_ends_with_an_ordered_stop() {
+    let (mut bench, _, _) = switching();
+    bench.order(Some(stop(1, StopMode::Hard)));
+    assert!(bench.acts().iter().any(|(_, act)| *act == Act::Kill));
 }
 
 #[test]

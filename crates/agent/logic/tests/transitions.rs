@@ -5,8 +5,7 @@ mod common;
 
 use common::*;
 use quorate_agent_logic::{
-    Act, Exit, GuestEvent, Input, Ledger, LedgerRecord, Observed,
-    ObservedMigration,
+    Act, Exit, GuestEvent, Input, Ledger, LedgerRecord, Observed, ObservedMigration,
 };
 use quorate_membership::Instant;
 use quorate_state::StopMode;

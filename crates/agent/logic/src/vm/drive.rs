@@ -289,7 +289,7 @@ impl VmMachine {
                 self.thaw(cx);
             }
             Stage::Sending { .. } => {
-                self.cancel_send(cx, "the migration was given up by the cluster");
+                self.give_up_send(cx, "the migration was given up by the cluster");
             }
             Stage::HandedOver(_) => self.drive_return(cx),
             _ => {}
@@ -329,7 +329,7 @@ impl VmMachine {
             return;
         }
         if let Stage::Sending { .. } = self.stage {
-            return self.cancel_send(cx, "the VM is being stopped");
+            return self.give_up_send(cx, "the VM is being stopped");
         }
         // Its memory may be stale; only its end is wanted.
         let stale = matches!(self.stage, Stage::HandedOver(_) | Stage::Incoming { .. });

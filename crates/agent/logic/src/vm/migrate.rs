@@ -47,7 +47,7 @@ impl VmMachine {
             Stage::Paused { .. } if begun => self.suspect(cx, entry),
             Stage::Paused { .. } => self.drive_run(cx, spec),
             Stage::Sending { id: mine, .. } if *mine != id => {
-                self.cancel_send(cx, "another migration has taken its place");
+                self.give_up_send(cx, "another migration has taken its place");
             }
             Stage::Sending { .. } => self.drive_sending(cx, cancel),
             Stage::HandedOver(over) if over.id == id => {
@@ -122,6 +122,27 @@ impl VmMachine {
                 self.act(cx, Act::Cancel);
             }
             SendStep::Stream { .. } | SendStep::Switching { .. } => {}
+        }
+    }
+
+    /// The cluster has given this migration up: the VM is this host's again. After the switchover was
+    /// ordered it is treated as handed over, even while QEMU still waits for a target that is dead.
+    pub(super) fn give_up_send(&mut self, cx: &mut Ctx<'_>, why: &str) {
+        let Stage::Sending {
+            id,
+            to,
+            step: SendStep::Switching { op },
+        } = &self.stage
+        else {
+            return self.cancel_send(cx, why);
+        };
+        let (id, to, watch) = (*id, Some(to.clone()), *op);
+        self.hand_over(cx, id, to, false);
+        self.note_migration(id, MigrationOutcome::InProgress, Some(why));
+        self.freeze_handed_over(cx);
+        // QEMU resumes a source whose migration fails, however late: the driver's word is still wanted.
+        if let Stage::HandedOver(over) = &mut self.stage {
+            over.watch = Some(watch);
         }
     }
 
@@ -318,7 +339,9 @@ impl VmMachine {
             return;
         };
         let useful = (!over.sent || over.returned_at.is_some()) && !over.never_ran;
-        if !useful || over.watch.is_some() || over.ask.is_some() || now < over.ask_at {
+        // As long as the driver watches it, its word comes first; but not for ever.
+        let watched = over.watch.is_some() && over.returned_at.is_none();
+        if !useful || watched || over.ask.is_some() || now < over.ask_at {
             return;
         }
         if let Some(to) = &over.to {

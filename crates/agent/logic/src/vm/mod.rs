@@ -31,7 +31,7 @@
 //! | Running | Stop | power down, save or kill; hard after the timeout |
 //! | Running | MigrateOut | ask the target, send, order the switchover, hand over |
 //! | Paused | Run, MigrateOut before the switchover, graceful stop, arrived MigrateIn | thaw, when the lease allows |
-//! | Sending | anything else | cancel, unless the switchover was ordered |
+//! | Sending | anything else | cancel; hand over, if the switchover was ordered |
 //! | HandedOver | the same MigrateOut | stay paused |
 //! | HandedOver | same epoch, otherwise | target never ran it: thaw. Not known: restart from the disks |
 //! | Incoming | cancel, lease lost | kill, close |

@@ -8,6 +8,18 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+/// The group ffdhe2048 of RFC 7919. Without this file QEMU looks for a prime of its own for every target, which takes
+/// up to several seconds of a CPU.
+const DH_PARAMS: &str = "-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+";
+
 /// Where the files are.
 pub(crate) fn directory(dir: &Path) -> PathBuf {
     dir.join("migration-tls")
@@ -45,6 +57,7 @@ pub(crate) fn write(dir: &Path) -> Result<()> {
         ("server-key.pem", key),
         ("client-cert.pem", certificate),
         ("client-key.pem", key),
+        ("dh-params.pem", &DH_PARAMS.to_owned()),
     ] {
         replace(&target.join(name), content)?;
     }

@@ -25,24 +25,48 @@ fn daemon_and_guard_are_small_with_ten_guests() {
     let guard = cluster.programs(&host, "guard");
     assert_eq!((daemon.len(), guard.len()), (1, 1), "{daemon:?} {guard:?}");
     // Not a moment of luck: the largest of several looks.
-    let mut most = (0.0, 0.0, 0.0);
+    let mut most = Memory::default();
     cluster.holds("the limit", Duration::from_secs(5), || {
-        let mib = |pid: i32| process::resident_kib(pid) as f64 / 1024.0;
-        let (one, two) = (mib(daemon[0]), mib(guard[0]));
-        if one + two > most.0 {
-            most = (one + two, one, two);
+        let now = Memory::of(daemon[0], guard[0]);
+        if now.counted > most.counted {
+            most = now;
         }
-        (one + two < LIMIT_MIB)
+        (now.counted < LIMIT_MIB)
             .then_some(())
-            .ok_or_else(|| format!("daemon {one:.1} MiB, guard {two:.1} MiB"))
+            .ok_or_else(|| format!("{now:?}"))
     });
     measured(
         "memory of daemon and guard with 10 VMs",
-        most.0,
+        most.counted,
         "MiB",
-        &format!(
-            "< {LIMIT_MIB} MiB; daemon {:.1}, guard {:.1}, debug build",
-            most.1, most.2
-        ),
+        &format!("< {LIMIT_MIB} MiB; {most:.1?}"),
     );
+}
+
+/// In MiB. Most of what is resident are pages of the program's file, which the two share, and which are
+/// several times as many in a debug build: they count once.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(dead_code, reason = "printed")]
+struct Memory {
+    counted: f64,
+    daemon_resident: f64,
+    daemon_own: f64,
+    guard_resident: f64,
+    guard_own: f64,
+}
+
+impl Memory {
+    fn of(daemon: i32, guard: i32) -> Self {
+        let mib = |pid: i32, key: &str| process::status_kib(pid, key) as f64 / 1024.0;
+        let all = |pid: i32| mib(pid, "VmRSS:");
+        let own = |pid: i32| mib(pid, "RssAnon:") + mib(pid, "RssShmem:");
+        let file = |pid: i32| all(pid) - own(pid);
+        Self {
+            counted: own(daemon) + own(guard) + file(daemon).max(file(guard)),
+            daemon_resident: all(daemon),
+            daemon_own: own(daemon),
+            guard_resident: all(guard),
+            guard_own: own(guard),
+        }
+    }
 }

@@ -5,7 +5,7 @@ use crate::harness::{Cluster, LONG, Options, find_host, find_vm};
 use quorate_api::view::{HostState, VmState};
 use quorate_lab::site::CLUSTER_PORT;
 use quorate_lab::supervisor::protocol::Request;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -187,7 +187,7 @@ fn stranger(cluster: &Cluster) {
     assert!(cluster.view_from("h1").unwrap().cluster.revision >= revision);
 }
 
-fn files(dir: &std::path::Path) -> Vec<PathBuf> {
+fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap().flatten() {
         match entry.path() {
@@ -200,10 +200,10 @@ fn files(dir: &std::path::Path) -> Vec<PathBuf> {
 
 #[test]
 fn manifests_disks_and_broken_logs() {
+    // Before the machines, so that they see it.
+    let small = SmallDisk::mount();
     let cluster = Cluster::machines(&Options::default());
-    // Unmounted before the lab goes.
-    let small = SmallDisk::default();
-    small.mount(cluster.lab.site().data_dir("h3"));
+    small.replace(&cluster.lab.site().data_dir("h3"));
     cluster.lab.form_cluster("lab", None).unwrap();
     cluster.wait_healthy();
     cluster.apply(&[]);
@@ -216,7 +216,15 @@ fn manifests_disks_and_broken_logs() {
 
 /// Errors have a place and a hint, and change nothing.
 fn bad_manifests(cluster: &Cluster) {
-    let before = cluster.view().cluster.revision;
+    // What the cluster itself still had to commit about the new pool.
+    let mut before = cluster.view().cluster.revision;
+    cluster.eventually("a revision that stays", LONG, || {
+        quorate_lab::wait::pause(Duration::from_secs(1));
+        let last = std::mem::replace(&mut before, cluster.view().cluster.revision);
+        (last == before)
+            .then_some(())
+            .ok_or_else(|| format!("{before:?}"))
+    });
     let vm = "  v:\n    memory: 64MiB\n    boot: {kernel: {kernel: /k}}\n";
     let other = vm.replace("  v:", "  w:");
     let cases = [
@@ -284,7 +292,7 @@ fn impossible(cluster: &Cluster) {
          \x20 huge:\n    memory: 900GiB\n    boot: {{kernel: {{kernel: {kernel}}}}}\n\
          \x20 missing:\n    memory: 64MiB\n    boot: {{kernel: {{kernel: {kernel}}}}}\n    disks: [{{pool: shared, image: missing.raw}}]\n\
          \x20 faraway:\n    memory: 64MiB\n    boot: {{kernel: {{kernel: {kernel}}}}}\n    disks: [{{pool: far, image: f.raw, size: 1MiB}}]\n",
-        shared.display(),
+        cluster.lab.site().dir.display(),
         kernel = image.kernel.display(),
     );
     cluster.apply_text(&text).unwrap();
@@ -319,43 +327,48 @@ fn impossible(cluster: &Cluster) {
             .then_some(())
             .ok_or_else(|| format!("{vm:?}"))
     });
+    // It has no operating system that could be asked.
+    cluster.must(&["vm", "stop", "missing", "--hard", "--wait"]);
     for vm in ["huge", "missing", "faraway"] {
         cluster.must(&["delete", "vm", vm, "--wait"]);
     }
 }
 
 /// A small file system for one host's state.
-#[derive(Default)]
-struct SmallDisk(std::cell::RefCell<Option<PathBuf>>);
+struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(&self, dir: PathBuf) {
+    fn mount() -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let done = Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"])
-            .arg(&dir)
+            .arg(dir.path())
             .status();
         assert!(done.unwrap().success());
-        *self.0.borrow_mut() = Some(dir);
+        Self(dir)
     }
 
-    fn dir(&self) -> PathBuf {
-        self.0.borrow().clone().unwrap()
+    /// Takes the place of an empty directory.
+    fn replace(&self, dir: &Path) {
+        std::fs::remove_dir(dir).unwrap();
+        std::os::unix::fs::symlink(self.0.path(), dir).unwrap();
     }
 }
 
 impl Drop for SmallDisk {
-    /// Before the lab removes its folder, also after a failure; lazily, since the daemon may still run there.
+    /// Lazily: a daemon may still run there.
     fn drop(&mut self) {
-        if let Some(dir) = self.0.borrow_mut().take() {
-            let _ = Command::new("umount").arg("--lazy").arg(dir).status();
-        }
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
     }
 }
 
 /// The disk with a host's log is full: its daemon ends clearly, the others go on, nothing is lost.
 fn full_disk(cluster: &Cluster, small: &SmallDisk) {
     let deaths = cluster.status("h3").daemon_deaths;
-    let filler = small.dir().join("filler");
+    let filler = small.0.path().join("filler");
     let _ = Command::new("dd")
         .args(["if=/dev/zero", "bs=64k", "status=none"])
         .arg(format!("of={}", filler.display()))

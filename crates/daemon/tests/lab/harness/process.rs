@@ -139,12 +139,12 @@ pub(crate) fn alive(copy: &Copy) -> bool {
         .is_some_and(|fields| TICK * fields[19].parse::<u32>().unwrap_or(0) == copy.started)
 }
 
-/// Resident memory in KiB.
-pub(crate) fn resident_kib(pid: i32) -> u64 {
+/// A line of `/proc/PID/status` that counts memory, in KiB.
+pub(crate) fn status_kib(pid: i32, key: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(key))
         .and_then(|rest| rest.split_ascii_whitespace().next()?.parse().ok())
         .unwrap_or(0)
 }

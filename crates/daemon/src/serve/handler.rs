@@ -91,6 +91,7 @@ impl PeerHandler {
             ca_certificate: cluster.ca_certificate.clone(),
             cluster_id: cluster.id.clone(),
             cluster_name: cluster.name.clone(),
+            lease: cluster.settings.lease,
         })
     }
 }

@@ -20,8 +20,18 @@ use tracing::{debug, warn};
 /// Heartbeats under way at a time.
 const IN_FLIGHT: usize = 8;
 
+/// How long the first heartbeat waits for the guard: a host that says `not armed` gets no lease before
+/// that is recorded, so a restarted daemon does not say it before it knows.
+const GUARD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Sends heartbeats for the life of the daemon.
 pub(crate) async fn run(core: Arc<Core>) {
+    let mut reports = core.agent.reports();
+    let armed = reports.wait_for(|report| report.guard_armed && report.watchdog_ms.is_some());
+    // A host without a watchdog never is: it begins after that time.
+    let _ = tokio::time::timeout(GUARD_WITHIN, armed)
+        .await
+        .map(|armed| armed.map(drop));
     let slots = Arc::new(Semaphore::new(IN_FLIGHT));
     let want_report = Arc::new(AtomicBool::new(true));
     let mut last_leader = None;

@@ -1,7 +1,7 @@
 //! What a host knows of itself, in `DIR/node.json`: written once, by `init` or `join`.
 
 use anyhow::{Context as _, Result, bail};
-use quorate_types::{HostName, NodeId};
+use quorate_types::{HostName, LeaseTimings, NodeId};
 use serde::{Deserialize, Serialize};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -22,6 +22,9 @@ pub(crate) struct NodeFile {
     pub(crate) node: NodeId,
     /// Where peers reach it, `address:port`.
     pub(crate) address: String,
+    /// Timing of the lease when the host joined, for a start before the state has arrived.
+    #[serde(default)]
+    pub(crate) lease: LeaseTimings,
 }
 
 /// Format this program writes.

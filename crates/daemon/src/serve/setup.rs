@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use quorate_consensus::{Config, Consensus};
 use quorate_state::{Command, Envelope, FORMAT};
 use quorate_transport::{Ca, CaOptions, HostKey, HostPublicKey, Identity, JoinToken, Subject};
-use quorate_types::{ClusterSettings, HostName, NodeId};
+use quorate_types::{ClusterSettings, HostName, LeaseTimings, NodeId};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -48,6 +48,8 @@ pub(crate) struct JoinReply {
     pub(crate) cluster_id: String,
     /// Cluster's name.
     pub(crate) cluster_name: String,
+    /// Timing of the lease, for a start before the state has arrived.
+    pub(crate) lease: LeaseTimings,
 }
 
 fn prepare_dir(dir: &Path) -> Result<()> {
@@ -90,6 +92,7 @@ pub(crate) async fn init(
         .check()
         .map_err(|problem| anyhow::anyhow!("settings: {problem}"))?;
     prepare_dir(dir)?;
+    let lease = settings.lease;
     let now = SystemTime::now();
     let cluster_id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?
         .trim()
@@ -149,6 +152,7 @@ pub(crate) async fn init(
         host,
         node: 1,
         address: address.to_owned(),
+        lease,
     };
     file.save(dir)?;
     Ok(file)
@@ -183,6 +187,7 @@ pub(crate) async fn join(
         host,
         node: reply.node,
         address: address.to_owned(),
+        lease: reply.lease,
     };
     file.save(dir)?;
     Ok(file)

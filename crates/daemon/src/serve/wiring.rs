@@ -49,7 +49,12 @@ pub(crate) async fn start_agent(
         .address
         .parse()
         .context("the address in node.json is damaged")?;
-    let lease = states.borrow().settings().lease;
+    let known = states
+        .borrow()
+        .cluster
+        .as_ref()
+        .map(|cluster| cluster.settings.lease);
+    let lease = known.unwrap_or(node.lease);
     let config = AgentConfig {
         host: node.host.clone(),
         dir: agent_dir,

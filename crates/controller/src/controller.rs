@@ -7,11 +7,11 @@
 
 use crate::clock::boot_now;
 use crate::group::{Group, Leading, ProposeFailure};
-use crate::leases::{Leases, owns_something};
 use crate::picture::{HostPicture, Picture};
 use crate::power::{Finished, Power, PowerSwitch};
-use crate::voters::{Change, next_change};
-use crate::wire::{HeartbeatReply, HeartbeatRequest};
+use quorate_controller_logic::{
+    Change, HeartbeatReply, HeartbeatRequest, Leases, next_change, owns_something,
+};
 use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError};
 use quorate_planner::Input;
 use quorate_state::{Command, Plan, Refusal, State};
@@ -602,13 +602,8 @@ impl Loop {
         let change = {
             let guard = lock(&self.inner.leases);
             let Some(leases) = guard.as_ref() else { return };
-            next_change(
-                self.inner.group.as_ref(),
-                state,
-                &leases.table,
-                leases.elected,
-                now,
-            )
+            let group = &self.inner.group;
+            next_change(&group.members(), group.node(), state, leases, now)
         };
         let Some(change) = change else { return };
         let group = Arc::clone(&self.inner.group);

@@ -1,9 +1,10 @@
 //! What the controller needs of the consensus group; the daemon puts openraft behind it.
 
 use async_trait::async_trait;
+use quorate_controller_logic::GroupMembers;
 use quorate_state::{Command, Outcome, Refusal, State};
 use quorate_types::NodeId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -17,21 +18,6 @@ pub struct Leading {
     pub term: u64,
     /// It is this node.
     pub is_self: bool,
-}
-
-/// Members of the group.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct GroupMembers {
-    /// Nodes that vote.
-    pub voters: BTreeSet<NodeId>,
-    /// Nodes that only follow.
-    pub learners: BTreeSet<NodeId>,
-    /// A change of voters was left half done.
-    pub changing: bool,
-    /// On the leader: how far each node's log matches.
-    pub matched: BTreeMap<NodeId, Option<u64>>,
-    /// Newest entry of this node's log.
-    pub last: u64,
 }
 
 /// Why a command was not applied.

@@ -36,6 +36,8 @@ use tokio_util::task::TaskTracker;
 
 /// Bound for finding out whether one guest lives.
 const ADOPT_WITHIN: Duration = Duration::from_secs(5);
+/// Bound for preparing a pool.
+const DEFINE_WITHIN: Duration = Duration::from_secs(20);
 /// Bound for the end of all tasks.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 const INBOX: usize = 1024;
@@ -365,8 +367,13 @@ impl AgentHandle {
     /// A sentence for the operator.
     pub async fn define_pool(&self, name: &PoolName, spec: &PoolSpec) -> Result<String, String> {
         let pool = self.inner.shared.drivers.pools.open(name, spec);
-        let marker = pool.define().await.map_err(|error| text(&error))?;
-        Ok(marker.id)
+        match timeout(DEFINE_WITHIN, pool.define()).await {
+            Ok(Ok(marker)) => Ok(marker.id),
+            Ok(Err(error)) => Err(text(&error)),
+            Err(_) => Err(format!(
+                "the storage of pool {name} does not answer: look at its mount"
+            )),
+        }
     }
 
     /// What the VM wrote to its serial port.

@@ -100,11 +100,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
 
     tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
-    let factory = quorate_agent::Pools {
-        cluster_id: node.cluster_id.clone(),
-        host: node.host.clone(),
-    };
-    tokio::spawn(pools::prepare(Arc::clone(&core), factory));
+    tokio::spawn(pools::prepare(Arc::clone(&core)));
     let book = address_book(node.node, states, peers, server);
     let api = wiring::serve_api(dir, Arc::clone(&core), stopped);
     sd_notify();

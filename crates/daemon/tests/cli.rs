@@ -251,6 +251,43 @@ async fn completions_and_manual_pages_are_made() {
     assert!(dir.path().join("quorate-vm-migrate.1").exists());
 }
 
+#[tokio::test]
+async fn make_install_puts_everything_in_place_and_takes_it_away_again() {
+    let root = tempfile::tempdir().unwrap();
+    let make = |target: &str| {
+        let mut command = Command::new("make");
+        command
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .args(["--no-print-directory", target, "PREFIX=/opt/q"])
+            .arg(concat!("BINARY=", env!("CARGO_BIN_EXE_quorate")))
+            .arg(format!("DESTDIR={}", root.path().display()))
+            .env_remove("MAKEFLAGS");
+        command.output()
+    };
+    let ran = make("install").await.unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    let place = root.path().join("opt/q");
+    let read = |path: &str| std::fs::read_to_string(place.join(path)).unwrap();
+    let unit = read("lib/systemd/system/quorate.service");
+    assert!(
+        unit.contains("ExecStart=/opt/q/bin/quorate serve"),
+        "{unit}"
+    );
+    assert!(read("share/man/man1/quorate-host-drain.1").contains(".TH"));
+    for path in [
+        "share/bash-completion/completions/quorate",
+        "share/zsh/site-functions/_quorate",
+        "share/fish/vendor_completions.d/quorate.fish",
+    ] {
+        assert!(read(path).contains("QUORATE_COMPLETE"), "{path}");
+    }
+    let ran = make("uninstall").await.unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(!place.join("bin/quorate").exists());
+    let left = std::fs::read_dir(place.join("share/man/man1")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
 /// What Tab offers at the end of a line.
 async fn tab(dir: &std::path::Path, line: &str) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));

@@ -29,6 +29,9 @@ pub enum ProposeFailure {
     /// It was not and will not be applied.
     #[error("{0}")]
     NotDone(String),
+    /// It exceeds what the log takes, and never will be applied.
+    #[error("{0}")]
+    TooLarge(String),
     /// It may or may not be applied later.
     #[error("{0}")]
     Unknown(String),

@@ -21,6 +21,8 @@ mod controller;
 mod group;
 mod picture;
 mod power;
+#[cfg(test)]
+mod tests;
 
 pub use clock::boot_now;
 pub use controller::{Controller, ControllerError};

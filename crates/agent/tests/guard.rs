@@ -277,6 +277,9 @@ async fn one_that_is_told_to_end_while_it_hangs_can_be_told_again() {
     let site = Site::new().await;
     let pid = site.guard_pid();
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    // The signal takes effect a moment later.
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {}
     let unheard = site.guard.exit().await;
     let mut status = site.guard.status();
     // The link is given up while the order to end is under way.

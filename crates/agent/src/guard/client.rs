@@ -564,7 +564,8 @@ impl Link {
         let bytes = serde_json::to_vec(&request)?;
         send_packet(self.socket.get_ref(), &bytes, fd)?;
         let asked = Instant::now();
-        self.pending.insert(self.seq, Pending { asked, exit, reply });
+        self.pending
+            .insert(self.seq, Pending { asked, exit, reply });
         Ok(())
     }
 

@@ -135,6 +135,7 @@ impl Agent {
         };
         for (adopted, guest) in found {
             let run = adopted.run;
+            shared.set_pid(&adopted.vm, Some(guest.identity().pid));
             host.order(adopted.vm, Command::Adopted { run, guest });
         }
         shared.spawn(host.run(effects, inbox_rx, guard_rx));
@@ -406,12 +407,18 @@ impl AgentHandle {
         }
     }
 
-    /// For a host that is being switched off and has no guest left: ends the guard, which disarms the
-    /// watchdog.
+    /// For a daemon that ends on a host without guests, such as one that is being switched off: ends the guard,
+    /// which disarms the watchdog. Nothing can be started afterwards.
     ///
     /// # Errors
-    /// While there are guests.
+    /// While there are guests, whether the guard knows of them or not.
     pub async fn retire_guard(&self) -> Result<(), GuardError> {
-        self.inner.shared.guard.exit().await
+        let shared = &self.inner.shared;
+        let guests: Vec<String> = shared.living().iter().map(ToString::to_string).collect();
+        if !guests.is_empty() {
+            let text = format!("there are guests still: {}", guests.join(", "));
+            return Err(GuardError::Refused(text));
+        }
+        shared.guard.exit().await
     }
 }

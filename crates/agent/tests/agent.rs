@@ -335,12 +335,29 @@ async fn a_vm_is_started_guarded_and_stopped() {
     let taps = world.networks[0].list_taps().await.unwrap();
     assert!(taps.len() == 1 && !taps[0].muted);
     assert!(world.dir.path().join("san/db.raw").exists());
+    let refused = world.agent(1).retire_guard().await;
+    assert!(matches!(refused, Err(GuardError::Refused(text)) if text.contains("db")));
     world.act(Action::Stop {
         vm: vm(),
         mode: StopMode::Graceful,
     });
     world.until(1, "closed", |vm| vm.closed == Epoch(1)).await;
     assert!(world.executing().is_empty());
+    assert!(
+        !world.guards[0]
+            .asked
+            .lock()
+            .unwrap()
+            .contains(&"exit".to_owned())
+    );
+    assert_eq!(world.agent(1).retire_guard().await, Ok(()));
+    assert!(
+        world.guards[0]
+            .asked
+            .lock()
+            .unwrap()
+            .contains(&"exit".to_owned())
+    );
     let end = Instant::now() + SOON;
     while !world.networks[0].list_taps().await.unwrap().is_empty() {
         assert!(Instant::now() < end, "its tap stays");

@@ -121,6 +121,9 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     info!("stopping; guests go on");
     // Nobody listens any more if the tasks have ended already.
     let _ = stop.send(true);
+    if outcome.is_ok() {
+        retire_guard(&core).await;
+    }
     core.agent.shutdown().await;
     if tokio::time::timeout(STOP_WITHIN, consensus.shutdown())
         .await
@@ -129,6 +132,15 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         warn!("the replicated log did not close in time: the disk may be stuck");
     }
     outcome
+}
+
+/// A host without guests needs no guard: with its end the watchdog is disarmed, so that a machine that is being
+/// switched off is not reset by it half-way. With guests the guard goes on.
+async fn retire_guard(core: &Core) {
+    match core.agent.retire_guard().await {
+        Ok(()) => info!("no guest is here: the guard has ended and the watchdog is disarmed"),
+        Err(error) => info!(%error, "the guard goes on"),
+    }
 }
 
 /// Waits for a part to fail, and says why.

@@ -325,6 +325,27 @@ async fn names_are_completed_and_a_daemon_that_does_not_answer_is_not_waited_for
 }
 
 #[tokio::test]
+async fn bash_completes_with_the_script() {
+    let bin = std::path::Path::new(env!("CARGO_BIN_EXE_quorate"));
+    let path = format!(
+        "{}:{}",
+        bin.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let session = "source <(quorate completion bash) && COMP_WORDS=(quorate vm mig) COMP_CWORD=2 COMP_TYPE=9 \
+        && _clap_complete_quorate quorate mig vm && echo \"${COMPREPLY[*]}\"";
+    let output = Command::new("bash")
+        .args(["-c", session])
+        .env("PATH", path)
+        .output()
+        .await;
+    let Ok(output) = output else {
+        return eprintln!("skipped: there is no bash");
+    };
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "migrate\n");
+}
+
+#[tokio::test]
 async fn a_token_stands_alone_on_standard_output() {
     let site = Site::start(Limits::default()).await;
     let ran = run(&site, "token create --ttl 5m").await;

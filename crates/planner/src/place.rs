@@ -10,7 +10,7 @@ use crate::work::{Own, Work};
 use quorate_state::Reason;
 
 pub(crate) fn run(work: &mut Work<'_>) {
-    let mut waiting: Vec<(usize, u64)> = Vec::new();
+    let mut waiting: Vec<(usize, usize)> = Vec::new();
     let mut priority = i32::MAX;
     let free = work
         .vms
@@ -31,7 +31,7 @@ pub(crate) fn run(work: &mut Work<'_>) {
         if work.vms[vm].priority < priority {
             priority = work.vms[vm].priority;
             for (host, bytes) in waiting.drain(..) {
-                work.hosts[host].held += bytes;
+                work.room.hold(host, bytes);
             }
         }
         let keeps = lowest.is_some_and(|lowest| lowest < work.vms[vm].priority);
@@ -39,13 +39,11 @@ pub(crate) fn run(work: &mut Work<'_>) {
             waiting.push(kept);
         }
     }
-    for host in &mut work.hosts {
-        host.held = 0;
-    }
+    work.room.let_go();
 }
 
 /// Starts a VM if it can be; otherwise returns the room that it `keeps`, if it is about to come.
-fn place(work: &mut Work<'_>, vm: usize, keeps: bool) -> Option<(usize, u64)> {
+fn place(work: &mut Work<'_>, vm: usize, keeps: bool) -> Option<(usize, usize)> {
     let unmet = work.unmet(vm);
     let now = work.input.now;
     let later = work.input.memory.start_after(work.vms[vm].name);
@@ -63,7 +61,7 @@ fn place(work: &mut Work<'_>, vm: usize, keeps: bool) -> Option<(usize, u64)> {
             return None;
         }
         let host = work.choose_start(vm, None).best?;
-        return Some((host, work.vms[vm].need()));
+        return Some((host, vm));
     }
     let (choice, asked) = choose(work, vm);
     // A host that fits is up and has a QEMU, so there is a machine to start with.
@@ -123,7 +121,7 @@ fn choose(work: &Work<'_>, vm: usize) -> (Choice, bool) {
 pub(crate) fn no_host(work: &Work<'_>, vm: usize, choice: &Choice) -> String {
     format!(
         "no host can take it ({} needed): {}",
-        mib(work.vms[vm].need()),
+        mib(work.room.need(vm)[crate::room::MEMORY]),
         choice.rejections(work)
     )
 }

@@ -273,6 +273,29 @@ async fn ends_when_told_to_and_only_without_guests() {
 }
 
 #[tokio::test]
+async fn one_that_is_told_to_end_while_it_hangs_can_be_told_again() {
+    let site = Site::new().await;
+    let pid = site.guard_pid();
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    // The signal takes effect a moment later.
+    let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {}
+    let unheard = site.guard.exit().await;
+    let mut status = site.guard.status();
+    // The link is given up while the order to end is under way.
+    let doubted = tokio::time::timeout(SOON, status.wait_for(|status| !status.armed))
+        .await
+        .is_ok();
+    rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(unheard, Err(GuardError::Unreachable));
+    assert!(doubted);
+    let end = Instant::now() + SOON;
+    while let Err(error) = site.guard.exit().await {
+        assert!(Instant::now() < end, "{error}");
+    }
+}
+
+#[tokio::test]
 async fn is_small() {
     let site = Site::new().await;
     let pid = site.guard_pid().as_raw_nonzero();

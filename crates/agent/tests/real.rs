@@ -259,8 +259,8 @@ impl World {
     async fn clean(self, hosts: u8) {
         for n in 1..=hosts {
             let end = Instant::now() + SOON;
-            while self.agent(n).retire_guard().await.is_err() {
-                assert!(Instant::now() < end, "the guard does not end");
+            while let Err(error) = self.agent(n).retire_guard().await {
+                assert!(Instant::now() < end, "the guard does not end: {error}");
             }
             self.stop_agent(n).await;
         }

@@ -71,6 +71,7 @@ impl Site {
         ip("link set peer0 address 02:ee:00:00:00:01 up");
         let driver = LinuxNetwork::open().unwrap();
         driver.ensure_bridge(&bridge(1500)).await.unwrap();
+        wait_forwarding("up0");
         let index = ifindex("peer0");
         Self {
             driver,
@@ -83,6 +84,9 @@ impl Site {
         self.driver.create_tap(&spec).await.unwrap();
         let port = attach_plain(&spec.ifname).unwrap();
         rustix::io::ioctl_fionbio(&port, true).unwrap();
+        if !muted {
+            wait_forwarding(&spec.ifname);
+        }
         Guest {
             port,
             mac: spec.guest_mac,
@@ -179,6 +183,26 @@ fn ifindex(name: &str) -> u32 {
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text.split(':').next().unwrap().trim().parse().unwrap()
+}
+
+/// Waits until the bridge passes frames on to a port: the kernel enables one some time after its carrier
+/// has come up.
+fn wait_forwarding(name: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let output = Command::new("bridge")
+            .args(["-d", "link", "show", "dev", name])
+            .output()
+            .unwrap();
+        if String::from_utf8_lossy(&output.stdout).contains("state forwarding") {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{name} never forwards: {output:?}"
+        );
+        std::thread::yield_now();
+    }
 }
 
 fn bridge(mtu: u32) -> BridgeSpec {

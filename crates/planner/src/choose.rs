@@ -1,6 +1,6 @@
 //! Choosing a host: hard rules first, then the best score, then the first name.
 
-use crate::fit::{Query, Reject};
+use crate::fit::{Ask, Query, Reject};
 use crate::score::Score;
 use crate::work::Work;
 use quorate_state::{Candidate, Reason};
@@ -43,7 +43,7 @@ impl Work<'_> {
 
     /// The short way and the long one say the same of every host.
     #[cfg(test)]
-    fn check_agreement(&self, query: &Query<'_>, ask: &crate::fit::Ask) {
+    fn check_agreement(&self, query: &Query<'_>, ask: &Ask) {
         for at in 0..self.hosts.len() {
             let short = ask.set.has(at) && self.passes(query, ask, at);
             let long = self.fit(query, at);
@@ -66,13 +66,49 @@ impl Work<'_> {
         }
     }
 
-    /// The best host alone, without anything to explain it.
-    pub(crate) fn best(&self, query: &Query<'_>, except: Option<usize>) -> Option<usize> {
-        let ask = self.ask(query);
-        let hosts = ask.set.iter().filter(|at| Some(*at) != except);
-        let fits = hosts.filter(|at| self.passes(query, &ask, *at));
-        let scored = fits.map(|at| (self.score(query, &ask, at).total, std::cmp::Reverse(at)));
-        scored.max().map(|(_, at)| at.0)
+    /// The best host for a start, without anything to explain it. `alone`: if there is no room for
+    /// all of its group, for it alone.
+    pub(crate) fn best_start(&self, vm: usize, alone: bool) -> Option<usize> {
+        self.pick(vm, alone, |work, query, ask, at| {
+            work.score(query, ask, at).total
+        })
+    }
+
+    /// A host for a start that leaves the least room; or, if not `tight`, the best one.
+    pub(crate) fn tightest_start(&self, vm: usize, tight: bool) -> Option<usize> {
+        if !tight {
+            return self.best_start(vm, false);
+        }
+        self.pick(vm, false, |work, query, ask, at| {
+            let score = work.score(query, ask, at);
+            -score.free()
+        })
+    }
+
+    fn pick(
+        &self,
+        vm: usize,
+        alone: bool,
+        value: impl Fn(&Self, &Query<'_>, &Ask, usize) -> i64,
+    ) -> Option<usize> {
+        let pick = |query: &Query<'_>| {
+            let ask = self.ask(query);
+            let hosts = ask.set.iter().filter(|at| self.passes(query, &ask, *at));
+            let valued = hosts.map(|at| (value(self, query, &ask, at), std::cmp::Reverse(at)));
+            valued.max().map(|(_, at)| at.0)
+        };
+        let whole = Query {
+            vm,
+            ..Query::default()
+        };
+        pick(&whole).or_else(|| {
+            self.groups.of[vm].filter(|_| alone)?;
+            let alone = Query {
+                alone: true,
+                ..whole
+            };
+            pick(&alone)
+        })
     }
 
     /// Where a free VM would start. Room for its whole group is looked for first.
@@ -95,6 +131,14 @@ impl Work<'_> {
 }
 
 impl Choice {
+    /// A choice that nobody asks the reason of.
+    pub(crate) fn of(best: Option<usize>) -> Self {
+        Self {
+            best,
+            ranked: Vec::new(),
+        }
+    }
+
     pub(crate) fn candidates(&self, work: &Work<'_>) -> Vec<Candidate> {
         let candidate = |(at, result): &(usize, Result<Score, Reject>)| Candidate {
             host: work.hosts[*at].name.clone(),

@@ -35,6 +35,7 @@ mod place;
 mod reach;
 mod recover;
 mod relocate;
+mod repair;
 mod room;
 mod score;
 mod stop;

@@ -23,7 +23,7 @@ pub(crate) struct Room<'a> {
     used: Vec<u64>,
     /// Kept for companions that belong there and still have to come.
     reserved: Vec<u64>,
-    /// Kept for VMs of higher priority that wait for something.
+    /// Of what is used, kept for VMs of higher priority that wait for something.
     held: Vec<u64>,
     need: Vec<u64>,
 }
@@ -145,7 +145,7 @@ impl<'a> Room<'a> {
         let from = host * self.columns;
         (0..self.columns).all(|n| {
             let own = own.map_or(0, |own| own[n]);
-            let kept = self.held[from + n].saturating_add(self.reserved[from + n] - own);
+            let kept = self.reserved[from + n] - own;
             let taken = self.used[from + n].saturating_add(kept);
             need[n] == 0 || taken.saturating_add(need[n]) <= self.have[from + n]
         })
@@ -156,16 +156,16 @@ impl<'a> Room<'a> {
         let from = host * self.columns;
         (0..self.columns).find_map(|n| {
             let own = own.map_or(0, |own| own[n]);
-            let kept = self.held[from + n].saturating_add(self.reserved[from + n] - own);
+            let reserved = self.reserved[from + n] - own;
             let have = self.have[from + n];
             let free = have.saturating_sub(self.used[from + n]);
-            let short = need[n] > 0 && need[n] > free.saturating_sub(kept);
+            let short = need[n] > 0 && need[n] > free.saturating_sub(reserved);
             short.then(|| Short {
                 column: n,
-                free: free.saturating_sub(kept),
+                free: free.saturating_sub(reserved),
                 have,
                 need: need[n],
-                kept: kept.min(free),
+                kept: reserved.min(free).saturating_add(self.held[from + n]),
             })
         })
     }

@@ -37,6 +37,11 @@ pub(crate) struct Score {
 }
 
 impl Score {
+    /// Thousandths of the memory that are free then.
+    pub(crate) fn free(&self) -> i64 {
+        i64::try_from(self.free_permille).unwrap_or(0)
+    }
+
     pub(crate) fn describe(&self) -> String {
         let percent = self.free_permille / 10;
         let mut text = format!("{percent} % memory free then, {} VMs", self.guests);

@@ -159,6 +159,8 @@ pub(crate) struct Work<'a> {
     /// New guests' CPU and machine, by family.
     pub(crate) abis: [Option<GuestAbi>; 2],
     pub(crate) actions: Vec<PlannedAction>,
+    /// VMs that shall run and find no host.
+    pub(crate) stuck: Vec<usize>,
     notes: Option<BTreeMap<usize, String>>,
     pub(crate) host_notes: BTreeMap<usize, String>,
 }
@@ -212,6 +214,7 @@ impl<'a> Work<'a> {
             markers: BTreeMap::new(),
             abis: [None, None],
             actions: Vec::new(),
+            stuck: Vec::new(),
             notes: notes.then(BTreeMap::new),
             host_notes: BTreeMap::new(),
         };

@@ -49,9 +49,8 @@ sim: ## The simulator: 2000 seeds
 lab: build guest ## The end-to-end tests in the lab
 	@$(CARGO) test --quiet -p quorate-daemon --test lab -- --test-threads=1
 
-bench: deps ## Measurements: planner and consensus (the lab's figures are printed by `make lab`)
-	@$(CARGO) test --quiet --release -p quorate-planner speed -- --ignored --nocapture
-	@$(CARGO) test --quiet --release -p quorate-consensus -- --ignored --nocapture
+bench: build guest ## Measurements: target/bench/*.json and a table each (wants a quiet machine)
+	@QUORATE_BENCH_DIR="$(CURDIR)/target/bench" scripts/bench.sh
 
 target/release/quorate:
 	@$(CARGO) build --locked --release -p quorate-daemon

@@ -58,11 +58,13 @@ impl Work<'_> {
             saved: saved.filter(|_| ordered),
         };
         self.set_own(vm, Own::Free, |_| {});
-        let vm = &mut self.vms[vm];
+        let at = vm;
+        let vm = &mut self.vms[at];
         vm.saved = resumes;
         if !resumes {
             vm.spec = &vm.record.spec;
             vm.abi = None;
+            self.room.set_vm(at, vm.spec);
         }
         self.push(action, reason);
     }

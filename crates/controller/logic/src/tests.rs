@@ -15,6 +15,7 @@ fn state(hosts: u64, armed: Option<Millis>) -> State {
         let record = HostRecord {
             node,
             address: format!("192.0.2.{node}:7420"),
+            spec: quorate_types::HostSpec::default(),
             mode: HostMode::Active,
             joined: Timestamp(0),
             armed,

@@ -22,6 +22,7 @@ mod abi;
 mod act;
 mod choose;
 mod depends;
+pub mod engine;
 mod explain;
 mod fit;
 mod groups;

@@ -39,6 +39,10 @@ impl Summary {
         let Some(rest) = line.trim().strip_prefix("* ") else {
             return;
         };
+        // What Pacemaker would like to do but cannot.
+        if rest.ends_with("(blocked)") || rest.ends_with(" blocked") {
+            return;
+        }
         let mut words = rest.split_whitespace();
         let (Some(verb), Some(name)) = (words.next(), words.next()) else {
             return;

@@ -206,6 +206,7 @@ pub(super) struct NodeState {
     pub(super) join: Option<String>,
     pub(super) expected: Option<String>,
     pub(super) attributes: Vec<AttributeSet>,
+    pub(super) utilization: Vec<AttributeSet>,
     pub(super) histories: Vec<History>,
 }
 

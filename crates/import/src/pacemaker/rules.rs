@@ -58,6 +58,15 @@ pub(super) fn holds(rule: &Rule, facts: &Facts<'_>) -> bool {
     }
 }
 
+/// Whether a rule depends on the time.
+pub(super) fn is_dated(rule: &Rule) -> bool {
+    rule.conditions.iter().any(|condition| match condition {
+        Condition::Rule(rule) => is_dated(rule),
+        Condition::Date { .. } => true,
+        _ => false,
+    })
+}
+
 /// The score of a rule on a host: written, or the value of one of its attributes.
 pub(super) fn score(rule: &Rule, facts: &Facts<'_>) -> Option<Score> {
     match &rule.score_attribute {

@@ -299,7 +299,10 @@ impl Made {
             None => self.graph.add(Some(unit), Task::Start, Some(host)),
         };
         self.check_host(placing, start);
-        if !placing.start_allowed(unit) {
+        let unsure = placing
+            .item(unit)
+            .is_some_and(|item| item.may_run_elsewhere && item.active.is_empty());
+        if unsure || !placing.start_allowed(unit) {
             self.graph.actions[start].runnable = false;
         }
         start

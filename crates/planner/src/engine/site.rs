@@ -212,6 +212,8 @@ pub struct Item {
     pub must_stop: Vec<HostId>,
     /// Hosts of which it is known whether it runs there.
     pub known_on: Vec<HostId>,
+    /// It may run somewhere that cannot be asked yet: it is not started elsewhere.
+    pub may_run_elsewhere: bool,
 }
 
 /// A wish for a host, or a ban.

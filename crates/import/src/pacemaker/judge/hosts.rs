@@ -113,6 +113,9 @@ impl Judge<'_> {
         };
         let transient = resolve(&self.state.attributes, &facts, None);
         self.host.attributes.extend(transient);
+        for (name, value) in resolve(&self.state.utilization, &facts, None) {
+            self.host.utilization.entry(name).or_insert(value);
+        }
         self.host.standby = values::is_true(self.host.attributes.get("standby"));
         self.host.maintenance = values::is_true(self.host.attributes.get("maintenance"));
         let shutdown = self.host.attributes.get("shutdown");

@@ -26,7 +26,7 @@ pub(crate) struct Options {
     pub(crate) stop_all: bool,
     pub(crate) maintenance: bool,
     pub(crate) stop_removed: bool,
-    pub(crate) shutdown_lock: bool,
+    pub(crate) probes: bool,
     pub(crate) no_quorum: NoQuorum,
     pub(crate) strategy: Strategy,
     pub(crate) node_pending_ms: u64,
@@ -68,7 +68,7 @@ impl Options {
             stop_all: truth(&["stop-all-resources"], false),
             maintenance: truth(&["maintenance-mode"], false),
             stop_removed: truth(&["stop-removed-resources", "stop-orphan-resources"], true),
-            shutdown_lock: truth(&["shutdown-lock"], false),
+            probes: truth(&["enable-startup-probes"], true),
             no_quorum: no_quorum(find(&["no-quorum-policy"]), cib, fencing),
             strategy: match find(&["placement-strategy"]).map(String::as_str) {
                 Some("utilization") => Strategy::Limit,

@@ -25,6 +25,9 @@ impl<'a> Reader<'a> {
                 attributes: attributes
                     .map(|node| self.sets(node, "instance_attributes"))
                     .unwrap_or_default(),
+                utilization: attributes
+                    .map(|node| self.sets(node, "utilization"))
+                    .unwrap_or_default(),
                 histories: self.histories(node),
             };
             self.cib.states.push(state);

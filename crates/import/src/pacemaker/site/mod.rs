@@ -20,6 +20,11 @@ pub(super) struct Question {
     /// Per unit: the index of its thing; `None` for groups.
     pub(super) things: Vec<Option<usize>>,
     pub(super) warnings: Vec<Problem>,
+    /// Per wish, rule and order of the site: the index of the constraint that it comes from.
+    pub(super) prefer_ids: Vec<usize>,
+    pub(super) together_ids: Vec<usize>,
+    pub(super) order_ids: Vec<usize>,
+    pub(super) any_ids: Vec<usize>,
 }
 
 /// Makes the question.
@@ -33,6 +38,10 @@ pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
         dimensions: Vec::new(),
         labels: Vec::new(),
         warnings: Vec::new(),
+        prefer_ids: Vec::new(),
+        together_ids: Vec::new(),
+        order_ids: Vec::new(),
+        any_ids: Vec::new(),
     };
     builder.rules();
     builder.dimensions();
@@ -45,6 +54,10 @@ pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
         site: builder.site,
         things: builder.things,
         warnings: builder.warnings,
+        prefer_ids: builder.prefer_ids,
+        together_ids: builder.together_ids,
+        order_ids: builder.order_ids,
+        any_ids: builder.any_ids,
     }
 }
 
@@ -59,6 +72,10 @@ struct Builder<'a> {
     /// Host attributes by which things are together.
     labels: Vec<String>,
     warnings: Vec<Problem>,
+    prefer_ids: Vec<usize>,
+    together_ids: Vec<usize>,
+    order_ids: Vec<usize>,
+    any_ids: Vec<usize>,
 }
 
 /// What a name in a constraint stands for.
@@ -201,16 +218,33 @@ impl Builder<'_> {
             strays: thing.strays.clone(),
             must_stop: thing.must_stop.clone(),
             known_on: thing.known_on.clone(),
+            may_run_elsewhere: self.may_run_elsewhere(thing),
         }
     }
 
+    /// Whether there is a host that would have to be asked, but does not answer yet.
+    fn may_run_elsewhere(&self, thing: &Thing) -> bool {
+        let hosts = self.judged.hosts.iter().enumerate();
+        self.judged.options.probes
+            && !thing.removed
+            && hosts.into_iter().any(|(at, host)| {
+                host.up && host.joining && !host.lost && !thing.known_on.contains(&at)
+            })
+    }
+
     fn constraints(&mut self) {
-        for constraint in &self.cib.constraints {
+        // Wishes for healthy hosts come from no constraint.
+        self.prefer_ids.resize(self.site.prefer.len(), usize::MAX);
+        for (at, constraint) in self.cib.constraints.iter().enumerate() {
             match constraint {
                 Constraint::Location(location) => self.location(location),
                 Constraint::Colocation(colocation) => self.colocation(colocation),
                 Constraint::Order(order) => self.order(order),
             }
+            self.prefer_ids.resize(self.site.prefer.len(), at);
+            self.together_ids.resize(self.site.together.len(), at);
+            self.order_ids.resize(self.site.orders.len(), at);
+            self.any_ids.resize(self.site.any_of.len(), at);
         }
     }
 

@@ -79,8 +79,14 @@ pub(crate) fn run(dir: &Path, list: Option<&Path>, details: bool) -> Result<()> 
     std::panic::set_hook(Box::new(|_| {}));
     for name in &names {
         let verdict = judge(dir, name, details)?;
-        let family = FAMILIES.iter().rev().find(|family| name.starts_with(**family));
-        totals.entry(family.unwrap_or(&"(other)")).or_default().add(&verdict);
+        let family = FAMILIES
+            .iter()
+            .rev()
+            .find(|family| name.starts_with(**family));
+        totals
+            .entry(family.unwrap_or(&"(other)"))
+            .or_default()
+            .add(&verdict);
         all.add(&verdict);
         match &verdict {
             Verdict::Pass => println!("{name}: pass"),
@@ -139,7 +145,9 @@ fn names(dir: &Path, list: Option<&Path>) -> Result<Vec<String>> {
 }
 
 fn judge(dir: &Path, name: &str, details: bool) -> Result<Verdict> {
-    let file = |folder: &str, ending: &str| -> PathBuf { dir.join(folder).join(format!("{name}.{ending}")) };
+    let file = |folder: &str, ending: &str| -> PathBuf {
+        dir.join(folder).join(format!("{name}.{ending}"))
+    };
     let path = file("xml", "xml");
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -170,7 +178,10 @@ fn judge(dir: &Path, name: &str, details: bool) -> Result<Verdict> {
 
 fn plan(text: &str, file: &str) -> Result<Planned, String> {
     let cib = pacemaker::read(text, file).map_err(|problems| {
-        let first = problems.problems.first().map(|one| one.render(&problems.file));
+        let first = problems
+            .problems
+            .first()
+            .map(|one| one.render(&problems.file));
         first.unwrap_or_default().replace('\n', " ")
     })?;
     if let Some(first) = cib.unsupported.first() {
@@ -181,6 +192,8 @@ fn plan(text: &str, file: &str) -> Result<Planned, String> {
         return Err(format!("{}{more}", first.message));
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    let now = now.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    });
     Ok(pacemaker::plan(&cib, now))
 }

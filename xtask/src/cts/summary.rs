@@ -55,10 +55,13 @@ impl Summary {
             return;
         }
         if verb == "Shutdown" {
-            self.deeds.insert(("shutdown", String::new(), name.to_owned()));
+            self.deeds
+                .insert(("shutdown", String::new(), name.to_owned()));
             return;
         }
-        let inner = rest.split_once('(').and_then(|(_, tail)| tail.split_once(')'));
+        let inner = rest
+            .split_once('(')
+            .and_then(|(_, tail)| tail.split_once(')'));
         let inner = inner.map_or("", |(inner, _)| inner.trim());
         let (from, to) = match inner.split_once("->") {
             Some((from, to)) => (last_word(from), last_word(to)),
@@ -110,7 +113,11 @@ impl Summary {
             };
             if !same {
                 let ours = ours.map_or("nowhere", String::as_str);
-                let theirs = if hosts.is_empty() { "nowhere".into() } else { hosts.join(" ") };
+                let theirs = if hosts.is_empty() {
+                    "nowhere".into()
+                } else {
+                    hosts.join(" ")
+                };
                 differences.push(format!("{name} is on {ours} afterwards, not {theirs}"));
             }
         }
@@ -120,13 +127,22 @@ impl Summary {
     /// The summary names one host of a resource that runs on several; it is stopped on all.
     fn is_further_copy(&self, (what, name, host): &Deed) -> bool {
         *what == "stop"
-            && self.before.get(name).is_some_and(|hosts| hosts.len() > 1 && hosts.contains(host))
-            && self.deeds.iter().any(|(what, other, _)| *what == "stop" && other == name)
+            && self
+                .before
+                .get(name)
+                .is_some_and(|hosts| hosts.len() > 1 && hosts.contains(host))
+            && self
+                .deeds
+                .iter()
+                .any(|(what, other, _)| *what == "stop" && other == name)
     }
 }
 
 fn last_word(text: &str) -> String {
-    text.split_whitespace().last().unwrap_or_default().to_owned()
+    text.split_whitespace()
+        .last()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Reads `* name (agent): state host`.
@@ -141,8 +157,19 @@ fn place(line: &str, places: &mut BTreeMap<String, Vec<String>>) {
         return;
     };
     let states = [
-        "Started", "Stopped", "FAILED", "ORPHANED", "REMOVED", "Promoted", "Unpromoted", "Starting", "Stopping",
-        "Migrating", "Monitoring", "[", "]",
+        "Started",
+        "Stopped",
+        "FAILED",
+        "ORPHANED",
+        "REMOVED",
+        "Promoted",
+        "Unpromoted",
+        "Starting",
+        "Stopping",
+        "Migrating",
+        "Monitoring",
+        "[",
+        "]",
     ];
     let mut depth = 0;
     let mut hosts = Vec::new();

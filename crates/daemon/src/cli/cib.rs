@@ -88,7 +88,10 @@ fn table(out: &Output, planned: &Planned) -> String {
         }
         text.push_str(&format!("{table}\n"));
     }
-    text.push_str(&format!("\n{} afterwards:\n\n", count(planned.placement.len() + planned.stopped.len(), "resource")));
+    text.push_str(&format!(
+        "\n{} afterwards:\n\n",
+        count(planned.placement.len() + planned.stopped.len(), "resource")
+    ));
     let mut table = out.table(&["RESOURCE", "HOST"]);
     for (resource, host) in &planned.placement {
         table.add_row([resource, host]);
@@ -121,7 +124,10 @@ pub(crate) fn read(path: &Path) -> Result<(Cib, String), CliError> {
     };
     let mut bytes = Vec::new();
     let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
-    reader.take(limit + 1).read_to_end(&mut bytes).map_err(bad)?;
+    reader
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(bad)?;
     let text = String::from_utf8(bytes)
         .map_err(|_| CliError::Usage(format!("{file} is not UTF-8 text")))?;
     let cib = pacemaker::read(&text, &file).map_err(|error| CliError::Usage(error.to_string()))?;

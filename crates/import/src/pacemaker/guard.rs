@@ -58,7 +58,8 @@ impl Scan<'_> {
             } else if rest.starts_with("<![CDATA[") {
                 self.skip("]]>");
             } else if rest.starts_with("<!") {
-                let hint = "remove the <!DOCTYPE ...>: a CIB has none, and entities are not expanded";
+                let hint =
+                    "remove the <!DOCTYPE ...>: a CIB has none, and entities are not expanded";
                 return Err(self.problem("a document type declaration").hint(hint));
             } else if rest.starts_with("<?") {
                 self.skip("?>");
@@ -77,7 +78,10 @@ impl Scan<'_> {
     }
 
     fn skip(&mut self, end: &str) {
-        let length = self.rest().find(end).map_or(self.rest().len(), |at| at + end.len());
+        let length = self
+            .rest()
+            .find(end)
+            .map_or(self.rest().len(), |at| at + end.len());
         self.at += length;
     }
 

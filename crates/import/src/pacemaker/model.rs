@@ -17,6 +17,8 @@ pub struct Cib {
     /// There is a device that can fence hosts.
     pub(super) has_fence_device: bool,
     pub(super) may_panic: bool,
+    /// Id of the node that decides.
+    pub(super) coordinator: Option<String>,
     pub(super) properties: Vec<AttributeSet>,
     pub(super) nodes: Vec<Node>,
     pub(super) resources: Vec<Resource>,
@@ -39,7 +41,6 @@ pub(super) struct AttributeSet {
 /// Conditions, all or one of which must hold.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rule {
-    pub(super) place: Place,
     pub(super) all: bool,
     pub(super) conditions: Vec<Condition>,
     pub(super) score: Option<Score>,
@@ -99,7 +100,6 @@ pub(super) enum Resource {
 /// A group of primitives.
 #[derive(Debug, Clone, Default)]
 pub(super) struct GroupOf {
-    pub(super) place: Place,
     pub(super) id: String,
     pub(super) meta: Vec<AttributeSet>,
     pub(super) members: Vec<Primitive>,
@@ -218,7 +218,6 @@ pub(super) struct History {
     pub(super) class: Option<String>,
     pub(super) provider: Option<String>,
     pub(super) kind: Option<String>,
-    pub(super) has_container: bool,
     pub(super) events: Vec<Event>,
 }
 

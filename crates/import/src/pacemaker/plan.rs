@@ -44,9 +44,19 @@ pub fn plan(cib: &Cib, now: i64) -> Planned {
     let unit = |unit: usize| Some(question.site.units[unit].name.clone());
     let actions = outcome.steps.iter().map(|step| match *step {
         Step::Fence { host: at } => action("fence", None, host(at), None),
-        Step::Stop { unit: one, host: at } => action("stop", unit(one), host(at), None),
-        Step::Migrate { unit: one, from, to } => action("migrate", unit(one), host(from), host(to)),
-        Step::Start { unit: one, host: at } => action("start", unit(one), None, host(at)),
+        Step::Stop {
+            unit: one,
+            host: at,
+        } => action("stop", unit(one), host(at), None),
+        Step::Migrate {
+            unit: one,
+            from,
+            to,
+        } => action("migrate", unit(one), host(from), host(to)),
+        Step::Start {
+            unit: one,
+            host: at,
+        } => action("start", unit(one), None, host(at)),
         Step::Release { host: at } => action("shutdown", None, host(at), None),
     });
     let actions = actions.collect();

@@ -23,14 +23,14 @@ pub(super) struct Facts<'a> {
     pub(super) matches: &'a [String],
 }
 
-/// Names and values of all sets whose rules hold. The set with the highest score wins, then the first;
-/// one with the given id comes before all others.
+/// Names and values of all sets whose rules hold. The set with the highest score wins, then the last (so a
+/// resource's own come before those of its template); one with the given id comes before all others.
 pub(super) fn resolve(
     sets: &[AttributeSet],
     facts: &Facts<'_>,
     first: Option<&str>,
 ) -> BTreeMap<String, String> {
-    let mut sorted: Vec<&AttributeSet> = sets.iter().collect();
+    let mut sorted: Vec<&AttributeSet> = sets.iter().rev().collect();
     sorted.sort_by_key(|set| {
         let is_first = first.is_some_and(|first| first == set.id);
         (Reverse(is_first), Reverse(set.score))
@@ -103,7 +103,13 @@ fn condition_holds(condition: &Condition, facts: &Facts<'_>) -> bool {
                 (Some(_), None) => None,
             };
             let given = value.is_some();
-            compare(actual, reference.as_ref(), given, operation, kind.as_deref())
+            compare(
+                actual,
+                reference.as_ref(),
+                given,
+                operation,
+                kind.as_deref(),
+            )
         }
         Condition::Date {
             operation,
@@ -111,14 +117,23 @@ fn condition_holds(condition: &Condition, facts: &Facts<'_>) -> bool {
             end,
             duration,
             parts,
-        } => date_holds(facts.now, operation, *start, *end, duration.as_ref(), parts.as_ref()),
+        } => date_holds(
+            facts.now,
+            operation,
+            *start,
+            *end,
+            duration.as_ref(),
+            parts.as_ref(),
+        ),
         Condition::Resource {
             class,
             provider,
             kind,
         } => {
             let fits = |wanted: &Option<String>, actual: Option<&str>| {
-                wanted.as_deref().is_none_or(|wanted| Some(wanted) == actual)
+                wanted
+                    .as_deref()
+                    .is_none_or(|wanted| Some(wanted) == actual)
             };
             fits(class, facts.class) && fits(provider, facts.provider) && fits(kind, facts.kind)
         }
@@ -227,7 +242,11 @@ fn decimal(text: &str) -> Option<i128> {
         None => (1, text.strip_prefix('+').unwrap_or(text)),
     };
     let (before, after) = digits.split_once('.').unwrap_or((digits, ""));
-    let before: i128 = if before.is_empty() { 0 } else { before.parse::<u64>().ok()?.into() };
+    let before: i128 = if before.is_empty() {
+        0
+    } else {
+        before.parse::<u64>().ok()?.into()
+    };
     if !after.bytes().all(|byte| byte.is_ascii_digit()) || (digits == "." || digits.is_empty()) {
         return None;
     }
@@ -323,9 +342,9 @@ fn parts_hold(now: i64, parts: &BTreeMap<String, String>) -> bool {
             _ => return None,
         })
     };
-    parts.iter().all(|(name, range)| {
-        value(name).is_none_or(|value| in_range(value, range))
-    })
+    parts
+        .iter()
+        .all(|(name, range)| value(name).is_none_or(|value| in_range(value, range)))
 }
 
 /// `5`, `5-`, `-7` or `5-7`.

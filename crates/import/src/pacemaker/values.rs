@@ -43,11 +43,8 @@ pub(super) fn amount(text: &str) -> Option<i64> {
 /// A duration in milliseconds: `10`, `10s`, `500ms`, `5min`, `PT5M`.
 pub(super) fn duration_ms(text: &str) -> Option<u64> {
     let text = text.trim();
-    if text.starts_with('P') {
-        let span: jiff::Span = text.parse().ok()?;
-        let relative = jiff::SpanRelativeTo::days_are_24_hours();
-        let seconds = span.total((jiff::Unit::Second, relative)).ok()?;
-        return (seconds.is_finite() && seconds >= 0.0).then(|| (seconds as u64).saturating_mul(1000));
+    if let Some(period) = text.strip_prefix('P') {
+        return period_ms(period);
     }
     if text.starts_with('-') {
         return None;
@@ -70,6 +67,37 @@ pub(super) fn duration_ms(text: &str) -> Option<u64> {
     Some(number.saturating_mul(times) / by)
 }
 
+/// The rest of an ISO 8601 period, as leniently as Pacemaker reads it: `T` may be missing.
+fn period_ms(period: &str) -> Option<u64> {
+    let mut seconds: u64 = 0;
+    let mut in_time = false;
+    let mut digits = String::new();
+    for letter in period.chars() {
+        if letter.is_ascii_digit() {
+            digits.push(letter);
+            continue;
+        }
+        if letter == 'T' && digits.is_empty() {
+            in_time = true;
+            continue;
+        }
+        let unit = match (letter, in_time) {
+            ('S', _) => 1,
+            ('M', true) => 60,
+            ('H', _) => 3600,
+            ('D', _) => 86_400,
+            ('W', _) => 604_800,
+            ('M', false) => 2_592_000,
+            ('Y', _) => 31_536_000,
+            _ => return None,
+        };
+        let number: u64 = digits.parse().ok()?;
+        digits.clear();
+        seconds = seconds.saturating_add(number.saturating_mul(unit));
+    }
+    (digits.is_empty() && !period.is_empty()).then(|| seconds.saturating_mul(1000))
+}
+
 /// A point in time, in seconds since 1970 (UTC where no zone is given).
 pub(super) fn time(text: &str) -> Option<i64> {
     let text = text.trim();
@@ -84,11 +112,33 @@ pub(super) fn time(text: &str) -> Option<i64> {
         _ => plain.to_owned(),
     };
     let civil = padded.parse::<DateTime>().ok().or_else(|| {
-        let date = padded.parse::<jiff::civil::Date>().ok()?;
+        let date = padded.parse::<jiff::civil::Date>().ok();
+        let date = date
+            .or_else(|| ordinal(&padded))
+            .or_else(|| week_date(&padded))?;
         Some(date.at(0, 0, 0, 0))
     })?;
     let zoned = civil.to_zoned(TimeZone::UTC).ok()?;
     Some(zoned.timestamp().as_second() - offset)
+}
+
+/// `2005-032`: a year and a day of it.
+fn ordinal(text: &str) -> Option<jiff::civil::Date> {
+    let (year, day) = text.split_once('-').filter(|(_, day)| day.len() == 3)?;
+    let first = jiff::civil::Date::new(year.parse().ok()?, 1, 1).ok()?;
+    let day: i64 = day.parse().ok().filter(|day| (1..=366).contains(day))?;
+    first
+        .checked_add(jiff::Span::new().try_days(day - 1).ok()?)
+        .ok()
+}
+
+/// `2005-W03-2`: a year, a week of it and a day of that.
+fn week_date(text: &str) -> Option<jiff::civil::Date> {
+    let (year, rest) = text.split_once("-W")?;
+    let (week, day) = rest.split_once('-').unwrap_or((rest, "1"));
+    let day = jiff::civil::Weekday::from_monday_one_offset(day.parse().ok()?).ok()?;
+    let date = jiff::civil::ISOWeekDate::new(year.parse().ok()?, week.parse().ok()?, day);
+    Some(date.ok()?.date())
 }
 
 /// Splits `2020-01-01 00:00:00 +02:00` into the time and the offset in seconds.
@@ -102,7 +152,11 @@ fn split_offset(text: &str) -> (&str, i64) {
     let Some((hours, minutes)) = digits.split_once(':') else {
         return (text, 0);
     };
-    match (tail.starts_with(['+', '-']), hours.parse::<i64>(), minutes.parse::<i64>()) {
+    match (
+        tail.starts_with(['+', '-']),
+        hours.parse::<i64>(),
+        minutes.parse::<i64>(),
+    ) {
         (true, Ok(hours), Ok(minutes)) if hours.abs() < 24 && minutes.abs() < 60 => {
             (text[..at].trim_end(), sign * (hours * 3600 + minutes * 60))
         }
@@ -143,6 +197,10 @@ mod tests {
             ("5min", Some(300_000)),
             ("2h", Some(7_200_000)),
             ("PT5M", Some(300_000)),
+            ("P30S", Some(30_000)),
+            ("P", None),
+            ("P5", None),
+            ("P99999999999999999999S", None),
             ("1.5s", Some(1000)),
             ("-1", None),
             ("soon", None),
@@ -158,6 +216,9 @@ mod tests {
             ("1970-01-02 00:00:10Z", Some(86_410)),
             ("2009-02-13T23:31:30Z", Some(1_234_567_890)),
             ("1970-01-01 02:00:00 +02:00", Some(0)),
+            ("1970-002", Some(86_400)),
+            ("1970-W01-5", Some(86_400)),
+            ("1970-400", None),
             ("never", None),
         ] {
             assert_eq!(time(text), wanted, "{text}");

@@ -247,7 +247,11 @@ impl Placing<'_> {
         }
         let mut together = BTreeSet::new();
         self.gather_together(unit, unit, &mut together);
-        let dimensions = self.site.hosts.first().map_or(0, |host| host.capacity.len());
+        let dimensions = self
+            .site
+            .hosts
+            .first()
+            .map_or(0, |host| host.capacity.len());
         let mut needs = vec![0_i64; dimensions];
         let undecided: Vec<UnitId> = together
             .iter()
@@ -270,7 +274,11 @@ impl Placing<'_> {
             }
         }
         let any = candidates.iter().any(|host| self.holds(*host, &needs));
-        let needs = if any { needs } else { self.needs_of(unit).to_vec() };
+        let needs = if any {
+            needs
+        } else {
+            self.needs_of(unit).to_vec()
+        };
         for host in candidates {
             if !self.holds(host, &needs) {
                 self.raise(unit, host, -INFINITY);

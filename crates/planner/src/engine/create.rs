@@ -222,13 +222,7 @@ impl Made {
     }
 
     /// The actions that bring an item from what it is to what it shall be.
-    fn change_role(
-        &mut self,
-        placing: &Placing<'_>,
-        unit: UnitId,
-        item: &Item,
-        course: &Course,
-    ) {
+    fn change_role(&mut self, placing: &Placing<'_>, unit: UnitId, item: &Item, course: &Course) {
         match (placing.role(unit), placing.next[unit]) {
             (Role::Started, Some(Role::Stopped) | None) => {
                 self.stop_everywhere(placing, unit, item, course, true, false);

@@ -46,9 +46,15 @@ pub struct Outcome {
 
 /// Decides what to do.
 ///
-/// Indexes in `site` must be within its bounds; [`Site::check`] says whether they are.
+/// A site whose references lead nowhere ([`Site::is_sound`]) gets an empty outcome.
 #[must_use]
 pub fn solve(site: &Site) -> Outcome {
+    if !site.is_sound() {
+        return Outcome {
+            steps: Vec::new(),
+            placement: vec![Vec::new(); site.units.len()],
+        };
+    }
     let mut placing = Placing::new(site);
     placing.assign_all();
     let mut made = create::create(&mut placing);

@@ -3,9 +3,7 @@
 use super::actions::{ActionId, Graph, Relation, Task};
 use super::create::Made;
 use super::placing::Placing;
-use super::site::{
-    Act, AnyOf, Body, Group, HostId, Order, Requires, Role, Side, Strength, UnitId,
-};
+use super::site::{Act, AnyOf, Body, Group, HostId, Order, Requires, Role, Side, Strength, UnitId};
 
 /// Lays all relations.
 pub(super) fn relate(placing: &Placing<'_>, made: &mut Made) {
@@ -226,7 +224,11 @@ impl Laying<'_, '_> {
         self.lay(member, Task::Stop, unit, Task::Stopped, down);
         self.lay(member, Task::Start, unit, Task::Running, carries);
         let Some(previous) = previous.filter(|_| group.ordered) else {
-            let up = if group.ordered { Relation::ORDER } else { carries };
+            let up = if group.ordered {
+                Relation::ORDER
+            } else {
+                carries
+            };
             self.lay(unit, Task::Start, member, Task::Start, up);
             return;
         };
@@ -287,10 +289,15 @@ impl Laying<'_, '_> {
         let fence = self.graph.add(None, Task::Fence, Some(host));
         self.graph.actions[fence].optional = false;
         for unit in 0..self.placing.site.units.len() {
-            let Some(item) = self.placing.item(unit).filter(|_| self.placing.managed[unit]) else {
+            let Some(item) = self
+                .placing
+                .item(unit)
+                .filter(|_| self.placing.managed[unit])
+            else {
                 continue;
             };
-            let unknown = self.placing.allowed[unit][host].is_some() && !item.known_on.contains(&host);
+            let unknown =
+                self.placing.allowed[unit][host].is_some() && !item.known_on.contains(&host);
             for start in self.graph.find(unit, Task::Start) {
                 match item.requires {
                     Requires::Fencing => self.graph.relate(fence, start, Relation::ORDER),
@@ -337,4 +344,3 @@ impl Laying<'_, '_> {
         }
     }
 }
-

@@ -46,7 +46,11 @@ impl Factor {
     pub(super) fn times(self, score: Score) -> Self {
         let product = i128::from(self.0) * i128::from(clamp(score));
         let scaled = product / i128::from(INFINITY);
-        let scaled = if scaled == 0 { product.signum() } else { scaled };
+        let scaled = if scaled == 0 {
+            product.signum()
+        } else {
+            scaled
+        };
         Self(i64::try_from(scaled).unwrap_or(i64::MAX))
     }
 

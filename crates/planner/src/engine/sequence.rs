@@ -173,17 +173,22 @@ impl<'a, 'b> Steps<'a, 'b> {
     fn wishes(&self) -> Vec<BTreeSet<usize>> {
         let mut leaving: BTreeMap<HostId, Vec<(usize, UnitId)>> = BTreeMap::new();
         for (node, step) in self.steps.iter().enumerate() {
-            match step {
-                Some(Step::Stop { unit, host } | Step::Migrate { unit, from: host, .. }) => {
-                    leaving.entry(*host).or_default().push((node, *unit));
-                }
-                _ => {}
+            if let Some(
+                Step::Stop { unit, host }
+                | Step::Migrate {
+                    unit, from: host, ..
+                },
+            ) = step
+            {
+                leaving.entry(*host).or_default().push((node, *unit));
             }
         }
         let mut wishes = vec![BTreeSet::new(); self.steps.len()];
         for (node, step) in self.steps.iter().enumerate() {
             let (unit, host) = match step {
-                Some(Step::Start { unit, host } | Step::Migrate { unit, to: host, .. }) => (*unit, *host),
+                Some(Step::Start { unit, host } | Step::Migrate { unit, to: host, .. }) => {
+                    (*unit, *host)
+                }
                 _ => continue,
             };
             let tight = self.placing.site.rules.strategy != Strategy::Spread;
@@ -256,25 +261,36 @@ impl<'a, 'b> Steps<'a, 'b> {
     fn outcome(&self) -> Vec<Vec<HostId>> {
         let units = &self.placing.site.units;
         let mut after: Vec<Vec<HostId>> = (0..units.len())
-            .map(|unit| self.placing.item(unit).map_or_else(Vec::new, |i| i.active.clone()))
+            .map(|unit| {
+                self.placing
+                    .item(unit)
+                    .map_or_else(Vec::new, |i| i.active.clone())
+            })
             .collect();
         let arrivals = self.steps.iter().flatten();
         for step in self.steps.iter().flatten() {
             match step {
-                Step::Stop { unit, host } | Step::Migrate { unit, from: host, .. } => {
+                // Nothing runs on a host that is off.
+                Step::Fence { host } => {
+                    for hosts in &mut after {
+                        hosts.retain(|at| at != host);
+                    }
+                }
+                Step::Stop { unit, host }
+                | Step::Migrate {
+                    unit, from: host, ..
+                } => {
                     after[*unit].retain(|at| at != host);
                 }
                 _ => {}
             }
         }
         for step in arrivals {
-            match step {
-                Step::Start { unit, host } | Step::Migrate { unit, to: host, .. } => {
-                    if !after[*unit].contains(host) {
-                        after[*unit].push(*host);
-                    }
-                }
-                _ => {}
+            let (Step::Start { unit, host } | Step::Migrate { unit, to: host, .. }) = step else {
+                continue;
+            };
+            if !after[*unit].contains(host) {
+                after[*unit].push(*host);
             }
         }
         after

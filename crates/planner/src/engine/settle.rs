@@ -159,10 +159,7 @@ impl Settling<'_, '_> {
     }
 
     fn apply(&mut self, first: ActionId, then: ActionId, relation: Relation, flags: Marks) {
-        if relation.first_requires_then
-            && !flags.optional
-            && !self.graph.actions[first].live
-        {
+        if relation.first_requires_then && !flags.optional && !self.graph.actions[first].live {
             self.graph.actions[then].optional = false;
         }
         if relation.restart {
@@ -192,6 +189,22 @@ impl Settling<'_, '_> {
         if relation.one_way && !self.graph.actions[first].runnable {
             self.apply_one_way(then);
         }
+        if (relation.first_requires_then || relation.then_binds_first || relation.restart)
+            && self.is_blocked_stop(first)
+        {
+            self.graph.actions[then].runnable = false;
+        }
+    }
+
+    /// A stop that is impossible because nobody may touch the item until somebody has looked.
+    fn is_blocked_stop(&self, action: ActionId) -> bool {
+        let action = &self.graph.actions[action];
+        action.task == Task::Stop
+            && !action.runnable
+            && action.unit.is_some_and(|unit| {
+                let blocked = self.placing.item(unit).is_some_and(|item| item.blocked);
+                blocked && !self.placing.managed[unit]
+            })
     }
 
     fn apply_restart(&mut self, first: ActionId, then: ActionId) {
@@ -235,7 +248,10 @@ impl Settling<'_, '_> {
     /// What must run with something that cannot start cannot start either.
     fn block_dependents(&mut self, action: ActionId) {
         let one = &self.graph.actions[action];
-        let Some(unit) = one.unit.filter(|_| one.task == Task::Start && !one.runnable) else {
+        let Some(unit) = one
+            .unit
+            .filter(|_| one.task == Task::Start && !one.runnable)
+        else {
             return;
         };
         let top = self.placing.site.units[unit].parent.unwrap_or(unit);

@@ -343,6 +343,54 @@ impl Site {
         }
     }
 
+    /// Whether all references are within bounds, groups hold items only, and no item is in two groups.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let (hosts, units) = (self.hosts.len(), self.units.len());
+        let host = |host: &HostId| *host < hosts;
+        let unit = |unit: &UnitId| *unit < units;
+        let sound_item = |item: &Item| {
+            let half = item
+                .half_moved
+                .is_none_or(|(from, to)| host(&from) && host(&to));
+            let lists = [&item.active, &item.strays, &item.must_stop, &item.known_on];
+            half && item.scores.len() <= hosts && lists.into_iter().flatten().all(host)
+        };
+        let sound_unit = |(at, one): (UnitId, &Unit)| match &one.body {
+            Body::Item(item) => {
+                let member = one.parent.is_none_or(|parent| {
+                    unit(&parent) && self.group(parent).is_some_and(|g| g.members.contains(&at))
+                });
+                member && sound_item(item)
+            }
+            Body::Group(group) => {
+                one.parent.is_none()
+                    && group.members.iter().all(|member| {
+                        unit(member)
+                            && self.item(*member).is_some()
+                            && self.units[*member].parent == Some(at)
+                    })
+            }
+        };
+        self.units.iter().enumerate().all(sound_unit)
+            && self
+                .prefer
+                .iter()
+                .all(|one| unit(&one.unit) && host(&one.host))
+            && self
+                .together
+                .iter()
+                .all(|one| unit(&one.dependent) && unit(&one.primary))
+            && self
+                .orders
+                .iter()
+                .all(|one| unit(&one.first) && unit(&one.then))
+            && self
+                .any_of
+                .iter()
+                .all(|one| one.first.iter().chain(&one.then).all(unit))
+    }
+
     /// The host from which an item would move: of several, the source of a migration that is half
     /// done, else the first that is well (where lost hosts need no fencing), else the first.
     #[must_use]

@@ -68,7 +68,11 @@ impl Draft {
             let name = unique(short, &taken);
             taken.insert(name.clone());
             if name != node.name {
-                draft.note(node.place, format!("node \"{}\" is called {name}", node.name), "");
+                draft.note(
+                    node.place,
+                    format!("node \"{}\" is called {name}", node.name),
+                    "",
+                );
             }
             draft.of_node.insert(node.name.clone(), name);
         }
@@ -146,7 +150,11 @@ impl Draft {
         }
         let place = Place { line: 1, column: 1 };
         let hint = "write the rules by hand";
-        self.note(place, "too many conflicts: all rules and lists of hosts are left out", hint);
+        self.note(
+            place,
+            "too many conflicts: all rules and lists of hosts are left out",
+            hint,
+        );
     }
 
     pub(super) fn note_left_out(&mut self, problem: &quorate_manifest::Problem) {
@@ -158,10 +166,12 @@ impl Draft {
 
 /// Makes a valid name that is not taken yet.
 fn unique(wanted: &str, taken: &BTreeSet<String>) -> String {
-    let letters = wanted.chars().map(|letter| match letter.to_ascii_lowercase() {
-        letter if letter.is_ascii_lowercase() || letter.is_ascii_digit() => letter,
-        _ => '-',
-    });
+    let letters = wanted
+        .chars()
+        .map(|letter| match letter.to_ascii_lowercase() {
+            letter if letter.is_ascii_lowercase() || letter.is_ascii_digit() => letter,
+            _ => '-',
+        });
     let name: String = letters.take(MAX_NAME).collect();
     let name = match name.trim_matches('-') {
         "" => "unnamed",

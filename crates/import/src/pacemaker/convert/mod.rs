@@ -58,11 +58,19 @@ fn settle(draft: &mut Draft) {
             return;
         };
         let existing = Existing {
-            hosts: parsed.manifest.vms.values().flat_map(|vm| vm.hosts.clone()).collect(),
+            hosts: parsed
+                .manifest
+                .vms
+                .values()
+                .flat_map(|vm| vm.hosts.clone())
+                .collect(),
             ..Existing::default()
         };
         let problems = quorate_manifest::check(&parsed.manifest, &existing);
-        let Some(problem) = problems.into_iter().find(|problem| draft.leave_out(problem)) else {
+        let Some(problem) = problems
+            .into_iter()
+            .find(|problem| draft.leave_out(problem))
+        else {
             return;
         };
         draft.note_left_out(&problem);

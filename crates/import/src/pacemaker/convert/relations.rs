@@ -29,7 +29,11 @@ pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged) {
     for any in &question.any_ids {
         let (id, place) = relations.source(*any);
         let hint = "name the one that is needed under `depends_on:`";
-        relations.draft.note(place, format!("order \"{id}\": one of several is enough"), hint);
+        relations.draft.note(
+            place,
+            format!("order \"{id}\": one of several is enough"),
+            hint,
+        );
     }
     relations.locations(cib, &question.prefer_ids);
 }
@@ -79,7 +83,10 @@ impl Relations<'_> {
                 continue;
             };
             let vms = self.vms(unit);
-            let place = vms.first().and_then(|vm| self.draft.vms.get(vm)).map(|vm| vm.place);
+            let place = vms
+                .first()
+                .and_then(|vm| self.draft.vms.get(vm))
+                .map(|vm| vm.place);
             let place = place.unwrap_or_default();
             if group.ordered {
                 for pair in vms.windows(2) {
@@ -102,8 +109,11 @@ impl Relations<'_> {
             return;
         }
         if self.draft.waits_for(on, vm) {
-            let message = format!("order \"{id}\" goes round in a circle: {vm} after {on} is left out");
-            return self.draft.note(place, message, "decide which of them starts first");
+            let message =
+                format!("order \"{id}\" goes round in a circle: {vm} after {on} is left out");
+            return self
+                .draft
+                .note(place, message, "decide which of them starts first");
         }
         if let Some(vm) = self.draft.vms.get_mut(vm) {
             vm.depends_on.insert(on.to_owned());
@@ -126,7 +136,9 @@ impl Relations<'_> {
                 Strength::Optional => "it is optional",
                 _ => "it only keeps things from starting at the same time",
             };
-            return self.draft.note(place, format!("order \"{id}\" is left out: {why}"), "");
+            return self
+                .draft
+                .note(place, format!("order \"{id}\" is left out: {why}"), "");
         }
         for then in &thens {
             self.depends(then, last, &id, place);
@@ -144,9 +156,15 @@ impl Relations<'_> {
                 Some(_) => "it goes by an attribute of hosts".to_owned(),
                 None => format!("it is a wish ({}), not a rule", rule.score),
             };
-            return self.draft.note(place, format!("colocation \"{id}\" is left out: {why}"), "");
+            return self
+                .draft
+                .note(place, format!("colocation \"{id}\" is left out: {why}"), "");
         }
-        let kind = if rule.score > 0 { RuleKind::With } else { RuleKind::Apart };
+        let kind = if rule.score > 0 {
+            RuleKind::With
+        } else {
+            RuleKind::Apart
+        };
         let made = |vms: [&String; 2]| Rule {
             place,
             kind,
@@ -194,13 +212,21 @@ impl Relations<'_> {
                 continue;
             }
             let hosts = self.judged.hosts.iter().enumerate();
-            let hosts = hosts.filter(|(at, _)| !banned.contains(at) && (!opt_in || chosen.contains(at)));
+            let hosts =
+                hosts.filter(|(at, _)| !banned.contains(at) && (!opt_in || chosen.contains(at)));
             let names = hosts.filter_map(|(_, host)| self.draft.of_node.get(&host.name).cloned());
             let names: BTreeSet<String> = names.collect();
             if names.is_empty() {
-                let place = self.draft.vms.get(&vm).map(|vm| vm.place).unwrap_or_default();
-                let message = format!("{vm} may run on no host at all: the rules for hosts are left out");
-                self.draft.note(place, message, "list its hosts under `hosts:`");
+                let place = self
+                    .draft
+                    .vms
+                    .get(&vm)
+                    .map(|vm| vm.place)
+                    .unwrap_or_default();
+                let message =
+                    format!("{vm} may run on no host at all: the rules for hosts are left out");
+                self.draft
+                    .note(place, message, "list its hosts under `hosts:`");
                 continue;
             }
             if let Some(vm) = self.draft.vms.get_mut(&vm) {
@@ -212,7 +238,10 @@ impl Relations<'_> {
             if let super::super::model::Constraint::Location(one) = constraint
                 && one.rules.iter().any(super::super::rules::is_dated)
             {
-                let message = format!("location \"{}\" depends on the time: it is judged once", one.id);
+                let message = format!(
+                    "location \"{}\" depends on the time: it is judged once",
+                    one.id
+                );
                 self.draft.note(one.place, message, "");
                 wishes.remove(&at);
             }
@@ -220,7 +249,11 @@ impl Relations<'_> {
         for at in wishes {
             let (id, place) = self.source(at);
             let message = format!("location \"{id}\" is left out: it is a wish, not a rule");
-            self.draft.note(place, message, "`hosts:` lists the hosts that a VM may run on");
+            self.draft.note(
+                place,
+                message,
+                "`hosts:` lists the hosts that a VM may run on",
+            );
         }
     }
 }

@@ -20,7 +20,9 @@ pub(super) fn head(notes: &[Problem], file: &str) -> String {
 }
 
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// The manifest.
@@ -98,7 +100,12 @@ fn rules(draft: &Draft, text: &mut String) {
             RuleKind::With => "keep_with",
             RuleKind::Apart => "keep_apart",
         };
-        let _ = writeln!(text, "  {}:\n    {word}: [{}]", quoted(name), vms.join(", "));
+        let _ = writeln!(
+            text,
+            "  {}:\n    {word}: [{}]",
+            quoted(name),
+            vms.join(", ")
+        );
     }
 }
 

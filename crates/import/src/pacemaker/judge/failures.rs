@@ -29,7 +29,13 @@ impl Judged {
     }
 
     /// Failures do not expire where one of them blocks the resource.
-    pub(super) fn drop_useless_timeout(&mut self, cib: &Cib, at: usize, host: usize, event: Option<&Event>) {
+    pub(super) fn drop_useless_timeout(
+        &mut self,
+        cib: &Cib,
+        at: usize,
+        host: usize,
+        event: Option<&Event>,
+    ) {
         let thing = &self.things[at];
         if thing.failure_timeout_ms == 0 || self.failures(thing, host).0 <= 0 {
             return;

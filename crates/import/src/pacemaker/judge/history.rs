@@ -110,7 +110,14 @@ impl<'a> Telling<'a> {
 
     fn event(&mut self, event: &Event) {
         let relevant = [
-            "monitor", "start", "stop", "promote", "demote", "migrate_to", "migrate_from", "asyncmon",
+            "monitor",
+            "start",
+            "stop",
+            "promote",
+            "demote",
+            "migrate_to",
+            "migrate_from",
+            "asyncmon",
         ];
         let (Some(status), Some(code)) = (event.status, event.code) else {
             return;
@@ -160,7 +167,8 @@ impl<'a> Telling<'a> {
             return false;
         };
         let old = self.judged.now >= changed.saturating_add(limit_s);
-        self.judged.drop_useless_timeout(self.cib, at, host, Some(reading.event));
+        self.judged
+            .drop_useless_timeout(self.cib, at, host, Some(reading.event));
         let thing = &self.judged.things[at];
         let all = self.judged.failures(thing, host).0;
         let unexpired = self.judged.effective_failures(thing, host);
@@ -243,7 +251,9 @@ impl<'a> Telling<'a> {
             code::UNIMPLEMENTED if reading.event.interval_ms > 0 => {
                 reading.state = state::NOT_SUPPORTED;
             }
-            code::UNIMPLEMENTED | code::NOT_INSTALLED | code::INVALID_PARAMETER
+            code::UNIMPLEMENTED
+            | code::NOT_INSTALLED
+            | code::INVALID_PARAMETER
             | code::NO_PRIVILEGE => {
                 if !expired {
                     self.block_if_hopeless(&reading.event.task);
@@ -546,7 +556,9 @@ impl<'a> Telling<'a> {
 
     pub(super) fn named(&self, name: &str) -> Option<usize> {
         let hosts = &self.judged.hosts;
-        hosts.iter().position(|host| host.name.eq_ignore_ascii_case(name))
+        hosts
+            .iter()
+            .position(|host| host.name.eq_ignore_ascii_case(name))
     }
 }
 

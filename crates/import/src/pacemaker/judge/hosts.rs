@@ -41,6 +41,8 @@ pub(super) fn judge(cib: &Cib, options: &Options, now: i64) -> Vec<HostNow> {
             attributes.insert("#uname".to_owned(), node.name.clone());
             attributes.insert("#id".to_owned(), node.id.clone());
             attributes.insert("#kind".to_owned(), "cluster".to_owned());
+            let decides = cib.coordinator.as_deref() == Some(node.id.as_str());
+            attributes.insert("#is_dc".to_owned(), decides.to_string());
             if let Some(name) = &options.cluster_name {
                 attributes.insert("#cluster-name".to_owned(), name.clone());
                 let site = attributes.get("site-name").unwrap_or(name).clone();
@@ -50,9 +52,11 @@ pub(super) fn judge(cib: &Cib, options: &Options, now: i64) -> Vec<HostNow> {
                 id: node.id.clone(),
                 name: node.name.clone(),
                 score: node.score,
-                attributes,
                 utilization: resolve(&node.utilization, &facts, None),
                 lost: options.startup_fencing,
+                standby: values::is_true(attributes.get("standby")),
+                maintenance: values::is_true(attributes.get("maintenance")),
+                attributes,
                 ..HostNow::default()
             }
         })
@@ -91,10 +95,14 @@ pub(super) fn judge(cib: &Cib, options: &Options, now: i64) -> Vec<HostNow> {
 
 /// The host that a state is about.
 pub(super) fn find(hosts: &[HostNow], state: &NodeState) -> Option<usize> {
-    let by_id = hosts.iter().position(|host| host.id.eq_ignore_ascii_case(&state.id));
+    let by_id = hosts
+        .iter()
+        .position(|host| host.id.eq_ignore_ascii_case(&state.id));
     by_id.or_else(|| {
         let name = state.name.as_ref()?;
-        hosts.iter().position(|host| host.name.eq_ignore_ascii_case(name))
+        hosts
+            .iter()
+            .position(|host| host.name.eq_ignore_ascii_case(name))
     })
 }
 

@@ -48,7 +48,10 @@ impl Telling<'_> {
         // On one host the order is certain.
         if from.is_some()
             && let Some(to) = to
-            && event.source.as_deref().is_some_and(|source| source.eq_ignore_ascii_case(name))
+            && event
+                .source
+                .as_deref()
+                .is_some_and(|source| source.eq_ignore_ascii_case(name))
         {
             event = to;
         }
@@ -56,7 +59,9 @@ impl Telling<'_> {
     }
 
     fn unknown_on(&self, name: &str) -> bool {
-        self.events(name).into_iter().all(|event| event.code == Some(193))
+        self.events(name)
+            .into_iter()
+            .all(|event| event.code == Some(193))
     }
 
     fn find_part(&self, host: &str, task: &str, other: &str) -> Option<Event> {
@@ -75,7 +80,10 @@ impl Telling<'_> {
         let Some((source, target)) = ends(event) else {
             return;
         };
-        if !self.judged.hosts[self.host].name.eq_ignore_ascii_case(source) {
+        if !self.judged.hosts[self.host]
+            .name
+            .eq_ignore_ascii_case(source)
+        {
             return;
         }
         let acted_on_source = self.acted_after(source, event);
@@ -135,7 +143,10 @@ impl Telling<'_> {
         let Some((source, target)) = ends(event) else {
             return;
         };
-        if !self.judged.hosts[self.host].name.eq_ignore_ascii_case(source) {
+        if !self.judged.hosts[self.host]
+            .name
+            .eq_ignore_ascii_case(source)
+        {
             return;
         }
         self.thing().role = Some(Role::Started);
@@ -144,7 +155,9 @@ impl Telling<'_> {
             .filter(|one| one.code == Some(0) && one.status == Some(0));
         let known = !self.unknown_on(target);
         if known && !self.overtaken(target, Some(event), arrival.as_ref()) {
-            let there = self.named(target).filter(|host| self.judged.hosts[*host].up);
+            let there = self
+                .named(target)
+                .filter(|host| self.judged.hosts[*host].up);
             if let Some(there) = there {
                 self.runs_on(there);
             }
@@ -158,7 +171,10 @@ impl Telling<'_> {
         let Some((source, target)) = ends(event) else {
             return;
         };
-        if !self.judged.hosts[self.host].name.eq_ignore_ascii_case(target) {
+        if !self.judged.hosts[self.host]
+            .name
+            .eq_ignore_ascii_case(target)
+        {
             return;
         }
         self.thing().role = Some(Role::Started);
@@ -167,7 +183,9 @@ impl Telling<'_> {
             .filter(|one| one.code == Some(0) && one.status == Some(0));
         let known = !self.unknown_on(source);
         if known && !self.overtaken(source, departure.as_ref(), Some(event)) {
-            let there = self.named(source).filter(|host| self.judged.hosts[*host].up);
+            let there = self
+                .named(source)
+                .filter(|host| self.judged.hosts[*host].up);
             if let Some(there) = there {
                 self.runs_on(there);
             }

@@ -59,9 +59,7 @@ impl Judged {
     pub(super) fn can_fence(&self, host: usize) -> bool {
         self.options.fencing
             && self.has_fence_device
-            && (self.quorate
-                || self.options.no_quorum == NoQuorum::Ignore
-                || self.hosts[host].up)
+            && (self.quorate || self.options.no_quorum == NoQuorum::Ignore || self.hosts[host].up)
     }
 
     /// Reads the histories of all hosts: first of those that are up.

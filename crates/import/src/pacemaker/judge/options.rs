@@ -32,7 +32,6 @@ pub(crate) struct Options {
     pub(crate) node_pending_ms: u64,
     pub(crate) cluster_name: Option<String>,
     pub(crate) health: Option<Health>,
-    pub(crate) values: BTreeMap<String, String>,
 }
 
 /// How the health of hosts counts.
@@ -79,7 +78,6 @@ impl Options {
             node_pending_ms: duration("node-pending-timeout").unwrap_or(0),
             cluster_name: values.get("cluster-name").cloned(),
             health: health(&values),
-            values,
         }
     }
 }

@@ -104,7 +104,9 @@ impl Thing {
     /// Whether it was asked to be stopped.
     pub(crate) fn target(&self) -> Option<Role> {
         let wanted = self.meta.get("target-role")?;
-        wanted.eq_ignore_ascii_case("stopped").then_some(Role::Stopped)
+        wanted
+            .eq_ignore_ascii_case("stopped")
+            .then_some(Role::Stopped)
     }
 
     pub(crate) fn facts(&self, now: i64) -> Facts<'_> {
@@ -158,11 +160,15 @@ impl Maker<'_> {
             meta.entry(name).or_insert(value);
         }
         let unless_false = |name: &str| {
-            meta.get(name).is_none_or(|value| values::truth(value) != Some(false))
+            meta.get(name)
+                .is_none_or(|value| values::truth(value) != Some(false))
         };
         GroupNow {
             id: group.id.clone(),
-            priority: meta.get("priority").and_then(|text| values::score(text)).unwrap_or(0),
+            priority: meta
+                .get("priority")
+                .and_then(|text| values::score(text))
+                .unwrap_or(0),
             ordered: unless_false("ordered"),
             colocated: unless_false("collocated"),
             blocks_when_multiple: meta.get("multiple-active").is_some_and(|v| v == "block"),
@@ -226,8 +232,12 @@ impl Maker<'_> {
     fn finish(&self, thing: &mut Thing) {
         let meta = &thing.meta;
         let score = |name: &str, default: Score| {
-            let value = meta.get(name).filter(|value| !value.eq_ignore_ascii_case("default"));
-            value.and_then(|text| values::score(text)).unwrap_or(default)
+            let value = meta
+                .get(name)
+                .filter(|value| !value.eq_ignore_ascii_case("default"));
+            value
+                .and_then(|text| values::score(text))
+                .unwrap_or(default)
         };
         thing.fence_device = thing.class.as_deref() == Some("stonith");
         thing.priority = score("priority", 0);
@@ -240,7 +250,9 @@ impl Maker<'_> {
             .get("failure-timeout")
             .and_then(|text| values::duration_ms(text))
             .unwrap_or(0);
-        thing.critical = meta.get("critical").is_none_or(|v| values::truth(v) == Some(true));
+        thing.critical = meta
+            .get("critical")
+            .is_none_or(|v| values::truth(v) == Some(true));
         thing.live = values::is_true(meta.get("allow-migrate"));
         thing.managed = !self.options.maintenance;
         if let Some(value) = meta.get("is-managed")

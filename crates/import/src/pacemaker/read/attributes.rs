@@ -42,8 +42,9 @@ impl<'a> Reader<'a> {
     pub(super) fn rule(&mut self, node: Node<'a, 'a>) -> Option<Rule> {
         let node = self.resolve(node)?;
         let mut rule = Rule {
-            place: self.place(node),
-            all: node.attribute("boolean-op").is_none_or(|op| !op.eq_ignore_ascii_case("or")),
+            all: node
+                .attribute("boolean-op")
+                .is_none_or(|op| !op.eq_ignore_ascii_case("or")),
             conditions: Vec::new(),
             score: self.score(node, "score"),
             score_attribute: owned(node, "score-attribute"),
@@ -81,7 +82,10 @@ impl<'a> Reader<'a> {
                 interval_ms: text("interval").and_then(|text| values::duration_ms(&text)),
             },
             other => {
-                self.warn(node, format!("a condition <{other}> is not known: it does not hold"));
+                self.warn(
+                    node,
+                    format!("a condition <{other}> is not known: it does not hold"),
+                );
                 Condition::Unknown
             }
         })
@@ -92,7 +96,10 @@ impl<'a> Reader<'a> {
             let text = node.attribute(name)?;
             let time = values::time(text);
             if time.is_none() {
-                self.warn(node, format!("{name}=\"{text}\" is no time: the condition does not hold"));
+                self.warn(
+                    node,
+                    format!("{name}=\"{text}\" is no time: the condition does not hold"),
+                );
             }
             Some(time)
         };

@@ -17,7 +17,10 @@ impl<'a> Reader<'a> {
                     let hint = "several sites with tickets have no counterpart in a manifest";
                     self.unsupported(node, message, hint);
                 }
-                other => self.warn(node, format!("a constraint <{other}> is not known: ignored")),
+                other => self.warn(
+                    node,
+                    format!("a constraint <{other}> is not known: ignored"),
+                ),
             }
         }
     }
@@ -62,7 +65,9 @@ impl<'a> Reader<'a> {
             self.error(node, message, "give rsc=\"...\" and with-rsc=\"...\"");
             return;
         }
-        self.cib.constraints.push(Constraint::Colocation(colocation));
+        self.cib
+            .constraints
+            .push(Constraint::Colocation(colocation));
     }
 
     fn order(&mut self, node: Node<'a, 'a>) {

@@ -138,6 +138,7 @@ impl<'a> Reader<'a> {
         let truth = |name: &str| root.attribute(name).and_then(values::truth);
         self.cib.has_quorum = truth("have-quorum").unwrap_or(false);
         self.cib.may_panic = truth("no-quorum-panic").unwrap_or(false);
+        self.cib.coordinator = owned(root, "dc-uuid");
         self.cib.execution_date = root
             .attribute("execution-date")
             .and_then(|text| text.trim().parse().ok());
@@ -204,7 +205,10 @@ impl<'a> Reader<'a> {
         let text = node.attribute(name)?;
         let score = values::score(text);
         if score.is_none() {
-            let message = format!("{name}=\"{text}\" of <{}> is no score", node.tag_name().name());
+            let message = format!(
+                "{name}=\"{text}\" of <{}> is no score",
+                node.tag_name().name()
+            );
             let hint = "a score is a whole number or INFINITY, with an optional sign";
             self.error(node, message, hint);
         }
@@ -216,7 +220,10 @@ impl<'a> Reader<'a> {
         let text = node.attribute(name)?;
         let truth = values::truth(text);
         if truth.is_none() {
-            self.warn(node, format!("{name}=\"{text}\" is neither true nor false: ignored"));
+            self.warn(
+                node,
+                format!("{name}=\"{text}\" is neither true nor false: ignored"),
+            );
         }
         truth
     }
@@ -228,11 +235,17 @@ impl<'a> Reader<'a> {
         };
         let found = self.ids.get(reference).copied();
         let same = |found: &Node<'_, '_>| found.tag_name() == node.tag_name();
-        match found.filter(same).filter(|found| found.attribute("id-ref").is_none()) {
+        match found
+            .filter(same)
+            .filter(|found| found.attribute("id-ref").is_none())
+        {
             Some(found) => Some(found),
             None => {
                 let name = node.tag_name().name();
-                self.warn(node, format!("no <{name}> has the id \"{reference}\": ignored"));
+                self.warn(
+                    node,
+                    format!("no <{name}> has the id \"{reference}\": ignored"),
+                );
                 None
             }
         }

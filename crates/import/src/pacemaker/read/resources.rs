@@ -1,6 +1,6 @@
 //! Resources: primitives (with their templates), groups; and what is not supported.
 
-use super::super::model::{GroupOf, Operation, Primitive, Resource};
+use super::super::model::{AttributeSet, GroupOf, Operation, Primitive, Resource};
 use super::super::values;
 use super::{Reader, all_attributes, child, children, named, owned};
 use roxmltree::Node;
@@ -42,16 +42,19 @@ impl<'a> Reader<'a> {
     fn group(&mut self, node: Node<'a, 'a>) {
         let Some(id) = self.id(node) else { return };
         let mut group = GroupOf {
-            place: self.place(node),
             id,
             meta: self.sets(node, "meta_attributes"),
             members: Vec::new(),
         };
+        self.contained(node, &group.id, &group.meta);
         for member in named(node, "primitive") {
             group.members.extend(self.primitive(member));
         }
         if group.members.is_empty() {
-            self.warn(node, format!("group \"{}\" has no members: ignored", group.id));
+            self.warn(
+                node,
+                format!("group \"{}\" has no members: ignored", group.id),
+            );
             return;
         }
         self.cib.resources.push(Resource::Group(group));
@@ -66,7 +69,11 @@ impl<'a> Reader<'a> {
                 Some(base) => Some(base),
                 None => {
                     let message = format!("resource \"{id}\": there is no template \"{name}\"");
-                    self.error(node, message, "add the <template>, or write out the resource");
+                    self.error(
+                        node,
+                        message,
+                        "add the <template>, or write out the resource",
+                    );
                     return None;
                 }
             },
@@ -90,18 +97,33 @@ impl<'a> Reader<'a> {
         }
         for one in base.into_iter().chain([node]) {
             primitive.meta.extend(self.sets(one, "meta_attributes"));
-            primitive.parameters.extend(self.sets(one, "instance_attributes"));
+            primitive
+                .parameters
+                .extend(self.sets(one, "instance_attributes"));
             primitive.utilization.extend(self.sets(one, "utilization"));
             self.operations(one, &mut primitive.operations);
         }
-        let remote = |set: &super::super::model::AttributeSet| {
-            set.pairs.iter().any(|(name, _)| name == "remote-node")
-        };
+        let remote = |set: &AttributeSet| set.pairs.iter().any(|(name, _)| name == "remote-node");
         if primitive.meta.iter().any(remote) {
             let message = format!("guest node on resource \"{}\"", primitive.id);
-            self.unsupported(node, message, "what runs inside a guest is not the cluster's");
+            self.unsupported(
+                node,
+                message,
+                "what runs inside a guest is not the cluster's",
+            );
         }
+        self.contained(node, &primitive.id, &primitive.meta);
         Some(primitive)
+    }
+
+    /// What runs inside a container that is a resource itself.
+    fn contained(&mut self, node: Node<'a, 'a>, id: &str, meta: &[AttributeSet]) {
+        let says = |set: &AttributeSet| set.pairs.iter().any(|(name, _)| name == "container");
+        if meta.iter().any(says) {
+            let message = format!("resource \"{id}\" inside a container");
+            let hint = "what runs inside a guest is not the cluster's";
+            self.unsupported(node, message, hint);
+        }
     }
 
     /// Operations of a resource replace those of its template with the same name and interval.
@@ -113,7 +135,10 @@ impl<'a> Reader<'a> {
             let Some(op) = self.resolve(op) else { continue };
             let interval = op.attribute("interval").unwrap_or("0");
             let interval_ms = values::duration_ms(interval).unwrap_or_else(|| {
-                self.warn(op, format!("interval=\"{interval}\" is no duration: 0 is used"));
+                self.warn(
+                    op,
+                    format!("interval=\"{interval}\" is no duration: 0 is used"),
+                );
                 0
             });
             let read = Operation {

@@ -53,7 +53,6 @@ impl<'a> Reader<'a> {
                 class: owned(node, "class"),
                 provider: owned(node, "provider"),
                 kind: owned(node, "type"),
-                has_container: node.attribute("container").is_some(),
                 events: named(node, "lrm_rsc_op").filter_map(event).collect(),
             });
         }
@@ -62,7 +61,10 @@ impl<'a> Reader<'a> {
 }
 
 fn event(node: Node<'_, '_>) -> Option<Event> {
-    let number = |name: &str| node.attribute(name).and_then(|text| text.trim().parse().ok());
+    let number = |name: &str| {
+        node.attribute(name)
+            .and_then(|text| text.trim().parse().ok())
+    };
     let id = node.attribute("id")?;
     let key = node.attribute("operation_key").unwrap_or(id);
     let magic = node.attribute("transition-magic");

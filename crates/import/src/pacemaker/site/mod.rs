@@ -1,16 +1,14 @@
 //! From what holds now to the question that the engine answers.
 
-mod together;
 mod orders;
+mod together;
 mod wishes;
 
 use super::judge::{Judged, NoQuorum, Thing};
 use super::model::{Cib, Constraint, Resource};
 use super::values;
 use crate::{Place, Problem};
-use quorate_planner::engine::{
-    Body, Group, Host, Item, Quorum, Rules, Site, Unit, UnitId,
-};
+use quorate_planner::engine::{Body, Group, Host, Item, Quorum, Rules, Site, Unit, UnitId};
 use std::collections::BTreeMap;
 
 /// The question, and which unit is which resource.
@@ -291,7 +289,11 @@ impl Builder<'_> {
     }
 
     /// The members of a set, tags expanded. `None` when one of them does not exist.
-    fn members(&mut self, set: &super::model::ResourceSet, constraint: &str) -> Option<Vec<UnitId>> {
+    fn members(
+        &mut self,
+        set: &super::model::ResourceSet,
+        constraint: &str,
+    ) -> Option<Vec<UnitId>> {
         let mut units = Vec::new();
         for member in &set.members {
             units.extend(self.named(member, set.place, constraint)?.units);

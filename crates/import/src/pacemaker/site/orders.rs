@@ -80,7 +80,11 @@ impl Builder<'_> {
             then,
             then_act,
             strength,
-            side: if symmetric { Side::Forward } else { Side::Alone },
+            side: if symmetric {
+                Side::Forward
+            } else {
+                Side::Alone
+            },
         };
         self.site.orders.push(forward);
         if symmetric {

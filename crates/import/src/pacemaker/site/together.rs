@@ -62,7 +62,10 @@ impl Builder<'_> {
             );
             return self.warn(colocation.place, message);
         }
-        let by = colocation.attribute.as_ref().filter(|name| *name != "#uname");
+        let by = colocation
+            .attribute
+            .as_ref()
+            .filter(|name| *name != "#uname");
         let by = by.cloned().map(|name| self.label(name));
         let pairing = Pairing {
             colocation,

@@ -56,7 +56,10 @@ impl Builder<'_> {
         let regex = match RegexBuilder::new(pattern).size_limit(1 << 20).build() {
             Ok(regex) => regex,
             Err(_) => {
-                let message = format!("constraint \"{}\": bad pattern \"{pattern}\": ignored", location.id);
+                let message = format!(
+                    "constraint \"{}\": bad pattern \"{pattern}\": ignored",
+                    location.id
+                );
                 self.warn(location.place, message);
                 return;
             }
@@ -68,9 +71,9 @@ impl Builder<'_> {
             let name = self.site.units[unit].name.clone();
             match (invert, regex.captures(&name)) {
                 (false, Some(found)) => {
-                    let parts = found.iter().map(|part| {
-                        part.map_or_else(String::new, |part| part.as_str().to_owned())
-                    });
+                    let parts = found
+                        .iter()
+                        .map(|part| part.map_or_else(String::new, |part| part.as_str().to_owned()));
                     self.wish(location, &own(unit, parts.collect()));
                 }
                 (true, None) => self.wish(location, &own(unit, Vec::new())),
@@ -182,9 +185,8 @@ impl Builder<'_> {
                     continue;
                 }
                 let thing = self.things[unit].map(|at| &self.judged.things[at]);
-                let immune = thing.is_some_and(|thing| {
-                    values::is_true(thing.meta.get("allow-unhealthy-nodes"))
-                });
+                let immune = thing
+                    .is_some_and(|thing| values::is_true(thing.meta.get("allow-unhealthy-nodes")));
                 if now.health > 0 || !immune {
                     self.site.prefer.push(Prefer {
                         unit,

@@ -195,5 +195,9 @@ fn plan(text: &str, file: &str) -> Result<Planned, String> {
     let now = now.map_or(0, |since| {
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
     });
-    Ok(pacemaker::plan(&cib, now))
+    let planned = pacemaker::plan(&cib, now);
+    match planned.contradictions.first() {
+        Some(problem) => Err(problem.render(file).replace('\n', " ")),
+        None => Ok(planned),
+    }
 }

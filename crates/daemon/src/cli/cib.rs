@@ -16,7 +16,8 @@ pub(crate) struct CibArgs {
     /// A Pacemaker cluster: the output of `cibadmin --query`; `-` reads standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) cib: PathBuf,
-    /// Leave out what is not supported (clones, bundles, remote nodes, tickets) and plan the rest.
+    /// Plan the rest where something is not supported (clones, bundles, remote nodes, tickets) or
+    /// contradicts itself.
     #[arg(long)]
     pub(crate) partial: bool,
 }
@@ -42,23 +43,38 @@ struct PlanView<'a> {
 
 pub(crate) fn plan(output: &Output, args: &CibArgs) -> Result<(), CliError> {
     let (cib, file) = read(&args.cib)?;
-    if !args.partial && !cib.unsupported.is_empty() {
-        let problems = Problems {
-            file,
-            problems: cib.unsupported,
-        };
-        return Err(CliError::Usage(format!(
-            "the CIB has parts that Quorate cannot plan:\n{problems}\n  help: --partial leaves them out and plans the rest"
-        )));
+    if !args.partial {
+        refuse(
+            "has parts that Quorate cannot plan",
+            &file,
+            &cib.unsupported,
+        )?;
     }
     let planned = pacemaker::plan(&cib, now_s());
+    if !args.partial {
+        refuse("contradicts itself", &file, &planned.contradictions)?;
+    }
     warn("not planned", &cib.unsupported, &file);
+    warn("cannot hold", &planned.contradictions, &file);
     warn("ignored", &planned.warnings, &file);
     let view = PlanView {
         actions: planned.actions.iter().map(view).collect(),
         placement: &planned.placement,
     };
     output.print(&view, |out| table(out, &planned))
+}
+
+fn refuse(what: &str, file: &str, problems: &[Problem]) -> Result<(), CliError> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let problems = Problems {
+        file: file.to_owned(),
+        problems: problems.to_vec(),
+    };
+    Err(CliError::Usage(format!(
+        "the CIB {what}:\n{problems}\n  help: --partial leaves this out of account and plans the rest"
+    )))
 }
 
 fn view(action: &Action) -> ActionView<'_> {

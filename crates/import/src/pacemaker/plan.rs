@@ -31,6 +31,8 @@ pub struct Planned {
     pub stopped: Vec<String>,
     /// What was ignored.
     pub warnings: Vec<Problem>,
+    /// Constraints that cannot hold together. What they are about never starts.
+    pub contradictions: Vec<Problem>,
 }
 
 /// Plans for a CIB with its status, at a time in seconds since 1970 (that of the CIB itself, if it
@@ -81,6 +83,7 @@ pub fn plan(cib: &Cib, now: i64) -> Planned {
         placement,
         stopped,
         warnings,
+        contradictions: question.contradictions,
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged) {
         judged,
         site: &question.site,
         things: &question.things,
-        places: places(cib),
+        places: site::sources(cib),
     };
     relations.groups();
     for (at, order) in question.site.orders.iter().enumerate() {
@@ -36,19 +36,6 @@ pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged) {
         );
     }
     relations.locations(cib, &question.prefer_ids);
-}
-
-/// Ids and places of the constraints.
-fn places(cib: &Cib) -> Vec<(String, Place)> {
-    use super::super::model::Constraint;
-    let constraints = cib.constraints.iter();
-    constraints
-        .map(|constraint| match constraint {
-            Constraint::Location(one) => (one.id.clone(), one.place),
-            Constraint::Colocation(one) => (one.id.clone(), one.place),
-            Constraint::Order(one) => (one.id.clone(), one.place),
-        })
-        .collect()
 }
 
 struct Relations<'a> {

@@ -1,5 +1,6 @@
 //! From what holds now to the question that the engine answers.
 
+mod contradictions;
 mod orders;
 mod together;
 mod wishes;
@@ -18,6 +19,8 @@ pub(super) struct Question {
     /// Per unit: the index of its thing; `None` for groups.
     pub(super) things: Vec<Option<usize>>,
     pub(super) warnings: Vec<Problem>,
+    /// Constraints that cannot hold together.
+    pub(super) contradictions: Vec<Problem>,
     /// Per wish, rule and order of the site: the index of the constraint that it comes from.
     pub(super) prefer_ids: Vec<usize>,
     pub(super) together_ids: Vec<usize>,
@@ -48,7 +51,7 @@ pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
     builder.wish_for_health();
     builder.constraints();
     builder.fill_labels();
-    Question {
+    let mut question = Question {
         site: builder.site,
         things: builder.things,
         warnings: builder.warnings,
@@ -56,7 +59,22 @@ pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
         together_ids: builder.together_ids,
         order_ids: builder.order_ids,
         any_ids: builder.any_ids,
-    }
+        contradictions: Vec::new(),
+    };
+    question.contradictions = contradictions::find(&question, &sources(cib));
+    question
+}
+
+/// Ids and places of the constraints.
+pub(super) fn sources(cib: &Cib) -> Vec<(String, Place)> {
+    let constraints = cib.constraints.iter();
+    constraints
+        .map(|constraint| match constraint {
+            Constraint::Location(one) => (one.id.clone(), one.place),
+            Constraint::Colocation(one) => (one.id.clone(), one.place),
+            Constraint::Order(one) => (one.id.clone(), one.place),
+        })
+        .collect()
 }
 
 struct Builder<'a> {

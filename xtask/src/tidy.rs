@@ -13,6 +13,7 @@ const PURE: &[&str] = &[
     "crates/planner/",
     "crates/import/",
     "crates/agent/logic/",
+    "crates/controller/logic/",
 ];
 
 /// What a pure crate does not use, and what to do instead.

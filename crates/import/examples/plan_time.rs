@@ -12,6 +12,10 @@ fn main() {
         let read_ms = begun.elapsed().as_millis();
         let planned = plan(&cib, 0);
         let total_ms = begun.elapsed().as_millis();
-        println!("{file}: read {read_ms} ms, planned {} ms, {} actions", total_ms - read_ms, planned.actions.len());
+        println!(
+            "{file}: read {read_ms} ms, planned {} ms, {} actions",
+            total_ms - read_ms,
+            planned.actions.len()
+        );
     }
 }

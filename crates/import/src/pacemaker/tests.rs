@@ -392,7 +392,10 @@ fn a_manifest_comes_out() {
     assert_eq!(names, vec!["app", "db-1", "x", "yes"]);
     let spec = |name: &str| &manifest.vms[&quorate_types::VmName::new(name).unwrap()];
     assert_eq!(spec("db-1").priority, 7);
-    assert_eq!(spec("db-1").migration, quorate_types::spec::MigrationPolicy::Live);
+    assert_eq!(
+        spec("db-1").migration,
+        quorate_types::spec::MigrationPolicy::Live
+    );
     assert_eq!(spec("app").power, quorate_types::spec::Power::Stopped);
     assert_eq!(spec("app").depends_on.len(), 1);
     assert_eq!(spec("app").hosts.len(), 2);

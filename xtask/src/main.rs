@@ -1,7 +1,8 @@
-//! Maintenance commands of the workspace: `cargo xtask verify | fix | tidy`.
+//! Maintenance commands of the workspace: `cargo xtask verify | fix | tidy | cts`.
 //!
 //! `verify` only reads; `fix` mends what a program can mend.
 
+mod cts;
 mod tidy;
 
 use anyhow::{Result, bail};
@@ -29,6 +30,18 @@ enum Task {
     Fix,
     /// House rules that no other tool checks.
     Tidy,
+    /// Plan Pacemaker's scheduler cases, and compare with what it does (docs/pacemaker.md).
+    Cts {
+        /// Pacemaker's folder cts/scheduler.
+        #[arg(long, value_name = "PATH")]
+        dir: PathBuf,
+        /// Only the cases that this file names, one a line.
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+        /// Print the whole plan of cases that fail.
+        #[arg(long)]
+        details: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -37,6 +50,7 @@ fn main() -> ExitCode {
         Task::Verify { no_tests } => verify(&root, no_tests),
         Task::Fix => fix(&root),
         Task::Tidy => tidy::check(&root),
+        Task::Cts { dir, list, details } => cts::run(&dir, list.as_deref(), details),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

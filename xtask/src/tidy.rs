@@ -11,6 +11,7 @@ const PURE: &[&str] = &[
     "crates/state/",
     "crates/manifest/",
     "crates/planner/",
+    "crates/import/",
     "crates/agent/logic/",
     "crates/controller/logic/",
 ];

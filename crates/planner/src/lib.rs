@@ -23,6 +23,7 @@ mod act;
 mod choose;
 mod depends;
 mod domains;
+pub mod engine;
 mod explain;
 mod fit;
 mod groups;

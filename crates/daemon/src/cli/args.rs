@@ -17,6 +17,7 @@ const TEMPLATE: &str = "\
   status       The cluster on one page; --watch keeps it up to date
   events       What happened; --follow goes on
   explain      Why a VM is where it is
+  plan         What would be done, without doing it
 
 \x1b[1mChange\x1b[0m
   apply        Make what a manifest says hold
@@ -29,6 +30,7 @@ const TEMPLATE: &str = "\
   init         Make a cluster with this host as its first
   token        Make a join token for another host
   join         Make this host a member of a cluster
+  import       A manifest from another cluster manager's configuration
   serve        Run this host's daemon
   lab          A whole cluster on one machine, to play with
   completion   Completion script for a shell
@@ -104,6 +106,11 @@ pub(crate) enum Command {
     /// Hosts.
     #[command(subcommand)]
     Host(HostCommand),
+    /// What would be done, without doing it.
+    Plan(super::plan::PlanArgs),
+    /// A manifest from another cluster manager's configuration.
+    #[command(subcommand)]
+    Import(super::import::ImportCommand),
     /// Make a cluster with this host as its first.
     Init(InitArgs),
     /// Join tokens.

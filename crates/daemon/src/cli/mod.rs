@@ -6,13 +6,16 @@
 //! files; `init`, `join` and `serve` are the daemon's own work.
 
 pub(crate) mod args;
+mod cib;
 mod completion;
 mod console;
 mod error;
 mod events;
 mod host;
+mod import;
 mod manifest;
 mod output;
+mod plan;
 mod progress;
 mod setup;
 mod show;
@@ -158,6 +161,8 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Delete(command) => vm::delete(&context, command).await,
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Plan(args) => plan::plan(&context.output, &args),
+        Command::Import(command) => import::import(&context.output, &command),
         Command::Init(args) => setup::init(&context, args).await,
         Command::Token(command) => host::token(&context, command).await,
         Command::Join(args) => setup::join(&context, args).await,

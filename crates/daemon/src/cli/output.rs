@@ -45,6 +45,10 @@ impl Output {
         say(text.trim_end())
     }
 
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
     pub(crate) fn is_table(&self) -> bool {
         self.format == Format::Table
     }

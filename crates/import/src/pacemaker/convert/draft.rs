@@ -1,0 +1,191 @@
+//! A manifest in the making.
+
+use super::super::model::Cib;
+use crate::{Place, Problem};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Longest name of an object.
+const MAX_NAME: usize = 40;
+
+/// A VM in the making.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Vm {
+    pub(super) place: Place,
+    pub(super) cpus: u32,
+    pub(super) memory_mib: u64,
+    pub(super) priority: i32,
+    pub(super) stopped: bool,
+    pub(super) live: bool,
+    pub(super) shutdown_s: Option<u64>,
+    /// Hosts it may run on; empty: all.
+    pub(super) hosts: BTreeSet<String>,
+    pub(super) depends_on: BTreeSet<String>,
+}
+
+/// Together or apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RuleKind {
+    With,
+    Apart,
+}
+
+/// A rule in the making.
+#[derive(Debug, Clone)]
+pub(super) struct Rule {
+    pub(super) place: Place,
+    pub(super) kind: RuleKind,
+    pub(super) vms: BTreeSet<String>,
+}
+
+/// A fence device in the making.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Device {
+    pub(super) agent: String,
+    pub(super) options: BTreeMap<String, String>,
+}
+
+/// A manifest in the making. Names are Quorate's; resources are found by their ids.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) vms: BTreeMap<String, Vm>,
+    pub(super) rules: BTreeMap<String, Rule>,
+    pub(super) fencing: BTreeMap<String, Vec<Device>>,
+    pub(super) notes: Vec<Problem>,
+    /// VM names by resource id.
+    pub(super) of_resource: BTreeMap<String, String>,
+    /// Host names by node name.
+    pub(super) of_node: BTreeMap<String, String>,
+    /// Where what was taken out last came from.
+    left_out: Option<Place>,
+}
+
+impl Draft {
+    pub(super) fn new(cib: &Cib) -> Self {
+        let mut draft = Self::default();
+        let mut taken = BTreeSet::new();
+        for node in &cib.nodes {
+            let short = node.name.split('.').next().unwrap_or(&node.name);
+            let name = unique(short, &taken);
+            taken.insert(name.clone());
+            if name != node.name {
+                draft.note(
+                    node.place,
+                    format!("node \"{}\" is called {name}", node.name),
+                    "",
+                );
+            }
+            draft.of_node.insert(node.name.clone(), name);
+        }
+        draft
+    }
+
+    pub(super) fn note(&mut self, place: Place, message: impl Into<String>, hint: &str) {
+        let note = Problem::new(place, message);
+        self.notes.push(match hint {
+            "" => note,
+            hint => note.hint(hint),
+        });
+    }
+
+    /// A free name for a VM.
+    pub(super) fn vm_name(&self, wanted: &str) -> String {
+        unique(wanted, &self.vms.keys().cloned().collect())
+    }
+
+    pub(super) fn rule(&mut self, wanted: &str, rule: Rule) {
+        let same = |other: &Rule| other.kind == rule.kind && other.vms == rule.vms;
+        if rule.vms.len() < 2 || self.rules.values().any(same) {
+            return;
+        }
+        let name = unique(wanted, &self.rules.keys().cloned().collect());
+        self.rules.insert(name, rule);
+    }
+
+    /// Whether a VM waits for another one, directly or not.
+    pub(super) fn waits_for(&self, vm: &str, other: &str) -> bool {
+        let mut open = vec![vm];
+        let mut seen = BTreeSet::new();
+        while let Some(one) = open.pop() {
+            if one == other {
+                return true;
+            }
+            if seen.insert(one)
+                && let Some(vm) = self.vms.get(one)
+            {
+                open.extend(vm.depends_on.iter().map(String::as_str));
+            }
+        }
+        false
+    }
+
+    /// Takes out what a problem points at. False if nothing can be taken out.
+    pub(super) fn leave_out(&mut self, problem: &quorate_manifest::Problem) -> bool {
+        let path: Vec<&str> = problem.path.iter().map(String::as_str).collect();
+        match path[..] {
+            ["rules", rule, ..] => match self.rules.remove(rule) {
+                Some(rule) => {
+                    self.left_out = Some(rule.place);
+                    true
+                }
+                None => false,
+            },
+            ["vms", vm, ..] => {
+                let Some(vm) = self.vms.get_mut(vm) else {
+                    return false;
+                };
+                let had = !vm.hosts.is_empty();
+                vm.hosts.clear();
+                self.left_out = Some(vm.place);
+                had
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes out everything that could conflict.
+    pub(super) fn leave_out_all_rules(&mut self) {
+        self.rules.clear();
+        for vm in self.vms.values_mut() {
+            vm.hosts.clear();
+        }
+        let place = Place { line: 1, column: 1 };
+        let hint = "write the rules by hand";
+        self.note(
+            place,
+            "too many conflicts: all rules and lists of hosts are left out",
+            hint,
+        );
+    }
+
+    pub(super) fn note_left_out(&mut self, problem: &quorate_manifest::Problem) {
+        let place = self.left_out.take().unwrap_or_default();
+        let message = format!("left out: {}", problem.message);
+        self.note(place, message, problem.hint.as_deref().unwrap_or_default());
+    }
+}
+
+/// Makes a valid name that is not taken yet.
+fn unique(wanted: &str, taken: &BTreeSet<String>) -> String {
+    let letters = wanted
+        .chars()
+        .map(|letter| match letter.to_ascii_lowercase() {
+            letter if letter.is_ascii_lowercase() || letter.is_ascii_digit() => letter,
+            _ => '-',
+        });
+    let name: String = letters.take(MAX_NAME).collect();
+    let name = match name.trim_matches('-') {
+        "" => "unnamed",
+        name => name,
+    };
+    if !taken.contains(name) {
+        return name.to_owned();
+    }
+    (2_u32..)
+        .map(|number| {
+            let room = MAX_NAME - 1 - number.to_string().len();
+            let stem: String = name.chars().take(room).collect();
+            format!("{}-{number}", stem.trim_end_matches('-'))
+        })
+        .find(|name| !taken.contains(name))
+        .unwrap_or_default()
+}

@@ -1,0 +1,321 @@
+//! From what holds now to the question that the engine answers.
+
+mod contradictions;
+mod orders;
+mod together;
+mod wishes;
+
+use super::judge::{Judged, NoQuorum, Thing};
+use super::model::{Cib, Constraint, Resource};
+use super::values;
+use crate::{Place, Problem};
+use quorate_planner::engine::{Body, Group, Host, Item, Quorum, Rules, Site, Unit, UnitId};
+use std::collections::BTreeMap;
+
+/// The question, and which unit is which resource.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub(super) site: Site,
+    /// Per unit: the index of its thing; `None` for groups.
+    pub(super) things: Vec<Option<usize>>,
+    pub(super) warnings: Vec<Problem>,
+    /// Constraints that cannot hold together.
+    pub(super) contradictions: Vec<Problem>,
+    /// Per wish, rule and order of the site: the index of the constraint that it comes from.
+    pub(super) prefer_ids: Vec<usize>,
+    pub(super) together_ids: Vec<usize>,
+    pub(super) order_ids: Vec<usize>,
+    pub(super) any_ids: Vec<usize>,
+}
+
+/// Makes the question.
+pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
+    let mut builder = Builder {
+        cib,
+        judged,
+        site: Site::default(),
+        things: Vec::new(),
+        names: BTreeMap::new(),
+        dimensions: Vec::new(),
+        labels: Vec::new(),
+        warnings: Vec::new(),
+        prefer_ids: Vec::new(),
+        together_ids: Vec::new(),
+        order_ids: Vec::new(),
+        any_ids: Vec::new(),
+    };
+    builder.rules();
+    builder.dimensions();
+    builder.hosts();
+    builder.units();
+    builder.wish_for_health();
+    builder.constraints();
+    builder.fill_labels();
+    let mut question = Question {
+        site: builder.site,
+        things: builder.things,
+        warnings: builder.warnings,
+        prefer_ids: builder.prefer_ids,
+        together_ids: builder.together_ids,
+        order_ids: builder.order_ids,
+        any_ids: builder.any_ids,
+        contradictions: Vec::new(),
+    };
+    question.contradictions = contradictions::find(&question, &sources(cib));
+    question
+}
+
+/// Ids and places of the constraints.
+pub(super) fn sources(cib: &Cib) -> Vec<(String, Place)> {
+    let constraints = cib.constraints.iter();
+    constraints
+        .map(|constraint| match constraint {
+            Constraint::Location(one) => (one.id.clone(), one.place),
+            Constraint::Colocation(one) => (one.id.clone(), one.place),
+            Constraint::Order(one) => (one.id.clone(), one.place),
+        })
+        .collect()
+}
+
+struct Builder<'a> {
+    cib: &'a Cib,
+    judged: &'a Judged,
+    site: Site,
+    things: Vec<Option<usize>>,
+    names: BTreeMap<String, UnitId>,
+    /// Names of kinds of capacity.
+    dimensions: Vec<String>,
+    /// Host attributes by which things are together.
+    labels: Vec<String>,
+    warnings: Vec<Problem>,
+    prefer_ids: Vec<usize>,
+    together_ids: Vec<usize>,
+    order_ids: Vec<usize>,
+    any_ids: Vec<usize>,
+}
+
+/// What a name in a constraint stands for.
+struct Named {
+    units: Vec<UnitId>,
+    /// It names one resource, not all with a tag or of a template.
+    single: bool,
+}
+
+impl Builder<'_> {
+    fn warn(&mut self, place: Place, message: String) {
+        self.warnings.push(Problem::new(place, message));
+    }
+
+    fn rules(&mut self) {
+        let options = &self.judged.options;
+        self.site.rules = Rules {
+            strategy: options.strategy,
+            quorum: match (self.judged.quorate, options.no_quorum) {
+                (true, _) | (_, NoQuorum::Ignore | NoQuorum::Fence) => Quorum::Held,
+                (false, NoQuorum::Freeze) => Quorum::Freeze,
+                (false, NoQuorum::Stop) => Quorum::Stop,
+            },
+            hands_off: options.fencing && !self.judged.has_fence_device,
+            stop_all: options.stop_all,
+            opt_in: !options.symmetric,
+        };
+    }
+
+    fn dimensions(&mut self) {
+        let of_hosts = self.judged.hosts.iter().map(|host| &host.utilization);
+        let of_things = self.judged.things.iter().map(|thing| &thing.utilization);
+        let mut names: Vec<String> = of_hosts
+            .chain(of_things)
+            .flat_map(|table| table.keys().cloned())
+            .collect();
+        names.sort();
+        names.dedup();
+        self.dimensions = names;
+    }
+
+    fn amounts(&self, table: &BTreeMap<String, String>) -> Vec<i64> {
+        let amount = |name: &String| {
+            let value = table.get(name)?;
+            values::amount(value)
+        };
+        let all = self.dimensions.iter();
+        all.map(|name| amount(name).unwrap_or(0)).collect()
+    }
+
+    fn hosts(&mut self) {
+        for (at, host) in self.judged.hosts.iter().enumerate() {
+            let capacity = self.amounts(&host.utilization);
+            self.site.hosts.push(Host {
+                name: host.name.clone(),
+                up: host.up,
+                lost: host.lost,
+                can_fence: self.judged.can_fence(at),
+                standby: host.standby,
+                leaving: host.leaving,
+                maintenance: host.maintenance,
+                joining: host.joining,
+                capacity,
+                labels: Vec::new(),
+            });
+        }
+    }
+
+    fn units(&mut self) {
+        let (mut thing, mut group) = (0, 0);
+        for resource in &self.cib.resources {
+            match resource {
+                Resource::Primitive(_) => {
+                    self.unit_of(thing, None);
+                    thing += 1;
+                }
+                Resource::Group(_) => {
+                    let now = &self.judged.groups[group];
+                    let parent = self.site.units.len();
+                    self.names.entry(now.id.clone()).or_insert(parent);
+                    self.things.push(None);
+                    let first = parent + 1;
+                    self.site.units.push(Unit {
+                        name: now.id.clone(),
+                        priority: now.priority,
+                        parent: None,
+                        body: Body::Group(Group {
+                            members: (first..first + now.members.len()).collect(),
+                            ordered: now.ordered,
+                            colocated: now.colocated,
+                        }),
+                    });
+                    for member in &now.members {
+                        self.unit_of(*member, Some(parent));
+                    }
+                    thing += now.members.len();
+                    group += 1;
+                }
+            }
+        }
+        for removed in thing..self.judged.things.len() {
+            self.unit_of(removed, None);
+        }
+    }
+
+    fn unit_of(&mut self, at: usize, parent: Option<UnitId>) {
+        let thing = &self.judged.things[at];
+        self.names
+            .entry(thing.id.clone())
+            .or_insert(self.site.units.len());
+        self.things.push(Some(at));
+        let item = self.item(thing);
+        self.site.units.push(Unit {
+            name: thing.id.clone(),
+            priority: thing.priority,
+            parent,
+            body: Body::Item(Box::new(item)),
+        });
+    }
+
+    fn item(&self, thing: &Thing) -> Item {
+        Item {
+            needs: self.amounts(&thing.utilization),
+            scores: thing.scores.clone(),
+            active: thing.active.clone(),
+            role: thing.role,
+            wanted: thing.next,
+            managed: thing.managed,
+            blocked: thing.blocked,
+            maintenance: thing.maintenance,
+            failed: thing.failed,
+            restart_cures: thing.restart_cures,
+            live: thing.live,
+            starting: thing.starting,
+            stickiness: thing.stickiness,
+            requires: thing.requires,
+            multiple: thing.multiple(),
+            critical: thing.critical,
+            half_moved: thing.half_moved,
+            strays: thing.strays.clone(),
+            must_stop: thing.must_stop.clone(),
+            known_on: thing.known_on.clone(),
+            may_run_elsewhere: self.may_run_elsewhere(thing),
+        }
+    }
+
+    /// Whether there is a host that would have to be asked, but does not answer yet.
+    fn may_run_elsewhere(&self, thing: &Thing) -> bool {
+        let hosts = self.judged.hosts.iter().enumerate();
+        self.judged.options.probes
+            && !thing.removed
+            && hosts.into_iter().any(|(at, host)| {
+                host.up && host.joining && !host.lost && !thing.known_on.contains(&at)
+            })
+    }
+
+    fn constraints(&mut self) {
+        // Wishes for healthy hosts come from no constraint.
+        self.prefer_ids.resize(self.site.prefer.len(), usize::MAX);
+        for (at, constraint) in self.cib.constraints.iter().enumerate() {
+            match constraint {
+                Constraint::Location(location) => self.location(location),
+                Constraint::Colocation(colocation) => self.colocation(colocation),
+                Constraint::Order(order) => self.order(order),
+            }
+            self.prefer_ids.resize(self.site.prefer.len(), at);
+            self.together_ids.resize(self.site.together.len(), at);
+            self.order_ids.resize(self.site.orders.len(), at);
+            self.any_ids.resize(self.site.any_of.len(), at);
+        }
+    }
+
+    fn fill_labels(&mut self) {
+        for (host, now) in self.site.hosts.iter_mut().zip(&self.judged.hosts) {
+            let value = |name: &String| now.attributes.get(name).map(|v| v.to_lowercase());
+            host.labels = self.labels.iter().map(value).collect();
+        }
+    }
+
+    /// What a name in a constraint stands for: a resource, or all of a template, or all with a tag.
+    fn named(&mut self, name: &str, place: Place, constraint: &str) -> Option<Named> {
+        if let Some(unit) = self.names.get(name) {
+            return Some(Named {
+                units: vec![*unit],
+                single: true,
+            });
+        }
+        let cib = self.cib;
+        let derived = cib.resources.iter().flat_map(|resource| match resource {
+            Resource::Primitive(one) => std::slice::from_ref(one),
+            Resource::Group(group) => &group.members,
+        });
+        let of_template = derived.filter(|one| one.template.as_deref() == Some(name));
+        let mut members: Vec<&str> = of_template.map(|one| one.id.as_str()).collect();
+        if let Some(tagged) = cib.tags.get(name) {
+            members.extend(tagged.iter().map(String::as_str));
+        }
+        let units: Vec<UnitId> = members
+            .iter()
+            .filter_map(|member| self.names.get(*member).copied())
+            .collect();
+        if units.is_empty() {
+            self.warn(
+                place,
+                format!("constraint \"{constraint}\": there is no resource \"{name}\": ignored"),
+            );
+            return None;
+        }
+        Some(Named {
+            units,
+            single: false,
+        })
+    }
+
+    /// The members of a set, tags expanded. `None` when one of them does not exist.
+    fn members(
+        &mut self,
+        set: &super::model::ResourceSet,
+        constraint: &str,
+    ) -> Option<Vec<UnitId>> {
+        let mut units = Vec::new();
+        for member in &set.members {
+            units.extend(self.named(member, set.place, constraint)?.units);
+        }
+        Some(units)
+    }
+}

@@ -18,6 +18,9 @@ cluster:
   parallel_migrations: 4
   max_fence_percent: 34
   migration_mib_per_s: 100
+  admission: {failures: 2, mode: refuse}
+  preemption: lower_priority
+  balancing: {mode: off, min_gain_percent: 15, moves_per_hour: 3}
   fencing:
     h1:
       - {agent: fence_ipmilan, options: {ip: 10.0.0.1, lanplus: 1, password: secret}, timeout: 10s}

@@ -9,6 +9,7 @@
 
 pub mod ids;
 pub mod name;
+pub mod policy;
 pub mod report;
 pub mod settings;
 pub mod spec;
@@ -16,6 +17,7 @@ pub mod units;
 
 pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};
 pub use name::{HostName, NameError, NetworkName, PoolName, RuleName, VmName};
+pub use policy::{Admission, AdmissionMode, Balancing, BalancingMode, Preemption};
 pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
 pub use settings::{ClusterSettings, LeaseTimings};
 pub use spec::{Dependency, Manifest, NetworkSpec, PoolSpec, RuleSpec, VmSpec};

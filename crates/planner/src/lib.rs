@@ -20,10 +20,12 @@
 
 mod abi;
 mod act;
+mod capacity;
 mod choose;
 mod depends;
 mod explain;
 mod fit;
+mod forecast;
 mod groups;
 mod hosts;
 mod lint;
@@ -34,13 +36,23 @@ mod place;
 mod recover;
 mod relocate;
 mod score;
+mod snapshot;
 mod stop;
 mod work;
 
 pub use abi::{cpu_baseline, guest_abi};
+pub use capacity::{
+    Bound, Broken, Capacity, CapacityQuestion, FailureSet, Restart, RestartPlan, Shortfall,
+    capacity, shortfall,
+};
 pub use explain::{Explanation, explain, waiting, waiting_hosts, what_move};
+pub use forecast::{
+    End, Forecast, ForecastError, Foreseen, Moved, Outage, Stage, Step, Unplaced, forecast,
+    forecast_on,
+};
 pub use lint::{Violation, lint};
 pub use memory::Memory;
+pub use snapshot::{SNAPSHOT_FORMAT, Seen, Snapshot, SnapshotError};
 
 use quorate_membership::{FenceProof, HostHealth, Instant};
 use quorate_state::{Plan, State};

@@ -34,12 +34,14 @@ const HANDED_OVER_FOR: Millis = Millis::secs(10);
 const CANCEL_WITHIN: Millis = Millis::secs(30);
 
 /// A leader's volatile memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Memory {
     vms: BTreeMap<VmName, VmMemory>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 struct VmMemory {
     failed_moves: u32,
     failed_at: Option<Instant>,
@@ -61,7 +63,7 @@ struct VmMemory {
     crashed_on: BTreeMap<HostName, Instant>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct MigrationMemory {
     id: MigrationId,
     began: Instant,

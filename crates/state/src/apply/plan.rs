@@ -7,7 +7,8 @@ use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::EventKind;
 use crate::model::{
-    DECISIONS_IN_FULL, DECISIONS_KEPT, Decision, GuestAbi, HostMode, OrderKind, Ownership, StopMode, VmRecord,
+    DECISIONS_IN_FULL, DECISIONS_KEPT, Decision, GuestAbi, HostMode, OrderKind, Ownership,
+    StopMode, VmRecord,
 };
 use crate::plan::{Action, MigrationEnd, Plan, PlannedAction};
 use quorate_membership::FenceProof;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Input{state, reports, health, proofs, now, memory} --plan()--> Plan{base, actions with reasons}
-//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> host modes
+//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> host modes -> balance
 //! ```
 //!
 //! Owns: every choice (who runs where, what moves, what waits). Always holds:
@@ -20,6 +20,7 @@
 
 mod abi;
 mod act;
+mod balance;
 mod capacity;
 mod choose;
 mod depends;
@@ -33,6 +34,7 @@ mod memory;
 mod migrate;
 mod moves;
 mod place;
+mod preempt;
 mod recover;
 mod relocate;
 mod score;
@@ -41,6 +43,7 @@ mod stop;
 mod work;
 
 pub use abi::{cpu_baseline, guest_abi};
+pub use balance::{Advice, Balance, HostLoad, balance};
 pub use capacity::{
     Bound, Broken, Capacity, CapacityQuestion, FailureSet, Restart, RestartPlan, Shortfall,
     capacity, shortfall,
@@ -109,6 +112,7 @@ fn decide<'a>(input: &Input<'a>, notes: bool) -> Work<'a> {
     moves::run(&mut work);
     relocate::run(&mut work);
     hosts::run(&mut work);
+    balance::run(&mut work);
     work
 }
 

@@ -68,6 +68,9 @@ fn place(work: &mut Work<'_>, vm: usize, keeps: bool) -> Option<(usize, u64)> {
     let (choice, asked) = choose(work, vm);
     // A host that fits is up and has a QEMU, so there is a machine to start with.
     let Some(host) = choice.best.filter(|_| work.start_abi(vm).is_some()) else {
+        if crate::preempt::make_room(work, vm, &choice) {
+            return None;
+        }
         work.note(vm, |work| no_host(work, vm, &choice));
         return None;
     };

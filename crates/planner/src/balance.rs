@@ -76,6 +76,25 @@ pub struct HostLoad {
     pub then_percent: u32,
 }
 
+impl Balance {
+    /// One sentence for the status page, where advice is asked for and there is any.
+    #[must_use]
+    pub fn headline(&self) -> Option<String> {
+        if self.mode != BalancingMode::Advise || self.moves.is_empty() {
+            return None;
+        }
+        let fullest = self.hosts.iter().max_by_key(|host| host.now_percent)?;
+        let moves = match self.moves.len() {
+            1 => "1 live migration".to_owned(),
+            n => format!("{n} live migrations"),
+        };
+        Some(format!(
+            "{} is {} % full; {moves} would even that out: `quorate plan --balance`",
+            fullest.host, fullest.now_percent
+        ))
+    }
+}
+
 /// What would even out load now, whatever the mode.
 #[must_use]
 pub fn balance(input: &Input<'_>) -> Balance {

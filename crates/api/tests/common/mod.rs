@@ -156,6 +156,30 @@ impl Fake {
     }
 }
 
+impl Fake {
+    pub fn state_now(&self) -> Arc<State> {
+        Arc::clone(&self.states.borrow())
+    }
+
+    /// Guards and watchdogs of all hosts are armed, and the planner has done its work.
+    pub async fn settle(&self) {
+        for host in self.state().hosts.keys().cloned().collect::<Vec<_>>() {
+            let armed = Some(Millis(500));
+            self.apply("test", Command::RecordArmed { host, armed })
+                .unwrap();
+        }
+        for _ in 0..20 {
+            let snapshot = self.snapshot().await.unwrap();
+            let plan = quorate_planner::plan(&snapshot.input());
+            if plan.actions.is_empty() {
+                return;
+            }
+            self.apply("planner", Command::CommitPlan(plan)).unwrap();
+        }
+        panic!("no rest");
+    }
+}
+
 #[async_trait]
 impl Backend for Fake {
     fn host(&self) -> HostName {

@@ -6,18 +6,22 @@
 //! files; `init`, `join` and `serve` are the daemon's own work.
 
 pub(crate) mod args;
+mod capacity;
 mod console;
 mod error;
 mod events;
 mod host;
 mod manifest;
 mod output;
+mod plan;
 mod progress;
+mod saved;
 mod setup;
 mod show;
 mod status;
 mod vm;
 mod wait;
+mod when;
 
 #[cfg(test)]
 mod tests;
@@ -147,6 +151,9 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Status(args) => events::status(&context, args).await,
         Command::Events(args) => events::events(&context, args).await,
         Command::Explain(command) => vm::explain(&context, command).await,
+        Command::Plan(args) => plan::run(&context, args).await,
+        Command::Capacity(args) => capacity::run(&context, args).await,
+        Command::State(command) => saved::run(&context, command).await,
         Command::Apply(args) => manifest::apply(&context, args).await,
         Command::Diff(args) => manifest::diff(&context, args).await,
         Command::Delete(command) => vm::delete(&context, command).await,

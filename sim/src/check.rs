@@ -22,7 +22,7 @@ use quorate_state::{
     Refusal, State,
 };
 use quorate_types::spec::MigrationPolicy;
-use quorate_types::{Epoch, RuleSpec, VmName};
+use quorate_types::{Epoch, VmName};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -331,7 +331,7 @@ impl World {
         let follows = before
             .rules
             .values()
-            .any(|rule| matches!(&rule.spec, RuleSpec::KeepWith(vms) if vms.contains(vm)));
+            .any(|rule| rule.spec.ties() && rule.spec.vms().contains(vm));
         if !movable || !(leaving || follows || record.move_request.is_some()) {
             let text = format!("{vm} shall run and is stopped: {why}");
             self.fail("dependents-stay-up", text);

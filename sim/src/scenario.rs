@@ -215,7 +215,10 @@ fn setup_line(script: &mut Script, line: &str) -> Result<(), ScriptError> {
             let vms: Result<BTreeSet<VmName>, _> = vms.iter().map(|vm| vm_name(line, vm)).collect();
             let name = RuleName::new(format!("rule{}", setup.manifest.rules.len() + 1));
             let name = name.map_err(|error| bad(line, error.to_string()))?;
-            setup.manifest.rules.insert(name, RuleSpec::KeepApart(vms?));
+            setup
+                .manifest
+                .rules
+                .insert(name, RuleSpec::keep_apart(vms?));
         }
         ["vm", name, ref options @ ..] => {
             let mut spec = vm_spec(name, 1024);
@@ -260,7 +263,13 @@ fn vm_option(
             for other in value.split(',') {
                 let condition = Condition::Ready;
                 let other = vm_name(line, other)?;
-                spec.depends_on.insert(other, Dependency { condition });
+                spec.depends_on.insert(
+                    other,
+                    Dependency {
+                        condition,
+                        ..Dependency::default()
+                    },
+                );
             }
         }
         "hosts" => {

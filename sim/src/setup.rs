@@ -136,6 +136,9 @@ pub fn vm_spec(name: &str, memory_mib: u64) -> VmSpec {
         ready: None,
         depends_on: BTreeMap::new(),
         hosts: BTreeSet::new(),
+        host_labels: BTreeMap::new(),
+        prefer: Vec::new(),
+        resources: BTreeMap::new(),
         priority: 0,
         power: Power::Running,
         migration: MigrationPolicy::Live,
@@ -158,6 +161,7 @@ impl Setup {
                 bridge: "br0".into(),
                 uplink: None,
                 mtu: 1500,
+                parallel_migrations: None,
             };
             manifest.networks.insert(network, bridge);
         }
@@ -261,8 +265,13 @@ impl Setup {
                     } else {
                         Condition::Ready
                     };
-                    spec.depends_on
-                        .insert(other.clone(), Dependency { condition });
+                    spec.depends_on.insert(
+                        other.clone(),
+                        Dependency {
+                            condition,
+                            ..Dependency::default()
+                        },
+                    );
                 }
             }
             self.manifest.vms.insert(name.clone(), spec);
@@ -273,14 +282,14 @@ impl Setup {
             && let Ok(rule) = RuleName::new("apart")
         {
             let both = [a.clone(), b.clone()].into();
-            self.manifest.rules.insert(rule, RuleSpec::KeepApart(both));
+            self.manifest.rules.insert(rule, RuleSpec::keep_apart(both));
         }
         if names.len() > 4
             && rng.chance(200)
             && let Ok(rule) = RuleName::new("with")
         {
             let both = [names[1].clone(), names[2].clone()].into();
-            self.manifest.rules.insert(rule, RuleSpec::KeepWith(both));
+            self.manifest.rules.insert(rule, RuleSpec::keep_with(both));
         }
     }
 

@@ -85,6 +85,21 @@ pub struct StageView {
     pub outages: Vec<OutageView>,
     /// VMs that shall run and do not afterwards.
     pub unplaced: Vec<UnplacedView>,
+    /// VMs that run and stay where they should not: a drain that cannot be finished, a broken rule.
+    pub stays: Vec<StaysView>,
+}
+
+/// A VM that should leave its host and does not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StaysView {
+    /// Which.
+    #[schema(value_type = String)]
+    pub vm: VmName,
+    /// Where it stays.
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostName>,
+    /// Why, one sentence.
+    pub why: String,
 }
 
 /// One action.
@@ -324,6 +339,11 @@ impl From<planner::Stage> for StageView {
             vm: outage.vm,
             lasts_ms: outage.lasts.map(|span| span.0),
         };
+        let stays = |stays: planner::Stays| StaysView {
+            vm: stays.vm,
+            host: stays.host,
+            why: stays.why,
+        };
         let unplaced = |missing: planner::Unplaced| UnplacedView {
             vm: missing.vm,
             why: missing.why,
@@ -339,6 +359,7 @@ impl From<planner::Stage> for StageView {
             moved: stage.moved.into_iter().map(moved).collect(),
             outages: stage.outages.into_iter().map(outage).collect(),
             unplaced: stage.unplaced.into_iter().map(unplaced).collect(),
+            stays: stage.stays.into_iter().map(stays).collect(),
         }
     }
 }

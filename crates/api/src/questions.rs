@@ -272,31 +272,44 @@ pub(crate) fn refused(short: &Shortfall, parsed: &ParsedManifest, state: &State)
         .map(|broken| Problem {
             path: culprit(&parsed.manifest, state, &broken.vm),
             message: sentence(broken),
-            hint: Some("make it smaller, add memory or a host, or allow it more hosts".to_owned()),
+            hint: None,
         })
         .collect();
+    let more = short.broken.len().saturating_sub(POINTED_OUT);
     ApiError {
         diagnostics: Some(parsed.diagnose(&problems)),
-        ..too_little(short)
+        ..no(format!("{}{}", wish(short), and_more(more)))
     }
 }
 
 /// A refusal without a manifest.
 pub(crate) fn too_little(short: &Shortfall) -> ApiError {
-    let hosts = match short.wanted {
-        1 => "any host".to_owned(),
-        n => format!("any {n} hosts"),
-    };
     let first = short.broken.first().map(sentence).unwrap_or_default();
-    let more = match short.broken.len().saturating_sub(1) {
-        0 => String::new(),
-        n => format!(" (and {n} more)"),
+    let more = and_more(short.broken.len().saturating_sub(1));
+    no(format!("{}: {first}{more}", wish(short)))
+}
+
+fn wish(short: &Shortfall) -> String {
+    let hosts = match short.wanted {
+        1 => "any host fails".to_owned(),
+        n => format!("any {n} hosts fail"),
     };
-    ApiError::new(
-        ErrorCode::Conflict,
-        format!("every VM shall find a place when {hosts} fails, and then would not; nothing was changed. First: {first}{more}"),
+    format!(
+        "it was not done, because every VM shall find a place when {hosts} (`cluster.admission`)"
     )
-    .hint("`quorate capacity` shows what there is room for; `cluster: {admission: {mode: warn}}` in the manifest lets it through")
+}
+
+fn and_more(more: usize) -> String {
+    match more {
+        0 => String::new(),
+        n => format!(" (and {n} more like it)"),
+    }
+}
+
+fn no(message: String) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, message).hint(
+        "add memory or a host, or make VMs smaller (`quorate capacity` shows the room); `cluster: {admission: {mode: warn}}` in the manifest lets it through",
+    )
 }
 
 /// The part of the manifest that takes the room: the VM itself if it is new or changed there, else the

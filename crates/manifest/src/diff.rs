@@ -22,7 +22,7 @@ pub enum ChangeKind {
 pub struct Change {
     /// New or changed.
     pub kind: ChangeKind,
-    /// What it is: `vm`, `pool`, `network`, `rule`, `cluster`.
+    /// What it is: `vm`, `pool`, `network`, `rule`, `host`, `cluster`.
     pub object: String,
     /// Its name; empty for the cluster.
     pub name: String,
@@ -78,6 +78,14 @@ pub fn diff(existing: &Existing, manifest: &Manifest) -> Vec<Change> {
     let mut changes = Vec::new();
     if let Some(cluster) = &manifest.cluster {
         changes.extend(object("cluster", "", Some(&existing.cluster), cluster));
+    }
+    for (name, new) in &manifest.hosts {
+        changes.extend(object(
+            "host",
+            name.as_str(),
+            existing.host_specs.get(name),
+            new,
+        ));
     }
     for (name, new) in &manifest.networks {
         changes.extend(object(

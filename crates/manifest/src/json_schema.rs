@@ -60,6 +60,10 @@ fn kind(kind_of: &Kind) -> Value {
             { "type": "integer", "minimum": min, "maximum": max },
             { "type": "string", "pattern": "\\$\\{" },
         ] }),
+        Kind::Bool => json!({ "anyOf": [
+            { "type": "boolean" },
+            { "type": "string", "pattern": "\\$\\{" },
+        ] }),
         Kind::Choice(words) => json!({ "anyOf": [
             { "enum": words },
             { "type": "string", "pattern": "\\$\\{" },
@@ -88,6 +92,15 @@ fn kind(kind_of: &Kind) -> Value {
                 }));
             }
             json!({ "anyOf": any })
+        }
+        Kind::OneOf(shape, keys) => {
+            let mut out = structure(shape, None);
+            let one: Vec<Value> = keys
+                .iter()
+                .map(|key| json!({ "required": [key] }))
+                .collect();
+            out["oneOf"] = one.into();
+            out
         }
         Kind::Tagged(tag, variants) => {
             let any: Vec<Value> = variants

@@ -27,6 +27,7 @@ pub(crate) fn expected(kind: &Kind) -> &'static str {
         Kind::Size => "a size such as `512MiB`",
         Kind::Duration => "a duration such as `2s`",
         Kind::Int(..) => "a whole number",
+        Kind::Bool => "`true` or `false`",
         Kind::Choice(_) => "a word",
         Kind::Address => "an IP address",
         _ => "a text",
@@ -44,6 +45,18 @@ pub(crate) fn convert(text: &str, kind: &Kind) -> Result<Value, Wrong> {
         Kind::Size => size(text),
         Kind::Duration => duration(text),
         Kind::Int(min, max) => integer(text, *min, *max),
+        Kind::Bool => match text {
+            "true" => Ok(true.into()),
+            "false" => Ok(false.into()),
+            _ => Err(Wrong {
+                message: format!("`{text}` is neither `true` nor `false`"),
+                hint: match text.to_lowercase().as_str() {
+                    "yes" | "on" | "y" | "true" => Some("write `true`".into()),
+                    "no" | "off" | "n" | "false" => Some("write `false`".into()),
+                    _ => None,
+                },
+            }),
+        },
         Kind::Choice(words) => {
             if words.contains(&text) {
                 return Ok(text.into());

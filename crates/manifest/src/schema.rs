@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Duration,
     /// A whole number in this range.
     Int(i64, i64),
+    /// Yes or no.
+    Bool,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// An IP address.
@@ -40,6 +42,8 @@ pub(crate) enum Kind {
         &'static [&'static str],
         &'static [(&'static str, &'static Kind)],
     ),
+    /// A map with known fields, of which exactly one of these must be there.
+    OneOf(&'static Struct, &'static [&'static str]),
     /// A map whose field of this name chooses the other fields.
     Tagged(&'static str, &'static [(&'static str, &'static Struct)]),
 }
@@ -97,6 +101,11 @@ pub(crate) static MANIFEST: Struct = Struct {
             "Settings of the whole cluster.",
         ),
         optional(
+            "hosts",
+            Kind::Map("host", &Kind::Struct(&HOST)),
+            "Labels and resources of hosts, by name.",
+        ),
+        optional(
             "networks",
             Kind::Map("network", &Kind::Struct(&NETWORK)),
             "Networks by name.",
@@ -115,15 +124,91 @@ pub(crate) static MANIFEST: Struct = Struct {
             "rules",
             Kind::Map(
                 "rule",
-                &Kind::Either(
-                    &[],
-                    &[
-                        ("keep_apart", &Kind::Names("VM")),
-                        ("keep_with", &Kind::Names("VM")),
-                    ],
-                ),
+                &Kind::OneOf(&RULE, &["keep_apart", "keep_with", "spread"]),
             ),
             "Placement rules by name.",
+        ),
+    ],
+};
+
+const WEIGHT: i64 = quorate_types::placement::MAX_WEIGHT as i64;
+const COUNT: i64 = 1_000_000_000_000;
+
+static RULE: Struct = Struct {
+    what: "a rule",
+    fields: &[
+        optional(
+            "keep_apart",
+            Kind::Names("VM"),
+            "No two of these in one domain (or at most `max`).",
+        ),
+        optional("keep_with", Kind::Names("VM"), "All of these on one host."),
+        optional(
+            "spread",
+            Kind::Names("VM"),
+            "These as evenly over the domains as their number allows.",
+        ),
+        optional(
+            "across",
+            Kind::Name,
+            "The label of hosts whose values are the domains; absent: each host is one.",
+        ),
+        optional(
+            "max",
+            Kind::Int(1, 10_000),
+            "Most of these VMs in one domain.",
+        ),
+        optional(
+            "weight",
+            Kind::Int(1, WEIGHT),
+            "Soft, with this weight (1000: as much as an empty against a full host); absent: hard.",
+        ),
+    ],
+};
+
+static HOST: Struct = Struct {
+    what: "a host",
+    fields: &[
+        optional(
+            "labels",
+            Kind::Map("label", &Kind::Name),
+            "Where and what it is, as in `rack: r1`.",
+        ),
+        optional(
+            "resources",
+            Kind::Map("resource", &Kind::Int(0, COUNT)),
+            "Countable things that guests use up, as in `gpu: 2`.",
+        ),
+        optional(
+            "cpu_overcommit_percent",
+            Kind::Int(0, 100_000),
+            "Most virtual CPUs in percent of its threads; 0: no limit; absent: as the cluster.",
+        ),
+        optional(
+            "parallel_migrations",
+            Kind::Int(1, 64),
+            "Migrations at the same time from or to it; absent: as the cluster.",
+        ),
+    ],
+};
+
+static PREFERENCE: Struct = Struct {
+    what: "a preference",
+    fields: &[
+        optional(
+            "hosts",
+            Kind::Names("host"),
+            "The hosts that it is about; empty: any.",
+        ),
+        optional(
+            "labels",
+            Kind::Map("label", &Kind::Names("value")),
+            "Labels that these hosts have: label to accepted values.",
+        ),
+        optional(
+            "weight",
+            Kind::Int(-WEIGHT, WEIGHT),
+            "How much (1000: as much as an empty against a full host); negative: rather not.",
         ),
     ],
 };
@@ -150,6 +235,21 @@ static CLUSTER: Struct = Struct {
             "parallel_migrations",
             Kind::Int(1, 64),
             "Migrations at the same time from or to one host.",
+        ),
+        optional(
+            "total_migrations",
+            Kind::Int(0, 10_000),
+            "Migrations at the same time in the whole cluster; 0: unlimited.",
+        ),
+        optional(
+            "cpu_overcommit_percent",
+            Kind::Int(0, 100_000),
+            "Most virtual CPUs of a host in percent of its threads; 0: no hard limit.",
+        ),
+        optional(
+            "make_room",
+            Kind::Bool,
+            "Running guests may be moved, live, to make room for a VM that has none.",
         ),
         optional(
             "max_fence_percent",
@@ -289,6 +389,11 @@ static NETWORK: Struct = Struct {
             "Interface to enslave when the bridge has to be created.",
         ),
         optional("mtu", Kind::Int(576, 65_535), "MTU of guests' interfaces."),
+        optional(
+            "parallel_migrations",
+            Kind::Int(1, 10_000),
+            "Most VMs plugged into it that migrate at the same time.",
+        ),
     ],
 };
 
@@ -348,6 +453,21 @@ static VM: Struct = Struct {
             "hosts",
             Kind::Names("host"),
             "Hosts it may run on; empty: all.",
+        ),
+        optional(
+            "host_labels",
+            Kind::Map("label", &Kind::Names("value")),
+            "Labels that its host must have: label to accepted values.",
+        ),
+        optional(
+            "prefer",
+            Kind::List(&Kind::Struct(&PREFERENCE)),
+            "Hosts that are better, or worse, than others.",
+        ),
+        optional(
+            "resources",
+            Kind::Map("resource", &Kind::Int(0, COUNT)),
+            "Countable things of its host that it uses up, as in `gpu: 1`.",
         ),
         optional(
             "priority",
@@ -489,9 +609,27 @@ static HTTP: Struct = Struct {
 
 static DEPENDENCY: Struct = Struct {
     what: "a dependency",
-    fields: &[optional(
-        "condition",
-        Kind::Choice(&["started", "ready"]),
-        "What is waited for.",
-    )],
+    fields: &[
+        optional(
+            "condition",
+            Kind::Choice(&["started", "ready"]),
+            "What is waited for.",
+        ),
+        optional(
+            "advisory",
+            Kind::Bool,
+            "Only an order: what shall not run, cannot run or keeps failing is not waited for.",
+        ),
+        optional("timeout", Kind::Duration, "Longest wait."),
+        optional(
+            "on_timeout",
+            Kind::Choice(&["wait", "start"]),
+            "What happens after it: go on waiting (and say so), or start.",
+        ),
+        optional(
+            "tolerates",
+            Kind::Choice(&["nothing", "pause", "stop"]),
+            "What this VM can bear when the other must move and cannot move live.",
+        ),
+    ],
 };

@@ -89,6 +89,7 @@ impl<'a> Walk<'a> {
             },
             Kind::TextMap => self.text_map(node, at),
             Kind::Either(words, keys) => self.either(node, words, keys, at),
+            Kind::OneOf(shape, keys) => self.one_of(node, shape, keys, at),
             Kind::Tagged(tag, variants) => self.tagged(node, tag, variants, at),
             _ => self.scalar(node, kind, at),
         }
@@ -306,6 +307,33 @@ impl<'a> Walk<'a> {
         }
     }
 
+    fn one_of(
+        &mut self,
+        node: &Node,
+        shape: &'static Struct,
+        keys: &'static [&'static str],
+        at: Span,
+    ) -> Option<Value> {
+        if let Tree::Map(entries) = &node.value {
+            let is_known = |text: &str| shape.fields.iter().any(|field| field.name == text);
+            let unknown = entries.iter().any(|(key, _)| !is_known(&key.text));
+            let mut given = entries
+                .iter()
+                .filter(|(key, _)| keys.contains(&key.text.as_str()));
+            let list: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+            let message = format!("{} takes exactly one of {}", self.field(), list.join(", "));
+            let (first, second) = (given.next(), given.next());
+            if let Some((key, _)) = second {
+                return self.add(Finding::new(key.span, message));
+            }
+            // A misspelt field is reported as such.
+            if first.is_none() && !unknown {
+                return self.add(Finding::new(at, message));
+            }
+        }
+        self.structure(node, shape, at, None)
+    }
+
     fn tagged(
         &mut self,
         node: &Node,
@@ -433,5 +461,6 @@ fn is_collection(kind: &Kind) -> bool {
             | Kind::TextMap
             | Kind::MapOrNames(..)
             | Kind::Struct(_)
+            | Kind::OneOf(..)
     )
 }

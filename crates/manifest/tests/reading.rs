@@ -16,6 +16,9 @@ cluster:
   max_voters: 3
   replace_voter_after: 2m
   parallel_migrations: 4
+  total_migrations: 8
+  cpu_overcommit_percent: 400
+  make_room: true
   max_fence_percent: 34
   migration_mib_per_s: 100
   admission: {failures: 2, mode: refuse}
@@ -24,8 +27,11 @@ cluster:
   fencing:
     h1:
       - {agent: fence_ipmilan, options: {ip: 10.0.0.1, lanplus: 1, password: secret}, timeout: 10s}
+hosts:
+  h1: {labels: {rack: r1, room: a}, resources: {gpu: 2}, cpu_overcommit_percent: 100, parallel_migrations: 1}
+  h2: {labels: {rack: r2}}
 networks:
-  lan: {bridge: br-lan, uplink: eth0, mtu: 9000}
+  lan: {bridge: br-lan, uplink: eth0, mtu: 9000, parallel_migrations: 3}
 pools:
   shared: {kind: directory, path: /srv/vms, hosts: [h1, h2]}
 vms:
@@ -38,6 +44,9 @@ vms:
     nics: [{network: lan, mac: "52:54:00:00:00:01", address: 10.77.0.11}]
     ready: {probe: {tcp: {address: 10.77.0.11, port: 7001}}, timeout: 2m}
     hosts: [h1, h2]
+    host_labels: {rack: [r1, r2]}
+    prefer: [{hosts: [h1], weight: 10}, {labels: {room: [a]}, weight: -20}]
+    resources: {gpu: 1}
     priority: -5
     power: running
     migration: quick
@@ -54,6 +63,10 @@ vms:
     boot: {kernel: {kernel: /boot/k}}
     depends_on: [db, app]
     ready: {probe: agent}
+  late:
+    memory: 1GiB
+    boot: {kernel: {kernel: /boot/k}}
+    depends_on: {db: {advisory: true, timeout: 5m, on_timeout: start, tolerates: pause}}
   log:
     memory: 1GiB
     boot: {kernel: {kernel: /boot/k}}
@@ -61,6 +74,8 @@ vms:
 rules:
   apart: {keep_apart: [db, web]}
   with: {keep_with: [app, web]}
+  racks: {keep_apart: [db, log], across: rack, max: 1, weight: 50}
+  even: {spread: [db, log, late]}
 "#;
 
 fn none() -> BTreeMap<String, String> {

@@ -58,11 +58,13 @@ impl Work<'_> {
             saved: saved.filter(|_| ordered),
         };
         self.set_own(vm, Own::Free, |_| {});
-        let vm = &mut self.vms[vm];
+        let at = vm;
+        let vm = &mut self.vms[at];
         vm.saved = resumes;
         if !resumes {
             vm.spec = &vm.record.spec;
             vm.abi = None;
+            self.room.set_vm(at, vm.spec);
         }
         self.push(action, reason);
     }
@@ -76,6 +78,18 @@ impl Work<'_> {
             mode,
         };
         let order = OrderKind::Stop(mode);
+        self.set_own(vm, Own::Owned { host, epoch, order }, |_| {});
+        self.push(action, reason);
+    }
+
+    pub(crate) fn abandon_save(&mut self, vm: usize, reason: Reason) {
+        let Own::Owned { host, epoch, .. } = self.vms[vm].own else {
+            return;
+        };
+        let action = Action::AbandonSave {
+            vm: self.vms[vm].name.clone(),
+        };
+        let order = OrderKind::Run;
         self.set_own(vm, Own::Owned { host, epoch, order }, |_| {});
         self.push(action, reason);
     }

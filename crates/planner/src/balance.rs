@@ -16,6 +16,7 @@
 
 use crate::fit::Query;
 use crate::moves::Unit;
+use crate::room::{CPUS, MEMORY};
 use crate::work::{Own, Work};
 use crate::{CPU_OVERCOMMIT, Input};
 use quorate_membership::HostHealth;
@@ -225,14 +226,13 @@ fn not_settled(work: &Work<'_>, vm: usize) -> Option<String> {
 }
 
 /// Load of a host in permille, with so much more (or, negative, less) on it.
-fn load(work: &Work<'_>, at: usize, bytes: i128, cpus: i64) -> u64 {
-    let host = &work.hosts[at];
+fn load(work: &Work<'_>, at: usize, bytes: i128, cpus: i128) -> u64 {
     let share =
         |used: i128, all: i128| u64::try_from(used.max(0) * 1000 / all.max(1)).unwrap_or(u64::MAX);
-    let memory = share(i128::from(host.used) + bytes, i128::from(host.memory()));
-    let threads = host.report.map_or(1, |report| report.capacity.cpus.max(1));
-    let all = i128::from(threads) * i128::from(CPU_OVERCOMMIT);
-    memory.max(share(i128::from(host.cpus_used) + i128::from(cpus), all))
+    let (used, have) = (work.room.used(at), work.room.have(at));
+    let memory = share(i128::from(used[MEMORY]) + bytes, i128::from(have[MEMORY]));
+    let all = i128::from(work.hosts[at].threads) * i128::from(CPU_OVERCOMMIT);
+    memory.max(share(i128::from(used[CPUS]) + cpus, all))
 }
 
 struct Found {
@@ -299,8 +299,9 @@ fn movable(work: &Work<'_>, vm: usize, paced: bool) -> Option<Unit> {
 
 /// What a unit would gain on a host; `None`: not enough, or it may not go there.
 fn judge(work: &Work<'_>, unit: &Unit, full: u64, to: usize, min: u64) -> Option<Found> {
-    let bytes: u64 = unit.vms().map(|vm| work.vms[vm].need()).sum();
-    let cpus: i64 = unit.vms().map(|vm| i64::from(work.vms[vm].spec.cpus)).sum();
+    let needs = work.room.sum(unit.vms());
+    let bytes = needs[MEMORY];
+    let cpus = i128::from(needs[CPUS]);
     let (bytes, seconds) = (i128::from(bytes), (bytes >> 20) / MIB_PER_S);
     let (left, there) = (
         load(work, unit.from, -bytes, -cpus),
@@ -322,7 +323,9 @@ fn judge(work: &Work<'_>, unit: &Unit, full: u64, to: usize, min: u64) -> Option
     };
     work.fit(&query, to).ok()?;
     // Soft wishes: where it would be placed now it must not be worse off.
-    if work.score(&query, to).total < work.score(&query, unit.from).total {
+    let ask = work.ask(&query);
+    let value = |at: usize| work.score(&query, &ask, at).total;
+    if value(to) < value(unit.from) {
         return None;
     }
     Some(Found {
@@ -341,7 +344,7 @@ fn advice(work: &Work<'_>, found: &Found) -> Advice {
         .vms()
         .map(|vm| work.vms[vm].name.clone())
         .collect();
-    let bytes: u64 = found.unit.vms().map(|vm| work.vms[vm].need()).sum();
+    let bytes = work.room.sum(found.unit.vms())[MEMORY];
     let [(full, left), (empty, there)] = found.loads;
     let percent = |permille: u64| permille.div_ceil(10);
     Advice {

@@ -13,11 +13,14 @@
 //! named, and does not count.
 
 use crate::Input;
-use crate::place::no_host;
+use crate::domains::Domains;
+use crate::fit::{Query, Reject, mib};
+use crate::place;
+use crate::room::MEMORY;
 use crate::work::{Own, Vm, Work};
 use quorate_membership::HostHealth;
 use quorate_state::{OrderKind, State};
-use quorate_types::{HostName, VmName, VmSpec};
+use quorate_types::{HostName, Preemption, RuleKind, VmName, VmSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +30,8 @@ const MAX_FITS: u64 = 40_000_000;
 const MAX_SETS: u64 = 5_000;
 /// Most broken restarts that are told.
 const MAX_BROKEN: usize = 100;
+/// Hosts named in a reason.
+const HOSTS_TOLD: usize = 6;
 /// More failures at once are not looked at by itself.
 const MAX_FAILURES: u32 = 8;
 
@@ -262,14 +267,14 @@ struct Before<'a> {
 
 impl<'a> Site<'a> {
     fn new(input: &Input<'a>) -> Self {
+        let settled = Input {
+            settled: true,
+            ..*input
+        };
+        let mut work = Work::new(&settled, false);
+        work.settings.preemption = Preemption::Off;
         Self {
-            work: Work::new(
-                &Input {
-                    settled: true,
-                    ..*input
-                },
-                false,
-            ),
+            work,
             fits: 0,
             bound: BTreeMap::new(),
         }
@@ -306,7 +311,14 @@ impl<'a> Site<'a> {
                 }
             }
         }
-        self.place(&free, &BTreeSet::new()).1
+        let broken = self.place(&free, &BTreeSet::new()).1;
+        // Which hosts would do for a VM is found while all of them are there.
+        for vm in 0..self.work.vms.len() {
+            if self.work.vms[vm].wanted {
+                self.work.choices(vm);
+            }
+        }
+        broken
     }
 
     fn give(&mut self, vm: usize, host: usize) {
@@ -344,97 +356,143 @@ impl<'a> Site<'a> {
             });
     }
 
-    /// Starts VMs as recovery does: wave by wave as dependencies allow, each in the planner's order.
+    /// Starts VMs as recovery does, by its own steps: wave by wave, as dependencies allow.
     fn place(&mut self, vms: &[usize], fails: &BTreeSet<HostName>) -> (Vec<Restart>, Vec<Broken>) {
+        let free = |work: &Work<'_>, vm: usize| work.vms[vm].own == Own::Free;
+        self.work.assumed = (0..self.work.vms.len())
+            .filter(|vm| !free(&self.work, *vm))
+            .collect();
         let mut restarts = Vec::new();
         let mut left = vms.to_vec();
-        loop {
-            let placed = self.wave(&left);
+        while !left.is_empty() {
+            self.fits += (left.len() * self.work.hosts.len()) as u64;
+            place::run(&mut self.work);
+            self.work.actions.clear();
+            self.work.stuck.clear();
+            let placed: Vec<usize> = left
+                .iter()
+                .copied()
+                .filter(|vm| !free(&self.work, *vm))
+                .collect();
             if placed.is_empty() {
                 break;
             }
-            left.retain(|vm| !placed.iter().any(|(done, _)| done == vm));
-            restarts.extend(placed.into_iter().map(|(vm, host)| Restart {
-                vm: self.work.vms[vm].name.clone(),
-                to: self.work.hosts[host].name.clone(),
-            }));
+            left.retain(|vm| free(&self.work, *vm));
+            for vm in placed {
+                self.work.assumed.insert(vm);
+                if let Some(host) = self.work.seat(vm) {
+                    restarts.push(Restart {
+                        vm: self.work.vms[vm].name.clone(),
+                        to: self.work.hosts[host].name.clone(),
+                    });
+                }
+            }
         }
         let mut broken = Vec::new();
         for vm in left {
             let seen = &self.work.vms[vm];
             if self.tied(vm, fails) {
-                let hosts = seen.record.spec.hosts.clone();
+                let hosts = self.allowed(vm);
                 self.bound.entry(seen.name.clone()).or_insert(hosts);
                 continue;
             }
-            let why = match self.waits_for(vm, &[]) {
-                Some(other) => format!(
-                    "it needs {}, which does not run then",
-                    self.work.vms[other].name
-                ),
-                None => no_host(&self.work, vm, &self.work.choose_start(vm, None)),
-            };
+            let unmet = self.work.unmet(vm);
             broken.push(Broken {
                 fails: fails.clone(),
                 vm: seen.name.clone(),
-                why,
+                why: match unmet.first() {
+                    Some(unmet) => unmet.why.clone(),
+                    None => self.why(vm, fails),
+                },
             });
         }
         (restarts, broken)
     }
 
-    /// One look of [`crate::place`], with the dependencies that hold by now. Room is kept from VMs of
-    /// lower priority for those that wait.
-    fn wave(&mut self, vms: &[usize]) -> Vec<(usize, usize)> {
-        let mut placed: Vec<(usize, usize)> = Vec::new();
-        let mut waiting: Vec<(usize, u64)> = Vec::new();
-        let mut priority = i32::MAX;
-        for vm in vms.iter().copied() {
-            if self.work.vms[vm].priority < priority {
-                priority = self.work.vms[vm].priority;
-                for (host, bytes) in waiting.drain(..) {
-                    self.work.hosts[host].held += bytes;
+    /// Why no host that is left can take it: in short, for a table.
+    fn why(&self, vm: usize, fails: &BTreeSet<HostName>) -> String {
+        let query = Query {
+            vm,
+            alone: true,
+            ..Query::default()
+        };
+        let hosts = (0..self.work.hosts.len()).filter(|at| {
+            let host = &self.work.hosts[*at];
+            host.record.is_some() && !fails.contains(host.name)
+        });
+        let mut said: Vec<String> = Vec::new();
+        let mut more = 0;
+        for at in hosts {
+            let name = self.work.hosts[at].name;
+            let text = match self.work.fit(&query, at) {
+                Ok(()) => {
+                    format!("{name} has room for it alone, not for all that are kept together")
                 }
-            }
-            self.fits += self.work.hosts.len() as u64;
-            let Some(best) = self.work.choose_start(vm, None).best else {
-                continue;
+                Err(Reject::Room { short, .. }) if short.column == MEMORY => {
+                    format!("{name} has {} free", mib(short.free))
+                }
+                Err(reject) => {
+                    let text = reject.describe(&self.work, at);
+                    match text.starts_with(name.as_str()) {
+                        true => text,
+                        false => format!("{name}: {text}"),
+                    }
+                }
             };
-            match self.waits_for(vm, &placed) {
-                Some(other) if self.work.vms[other].wanted => {
-                    waiting.push((best, self.work.vms[vm].need()));
-                }
-                Some(_) => {}
-                None => {
-                    self.give(vm, best);
-                    placed.push((vm, best));
-                }
+            match said.len() < HOSTS_TOLD {
+                true => said.push(text),
+                false => more += 1,
             }
         }
-        for host in &mut self.work.hosts {
-            host.held = 0;
+        if more > 0 {
+            said.push(format!("and {more} more hosts"));
         }
-        placed
+        let need = mib(self.work.room.need(vm)[MEMORY]);
+        match said.is_empty() {
+            true => format!("it needs {need} and no host is left"),
+            false => format!("it needs {need}; {}", said.join(", ")),
+        }
     }
 
-    /// A dependency that does not run, or was only just placed.
-    fn waits_for(&self, vm: usize, placed: &[(usize, usize)]) -> Option<usize> {
-        let needs = self.work.vms[vm].record.spec.depends_on.keys();
-        let mut needs = needs.filter_map(|name| self.work.vm_index.get(name).copied());
-        needs.find(|other| {
-            let runs = self.work.vms[*other].own != Own::Free;
-            !runs || placed.iter().any(|(done, _)| done == other)
-        })
+    /// Members that its own wishes let it run on.
+    fn allowed(&self, vm: usize) -> BTreeSet<HostName> {
+        let spec = &self.work.vms[vm].record.spec;
+        let members = self.work.input.state.hosts.iter();
+        let allowed = members.filter(|(name, record)| spec.allows(name, &record.spec));
+        allowed.map(|(name, _)| name.clone()).collect()
     }
 
     /// It may only run on hosts that fail.
     fn tied(&self, vm: usize, fails: &BTreeSet<HostName>) -> bool {
-        let allowed = &self.work.vms[vm].record.spec.hosts;
-        let members = &self.work.input.state.hosts;
-        let mut left = allowed
-            .iter()
-            .filter(|host| members.contains_key(*host) && !fails.contains(*host));
-        !fails.is_empty() && !allowed.is_empty() && left.next().is_none()
+        let members = self.work.input.state.hosts.len();
+        let allowed = self.allowed(vm);
+        !fails.is_empty() && allowed.len() < members && allowed.is_subset(fails)
+    }
+
+    /// What is known of hosts at a glance is found anew.
+    fn hosts_changed(&mut self) {
+        let work = &mut self.work;
+        work.good_hosts = work.hosts.iter().filter(|host| host.good()).count();
+        // An even share is one of the domains that are left.
+        let shares =
+            |rule: &quorate_types::RuleSpec| rule.kind == RuleKind::Spread && rule.max.is_none();
+        if work
+            .input
+            .state
+            .rules
+            .values()
+            .any(|rule| shares(&rule.spec))
+        {
+            let facts: Vec<_> = (0..work.hosts.len()).map(|at| work.facts(at)).collect();
+            work.domains = Domains::new(work.input.state, &work.vm_index, &facts);
+            for vm in 0..work.vms.len() {
+                let own = work.vms[vm].own;
+                work.domains.account(vm, own, true);
+            }
+        }
+        for group in 0..work.homes.len() {
+            work.settle_group(group);
+        }
     }
 
     /// The hosts of a set fail together.
@@ -445,13 +503,15 @@ impl<'a> Site<'a> {
             .iter()
             .filter_map(|name| index.get(name).copied())
             .collect();
-        let mut health = Vec::new();
+        let was: Vec<_> = hosts
+            .iter()
+            .map(|at| (*at, self.work.hosts[*at].up, self.work.hosts[*at].health))
+            .collect();
         for at in &hosts {
-            let host = &mut self.work.hosts[*at];
-            health.push((*at, host.up, host.health));
-            host.up = false;
-            host.health = Some(HostHealth::Dead);
+            self.work.hosts[*at].up = false;
+            self.work.hosts[*at].health = Some(HostHealth::Dead);
         }
+        self.hosts_changed();
         // What waits for room already takes its turn among them.
         let lost = |vm: &usize| {
             let seen = &self.work.vms[*vm];
@@ -469,13 +529,11 @@ impl<'a> Site<'a> {
         for before in before.iter().rev() {
             self.put_back(before);
         }
-        for (at, up, old) in health {
+        for (at, up, health) in was {
             self.work.hosts[at].up = up;
-            self.work.hosts[at].health = old;
+            self.work.hosts[at].health = health;
         }
-        for group in 0..self.work.homes.len() {
-            self.work.homes[group] = self.work.home(group, &[]);
-        }
+        self.hosts_changed();
         RestartPlan {
             fails: set.clone(),
             restarts,
@@ -488,7 +546,7 @@ impl<'a> Site<'a> {
         let mut hosts: Vec<usize> = (0..self.work.hosts.len())
             .filter(|at| self.fails(*at))
             .collect();
-        hosts.sort_by_key(|at| (std::cmp::Reverse(self.work.hosts[*at].used), *at));
+        hosts.sort_by_key(|at| (std::cmp::Reverse(self.work.room.used(*at)[MEMORY]), *at));
         let names: Vec<HostName> = hosts
             .iter()
             .map(|at| self.work.hosts[*at].name.clone())

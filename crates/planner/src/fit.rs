@@ -1,12 +1,15 @@
 //! Hard rules: whether a host may take a VM, and if not, why, in words.
 //!
 //! Always holds: nothing is placed or moved against one of these, not even on an operator's
-//! explicit wish.
+//! explicit wish. [`Work::fit`] says why not, [`Work::passes`] only whether; they agree.
 
 use crate::abi;
+use crate::reach::{HostSet, Kind, Needs};
+use crate::room::Short;
 use crate::work::{Own, Work};
 use quorate_membership::HostHealth;
 use quorate_state::{HostMode, OrderKind};
+use std::rc::Rc;
 
 /// What is asked: may `vm`, together with `with`, be given to a host?
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,7 +32,7 @@ pub(crate) struct Query<'q> {
 }
 
 impl Query<'_> {
-    fn unit(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(crate) fn unit(&self) -> impl Iterator<Item = usize> + '_ {
         std::iter::once(self.vm).chain(self.with.iter().copied())
     }
 
@@ -48,27 +51,22 @@ pub(crate) enum Reject {
     HereAlready,
     NotAsked(usize),
     NotAllowed(usize),
+    /// Lacks a label that the VM asks for.
+    Label(usize),
     Abi(String),
     Pool(String),
     Network(String),
     Link(String),
     Accel(String),
     Apart(usize, usize),
+    /// A rule over domains.
+    Domain(usize, usize),
     With(usize, usize),
     Contradiction(usize, usize),
-    Memory(Room),
-}
-
-/// Memory of a host that does not suffice, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Room {
-    free: u64,
-    all: u64,
-    need: u64,
-    /// Of the free memory, promised to others.
-    kept: u64,
-    /// Companions are counted in.
-    group: bool,
+    Room {
+        short: Short,
+        group: bool,
+    },
 }
 
 impl Reject {
@@ -86,6 +84,15 @@ impl Reject {
             Self::HereAlready => "has it now".into(),
             Self::NotAsked(asked) => format!("{} was asked for", on(*asked)),
             Self::NotAllowed(who) => format!("is not among the hosts allowed for {}", vm(*who)),
+            Self::Label(who) => {
+                let labels = work.vms[*who].record.spec.host_labels.keys();
+                let labels: Vec<&str> = labels.map(|label| label.as_str()).collect();
+                format!(
+                    "has not the labels that {} asks for ({})",
+                    vm(*who),
+                    labels.join(", ")
+                )
+            }
             Self::Abi(text)
             | Self::Pool(text)
             | Self::Network(text)
@@ -104,6 +111,7 @@ impl Reject {
                     vm(*other)
                 )
             }
+            Self::Domain(_, rule) => work.domains.describe(*rule, &work.facts(host)),
             Self::With(other, seat) => {
                 format!(
                     "must be kept with {}, which is on {}",
@@ -118,30 +126,55 @@ impl Reject {
                     vm(*b)
                 )
             }
-            Self::Memory(room) => format!("{} has {}", on(host), room.describe()),
+            Self::Room { short, group } => {
+                format!("{} has {}", on(host), describe_room(work, short, *group))
+            }
         }
     }
 }
 
-impl Room {
-    fn describe(self) -> String {
-        let mut text = format!("{} of {} free", mib(self.free), mib(self.all));
-        if self.kept > 0 {
-            text.push_str(&format!(", {} more are kept for others", mib(self.kept)));
-        }
-        text.push_str(&format!("; {} are needed", mib(self.need)));
-        if self.group {
-            text.push_str(" for all that are kept together");
-        }
-        text
+fn describe_room(work: &Work<'_>, short: &Short, group: bool) -> String {
+    let name = work.room.name(short.column);
+    let count = |n: u64| match name {
+        None => mib(n),
+        Some(_) => n.to_string(),
+    };
+    let what = name.map(|name| format!(" {name}")).unwrap_or_default();
+    let mut text = format!("{} of {}{what} free", count(short.free), count(short.have));
+    if short.kept > 0 {
+        text.push_str(&format!(", {} more are kept for others", count(short.kept)));
     }
+    text.push_str(&format!("; {} are needed", count(short.need)));
+    if group {
+        text.push_str(" for all that are kept together");
+    }
+    text
 }
 
 pub(crate) fn mib(bytes: u64) -> String {
     format!("{}MiB", bytes >> 20)
 }
 
-impl Work<'_> {
+/// A question made ready to be put to every host.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    /// Hosts that could take all of it if they were empty.
+    pub(crate) set: HostSet,
+    /// What arrives, but for members that a host has already.
+    pub(crate) arriving: Vec<usize>,
+    pub(crate) need: Vec<u64>,
+    /// Hard rules: rule, members that arrive, of these the ones that come from `from`.
+    rules: Vec<(usize, u32, u32)>,
+    from: Option<usize>,
+    /// The host that it ran on last.
+    pub(crate) last: Option<usize>,
+    /// Something is remembered of it that counts for or against hosts.
+    pub(crate) remembered: bool,
+    /// Where it has no short answer, each host is looked at in full.
+    slow: bool,
+}
+
+impl<'a> Work<'a> {
     /// Checks every hard rule.
     pub(crate) fn fit(&self, query: &Query<'_>, at: usize) -> Result<(), Reject> {
         self.host_takes(query, at)?;
@@ -154,13 +187,8 @@ impl Work<'_> {
             self.fits_one(*vm, at, query)?;
         }
         let all: Vec<usize> = query.unit().chain(followers.iter().copied()).collect();
-        for (n, a) in all.iter().enumerate() {
-            if let Some(b) = all[n + 1..]
-                .iter()
-                .find(|b| self.groups.apart[*a].contains(b))
-            {
-                return Err(Reject::Contradiction(*a, *b));
-            }
+        if all.len() > 1 {
+            self.together(&all, at)?;
         }
         self.has_room(query, at, &all)
     }
@@ -190,19 +218,46 @@ impl Work<'_> {
 
     /// Rules about one VM and one host.
     fn fits_one(&self, vm: usize, at: usize, query: &Query<'_>) -> Result<(), Reject> {
+        let from = self.memory_from(vm, query);
+        self.reaches(vm, at, from)?;
+        if let Some(from) = from.filter(|_| query.live) {
+            self.linked(from, at)?;
+        }
+        let own = self.vms[vm].own;
+        let broken = self.domains.hard(vm).find(|(_, rule)| !rule.takes(own, at));
+        let Some((index, rule)) = broken else {
+            return Ok(());
+        };
+        let near = |other: &&usize| **other != vm && self.vms[**other].own.on(at);
+        match rule.vms.iter().find(near).filter(|_| rule.plain()) {
+            Some(other) => Err(Reject::Apart(vm, *other)),
+            None => Err(Reject::Domain(vm, index)),
+        }
+    }
+
+    /// The host that a VM's memory comes from, if it has any.
+    fn memory_from(&self, vm: usize, query: &Query<'_>) -> Option<usize> {
+        let seen = &self.vms[vm];
+        let last = seen.record.last_host.as_ref().filter(|_| seen.saved);
+        let last = last.and_then(|last| self.host_index.get(last).copied());
+        query.from.filter(|_| seen.own != Own::Free).or(last)
+    }
+
+    /// What does not change while a plan is made.
+    fn reaches(&self, vm: usize, at: usize, from: Option<usize>) -> Result<(), Reject> {
         let Some(report) = self.hosts[at].report else {
             return Err(Reject::NoReport);
         };
         let seen = &self.vms[vm];
-        let allowed = &seen.record.spec.hosts;
-        if !allowed.is_empty() && !allowed.contains(self.hosts[at].name) {
+        let wishes = &seen.record.spec;
+        if !wishes.hosts.is_empty() && !wishes.hosts.contains(self.hosts[at].name) {
             return Err(Reject::NotAllowed(vm));
+        }
+        if !self.hosts[at].labelled(&wishes.host_labels) {
+            return Err(Reject::Label(vm));
         }
         // Memory needs the CPU and machine that it was made with; what starts anew gets the ones
         // that all hosts have.
-        let last = seen.record.last_host.as_ref().filter(|_| seen.saved);
-        let last = last.and_then(|last| self.host_index.get(last).copied());
-        let from = query.from.filter(|_| seen.own != Own::Free).or(last);
         match seen.abi.filter(|_| seen.saved || from.is_some()) {
             Some(abi) => abi::supports(report, abi).map_err(Reject::Abi)?,
             None => {
@@ -219,31 +274,29 @@ impl Work<'_> {
                 return Err(Reject::Network(text));
             }
         }
-        if let Some(from) = from {
-            self.takes_memory(from, at, query.live)?;
+        let source = from.and_then(|from| self.hosts[from].report);
+        let accels = source.map(|source| (&source.hypervisor.accel, &report.hypervisor.accel));
+        match accels.filter(|(old, new)| old != new) {
+            Some((old, new)) => {
+                let text = format!("a guest of {old} cannot go on under {new}");
+                Err(Reject::Accel(text))
+            }
+            None => Ok(()),
         }
-        let apart = &self.groups.apart[vm];
-        let near = apart.iter().find(|other| self.vms[**other].own.on(at));
-        near.map_or(Ok(()), |other| Err(Reject::Apart(vm, *other)))
     }
 
-    /// Whether a guest's memory can go from one host to the other.
-    fn takes_memory(&self, from: usize, at: usize, live: bool) -> Result<(), Reject> {
+    /// Whether there is a direct way from one host to the other.
+    fn linked(&self, from: usize, at: usize) -> Result<(), Reject> {
         let (source, target) = (self.hosts[from].report, self.hosts[at].report);
         let (Some(source), Some(target)) = (source, target) else {
             return Ok(());
         };
         let (from, to) = (self.hosts[from].name, self.hosts[at].name);
         let link = source.links.get(to).or_else(|| target.links.get(from));
-        if live && link.is_some_and(|link| !link.up) {
+        if link.is_some_and(|link| !link.up) {
             return Err(Reject::Link(format!(
                 "the direct link from {from} to it is down"
             )));
-        }
-        let (old, new) = (&source.hypervisor.accel, &target.hypervisor.accel);
-        if old != new {
-            let text = format!("a guest of {old} cannot go on under {new}");
-            return Err(Reject::Accel(text));
         }
         Ok(())
     }
@@ -253,9 +306,6 @@ impl Work<'_> {
         let Some(report) = self.hosts[at].report else {
             return Err(Reject::NoReport);
         };
-        let record = self.vms[vm].record;
-        let last = record.last_host.as_ref();
-        let last = last.and_then(|host| self.host_index.get(host).copied());
         for disk in &self.vms[vm].spec.disks {
             let pool = &disk.pool;
             let listed = self
@@ -275,16 +325,156 @@ impl Work<'_> {
                     "pool {pool} cannot be used there: {problem}"
                 )));
             };
-            // The disk is where the guest ran last; where that is unknown, where most hosts look.
-            let marker_at = |host: usize| {
-                let pools = self.hosts[host].report.map(|report| &report.pools);
-                pools.and_then(|pools| pools.get(pool)?.marker.as_deref())
-            };
-            let same = from.or(last).and_then(marker_at);
-            let same = same.or_else(|| self.markers.get(pool).copied());
+            let same = self.marker_wanted(vm, pool, from);
             if seen.marker.as_deref() != same && same.is_some() {
                 let text = format!("pool {pool} there is not the one that holds its disk");
                 return Err(Reject::Pool(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// The identity that a pool must have for a VM's disk: the one where the guest ran last; where
+    /// that is unknown, the one that most hosts see.
+    fn marker_wanted(
+        &self,
+        vm: usize,
+        pool: &quorate_types::PoolName,
+        from: Option<usize>,
+    ) -> Option<&'a str> {
+        let last = self.vms[vm].record.last_host.as_ref();
+        let last = last.and_then(|host| self.host_index.get(host).copied());
+        let marker_at = |host: usize| {
+            let pools = self.hosts[host].report.map(|report| &report.pools);
+            pools.and_then(|pools| pools.get(pool)?.marker.as_deref())
+        };
+        let same = from.or(last).and_then(marker_at);
+        same.or_else(|| self.markers.get(pool).copied())
+    }
+
+    /// Hosts that take guests and could take this VM if they were empty.
+    fn reach(&self, vm: usize, query: &Query<'_>) -> Rc<HostSet> {
+        let from = self.memory_from(vm, query);
+        let seen = &self.vms[vm];
+        let pools = seen.spec.disks.iter().map(|disk| &disk.pool);
+        let needs = match seen.abi.filter(|_| seen.saved || from.is_some()) {
+            Some(abi) => Needs::abi(abi),
+            None => Needs::Family(seen.spec.machine.alias()),
+        };
+        let source = from.and_then(|from| self.hosts[from].report);
+        let kind = Kind {
+            hosts: &seen.record.spec.hosts,
+            labels: &seen.record.spec.host_labels,
+            pools: pools
+                .map(|pool| (pool, self.marker_wanted(vm, pool, from)))
+                .collect(),
+            networks: seen.spec.nics.iter().map(|nic| &nic.network).collect(),
+            needs,
+            accel: source.map(|source| source.hypervisor.accel.as_str()),
+        };
+        if let Some(known) = self.reach.borrow().known.get(&kind) {
+            return Rc::clone(known);
+        }
+        let takes = |at: usize| self.hosts[at].good() && self.reaches(vm, at, from).is_ok();
+        let set = Rc::new(HostSet::of(self.hosts.len(), takes));
+        self.reach.borrow_mut().known.insert(kind, Rc::clone(&set));
+        set
+    }
+
+    /// How many hosts could take a VM that starts, if they were empty.
+    pub(crate) fn choices(&self, vm: usize) -> u32 {
+        let query = Query {
+            vm,
+            ..Query::default()
+        };
+        self.reach(vm, &query).count()
+    }
+
+    /// Makes a question ready.
+    pub(crate) fn ask(&self, query: &Query<'_>) -> Ask {
+        let followers = self.followers(query, usize::MAX);
+        let arriving: Vec<usize> = query.unit().chain(followers).collect();
+        let leaves = |vm: usize| match self.vms[vm].own {
+            Own::Free => true,
+            Own::Owned { host, .. } => query.not == Some(host),
+            Own::Migrating(_) => false,
+        };
+        let slow = !arriving.iter().all(|vm| leaves(*vm));
+        let mut set = HostSet::of(self.hosts.len(), |at| {
+            self.hosts[at].good()
+                && query.not != Some(at)
+                && query.only.is_none_or(|only| only == at)
+        });
+        if let Some((seat, _)) = self.anchor(query) {
+            set.keep(&HostSet::of(self.hosts.len(), |at| at == seat));
+        }
+        let mut rules: Vec<(usize, u32, u32)> = Vec::new();
+        for vm in arriving.iter().filter(|_| !slow) {
+            set.keep(&self.reach(*vm, query));
+            let from = u32::from(self.vms[*vm].own != Own::Free);
+            for (rule, _) in self.domains.hard(*vm) {
+                match rules.iter_mut().find(|(other, _, _)| *other == rule) {
+                    Some((_, members, coming)) => {
+                        *members += 1;
+                        *coming += from;
+                    }
+                    None => rules.push((rule, 1, from)),
+                }
+            }
+        }
+        Ask {
+            set,
+            need: self.room.sum(arriving.iter().copied()),
+            arriving,
+            rules,
+            from: query.not,
+            last: self.last_host(query.vm),
+            remembered: self.input.memory.has_marks(self.vms[query.vm].name),
+            slow,
+        }
+    }
+
+    /// Whether [`Work::fit`] is `Ok`, for a host of the question's set.
+    pub(crate) fn passes(&self, query: &Query<'_>, ask: &Ask, at: usize) -> bool {
+        if ask.slow {
+            return self.fit(query, at).is_ok();
+        }
+        let own = self.own_reserve(query, at);
+        if !self.room.suffices(at, &ask.need, own) {
+            return false;
+        }
+        let rules = ask.rules.iter().all(|(rule, members, coming)| {
+            let rule = &self.domains.rules[*rule];
+            let same = ask.from.is_some_and(|from| rule.same_domain(from, at));
+            rule.takes_many(at, *members, if same { *coming } else { 0 })
+        });
+        rules
+            && (!query.live
+                || ask.arriving.iter().all(|vm| {
+                    let from = self.memory_from(*vm, query);
+                    from.is_none_or(|from| self.linked(from, at).is_ok())
+                }))
+    }
+
+    /// Rules among VMs that arrive together.
+    fn together(&self, all: &[usize], at: usize) -> Result<(), Reject> {
+        for vm in all {
+            for (index, rule) in self.domains.hard(*vm) {
+                let members = rule.vms.iter().filter(|other| all.contains(other));
+                let here = members.clone().filter(|other| {
+                    let mut hosts = self.vms[**other].own.hosts();
+                    hosts.any(|host| rule.same_domain(host, at))
+                });
+                let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+                let (many, here) = (count(members.clone().count()), count(here.count()));
+                if rule.takes_many(at, many, here) {
+                    continue;
+                }
+                let mut pair = members.copied();
+                return Err(match (pair.next(), pair.next()) {
+                    (Some(a), Some(b)) if rule.plain() => Reject::Contradiction(a, b),
+                    _ => Reject::Domain(*vm, index),
+                });
             }
         }
         Ok(())
@@ -372,36 +562,28 @@ impl Work<'_> {
     }
 
     fn has_room(&self, query: &Query<'_>, at: usize, all: &[usize]) -> Result<(), Reject> {
-        let host = &self.hosts[at];
         let arriving = all.iter().filter(|vm| !self.vms[**vm].own.on(at));
-        let need: u64 = arriving.map(|vm| self.vms[*vm].need()).sum();
-        let kept = host.held + self.reserved(at, self.groups.of[query.vm]);
-        let free = host.memory().saturating_sub(host.used);
-        if need <= free.saturating_sub(kept) {
-            return Ok(());
+        let need = self.room.sum(arriving.copied());
+        match self.room.short(at, &need, self.own_reserve(query, at)) {
+            None => Ok(()),
+            Some(short) => Err(Reject::Room {
+                short,
+                group: all.len() > 1,
+            }),
         }
-        Err(Reject::Memory(Room {
-            free: free.saturating_sub(kept),
-            all: host.memory(),
-            need,
-            kept: kept.min(free),
-            group: all.len() > 1,
-        }))
     }
 
-    /// Bytes kept on a host for members of groups that are at home there and still have to come.
-    fn reserved(&self, at: usize, except: Option<usize>) -> u64 {
-        if !self.hosts[at].good() {
-            return 0;
-        }
-        let homes = self.homes.iter().enumerate();
-        let at_home = homes.filter(|(group, home)| {
-            Some(*group) != except && home.is_some_and(|(seat, _)| seat == at)
-        });
-        let coming = at_home.flat_map(|(group, _)| self.groups.members[group].iter().copied());
-        coming
-            .filter(|vm| self.pending(*vm, at))
-            .map(|vm| self.vms[vm].need())
-            .sum()
+    /// What is kept on a host for the VM's own companions.
+    fn own_reserve(&self, query: &Query<'_>, at: usize) -> Option<&[u64]> {
+        let (seat, need) = self.reserves[self.groups.of[query.vm]?].as_ref()?;
+        (*seat == at).then_some(need.as_slice())
+    }
+
+    /// Room that is kept on a group's home for members that still have to come.
+    pub(crate) fn reserve_for(&self, group: usize) -> Option<(usize, Vec<u64>)> {
+        let (seat, _) = self.homes[group].filter(|(seat, _)| self.hosts[*seat].good())?;
+        let members = self.groups.members[group].iter().copied();
+        let coming = members.filter(|vm| self.pending(*vm, seat));
+        Some((seat, self.room.sum(coming)))
     }
 }

@@ -1,15 +1,13 @@
-//! Placement rules as an index: who must be kept from whom, and who with whom.
+//! Hard `keep_with` rules as an index: who must be kept with whom.
 //!
 //! Always holds: a VM is in at most one group; `keep_with` rules that share a VM make one group.
 
 use quorate_state::State;
-use quorate_types::{RuleSpec, VmName};
-use std::collections::{BTreeMap, BTreeSet};
+use quorate_types::VmName;
+use std::collections::BTreeMap;
 
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
-    /// VMs that each VM must not share a host with.
-    pub(crate) apart: Vec<Vec<usize>>,
     /// The group of each VM.
     pub(crate) of: Vec<Option<usize>>,
     /// Members of each group.
@@ -19,27 +17,13 @@ pub(crate) struct Groups {
 impl Groups {
     pub(crate) fn new(state: &State, index: &BTreeMap<&VmName, usize>) -> Self {
         let count = index.len();
-        let mut apart = vec![BTreeSet::new(); count];
         let mut leader: Vec<usize> = (0..count).collect();
-        for rule in state.rules.values() {
-            let vms: Vec<usize> = rule
-                .spec
-                .vms()
-                .iter()
-                .filter_map(|vm| index.get(vm).copied())
-                .collect();
-            match &rule.spec {
-                RuleSpec::KeepApart(_) => {
-                    for a in &vms {
-                        apart[*a].extend(vms.iter().copied().filter(|b| b != a));
-                    }
-                }
-                RuleSpec::KeepWith(_) => {
-                    for pair in vms.windows(2) {
-                        let (a, b) = (root(&leader, pair[0]), root(&leader, pair[1]));
-                        leader[a.max(b)] = a.min(b);
-                    }
-                }
+        for rule in state.rules.values().filter(|rule| rule.spec.ties()) {
+            let vms = rule.spec.vms().iter();
+            let vms: Vec<usize> = vms.filter_map(|vm| index.get(vm).copied()).collect();
+            for pair in vms.windows(2) {
+                let (a, b) = (root(&leader, pair[0]), root(&leader, pair[1]));
+                leader[a.max(b)] = a.min(b);
             }
         }
         let mut by_root: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -56,14 +40,7 @@ impl Groups {
                 of[*vm] = Some(group);
             }
         }
-        Self {
-            apart: apart
-                .into_iter()
-                .map(|set| set.into_iter().collect())
-                .collect(),
-            of,
-            members,
-        }
+        Self { of, members }
     }
 
     /// The other members of a VM's group.

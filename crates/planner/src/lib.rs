@@ -24,6 +24,7 @@ mod balance;
 mod capacity;
 mod choose;
 mod depends;
+mod domains;
 mod explain;
 mod fit;
 mod forecast;
@@ -35,8 +36,11 @@ mod migrate;
 mod moves;
 mod place;
 mod preempt;
+mod reach;
 mod recover;
 mod relocate;
+mod repair;
+mod room;
 mod score;
 mod snapshot;
 mod stop;
@@ -50,7 +54,7 @@ pub use capacity::{
 };
 pub use explain::{Explanation, explain, waiting, waiting_hosts, what_move};
 pub use forecast::{
-    End, Forecast, ForecastError, Foreseen, Moved, Outage, Stage, Step, Unplaced, forecast,
+    End, Forecast, ForecastError, Foreseen, Moved, Outage, Stage, Stays, Step, Unplaced, forecast,
     forecast_on,
 };
 pub use lint::{Violation, lint};

@@ -12,7 +12,7 @@ use quorate_state::{
 use quorate_types::report::MigrationOutcome;
 use quorate_types::spec::Condition;
 use quorate_types::{
-    HostName, MigrationId, Preemption, RuleSpec, Timestamp, VmName, VmPhase, VmReport,
+    HostName, MigrationId, Preemption, RuleKind, Timestamp, VmName, VmPhase, VmReport,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -219,9 +219,9 @@ impl Lint<'_> {
             }
             for other in rule.vms().iter().filter(|other| *other != vm) {
                 let places = self.places(other);
-                let broken = match rule {
-                    RuleSpec::KeepApart(_) => places.contains(host),
-                    RuleSpec::KeepWith(_) => self.split(vm, host, other),
+                let broken = match rule.kind {
+                    RuleKind::KeepApart => places.contains(host),
+                    _ => self.split(vm, host, other),
                 };
                 if broken {
                     found.push(Violation::Rule {
@@ -386,9 +386,8 @@ impl Lint<'_> {
         loop {
             let before = group.len();
             for rule in self.input.state.rules.values() {
-                if let RuleSpec::KeepWith(vms) = &rule.spec
-                    && !vms.is_disjoint(&group)
-                {
+                let vms = rule.spec.vms();
+                if rule.spec.ties() && !vms.is_disjoint(&group) {
                     group.extend(vms.iter().cloned());
                 }
             }

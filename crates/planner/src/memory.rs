@@ -132,6 +132,13 @@ impl Memory {
         self.vm(vm).and_then(count).unwrap_or(0)
     }
 
+    /// Moves to some host failed, or it could not stay up on one.
+    pub(crate) fn has_marks(&self, vm: &VmName) -> bool {
+        let marks =
+            |memory: &VmMemory| !memory.failed_targets.is_empty() || !memory.crashed_on.is_empty();
+        self.vm(vm).is_some_and(marks)
+    }
+
     /// The owner tries again and again, under this epoch, and the guest does not stay up.
     pub(crate) fn looping(&self, vm: &VmName, epoch: Epoch) -> bool {
         self.vm(vm).and_then(|memory| memory.looping) == Some(epoch)

@@ -14,7 +14,8 @@ use crate::fit::Query;
 use crate::work::{Own, Work};
 use quorate_state::{OrderKind, Reason, StopMode};
 use quorate_types::spec::MigrationPolicy;
-use quorate_types::{Epoch, VmPhase};
+use quorate_types::{Epoch, NetworkName, VmPhase};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How a VM can leave its host now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,24 +116,61 @@ impl Work<'_> {
         })
     }
 
-    /// Whether a host may take part in `count` more moves now. A unit that is larger than the
-    /// limit goes when nothing else does.
-    fn has_slots(&self, host: usize, count: usize) -> bool {
-        let moves = self.hosts[host].moves;
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
-        moves == 0 || moves.saturating_add(count) <= self.settings.parallel_migrations
+    /// Why a unit has to wait for others, if it has. A unit that is larger than a limit goes when
+    /// nothing else does.
+    pub(crate) fn no_slots(&self, unit: &Unit, to: usize) -> Option<String> {
+        let full = |moves: u32, count: usize, limit: u32| {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            moves > 0 && moves.saturating_add(count) > limit
+        };
+        let count = unit.ways.len();
+        for host in [unit.from, to].map(|at| &self.hosts[at]) {
+            let own = host
+                .record
+                .and_then(|record| record.spec.parallel_migrations);
+            if full(
+                host.moves,
+                count,
+                own.unwrap_or(self.settings.parallel_migrations),
+            ) {
+                return Some(format!(
+                    "waits for its turn: {} moves from or to {} now",
+                    host.moves, host.name
+                ));
+            }
+        }
+        let total = self.settings.total_migrations;
+        if total > 0 && full(self.moves, count, total) {
+            return Some(format!(
+                "waits for its turn: {} moves in the cluster now",
+                self.moves
+            ));
+        }
+        self.full_network(unit, full)
     }
 
-    /// Why a unit has to wait for others, if it has.
-    pub(crate) fn no_slots(&self, unit: &Unit, to: usize) -> Option<String> {
-        let full = [unit.from, to]
-            .into_iter()
-            .find(|host| !self.has_slots(*host, unit.ways.len()))?;
-        let host = &self.hosts[full];
-        Some(format!(
-            "waits for its turn: {} moves from or to {} now",
-            host.moves, host.name
-        ))
+    /// A network that has as many moving VMs as it may have.
+    fn full_network(&self, unit: &Unit, full: impl Fn(u32, usize, u32) -> bool) -> Option<String> {
+        let mut counts: BTreeMap<&NetworkName, usize> = BTreeMap::new();
+        for vm in unit.vms() {
+            let nics = self.vms[vm].spec.nics.iter();
+            let networks: BTreeSet<&NetworkName> = nics.map(|nic| &nic.network).collect();
+            for network in networks {
+                *counts.entry(network).or_default() += 1;
+            }
+        }
+        counts.into_iter().find_map(|(network, count)| {
+            let limit = self
+                .input
+                .state
+                .networks
+                .get(network)?
+                .spec
+                .parallel_migrations?;
+            let moves = self.network_moves.get(network).copied().unwrap_or(0);
+            let text = format!("waits for its turn: {moves} VMs of network {network} move now");
+            full(moves, count, limit).then_some(text)
+        })
     }
 
     /// Moves all of a unit.

@@ -13,6 +13,7 @@
 
 use crate::choose::Choice;
 use crate::fit::{Query, Reject, mib};
+use crate::room::MEMORY;
 use crate::work::{Own, Work};
 use quorate_state::{OrderKind, Reason, StopMode};
 use quorate_types::Preemption;
@@ -27,38 +28,26 @@ struct Offer {
     victims: Vec<usize>,
 }
 
-/// Sees to it that there will be room, if the settings allow it. Returns whether there will be.
-pub(crate) fn make_room(work: &mut Work<'_>, vm: usize, choice: &Choice) -> bool {
+/// Sees to it that there will be room, if the settings allow it. Returns where.
+pub(crate) fn make_room(work: &mut Work<'_>, vm: usize, choice: &Choice) -> Option<usize> {
     if work.settings.preemption != Preemption::LowerPriority {
-        return false;
+        return None;
     }
     let query = Query {
         vm,
         alone: true,
         ..Query::default()
     };
-    let short = |at: &usize| matches!(work.fit(&query, *at), Err(Reject::Memory(_)));
+    let short = |at: &usize| matches!(work.fit(&query, *at), Err(Reject::Room { .. }));
     let hosts: Vec<usize> = (0..work.hosts.len()).filter(short).collect();
-    let need = work.vms[vm].need();
     // Room that comes anyway is waited for before anybody else is stopped.
-    let coming = |at: usize| free(work, at).saturating_add(stopping(work, at));
-    let held = |at: usize| work.hosts[at].held;
-    if let Some(at) = hosts
-        .iter()
-        .copied()
-        .find(|at| coming(*at) >= need.saturating_add(held(*at)))
-    {
-        work.hosts[at].held += need;
+    if let Some(at) = hosts.iter().copied().find(|at| enough(work, vm, *at, &[])) {
         work.note(vm, |work| {
             format!("waits for what is being stopped on {}", work.hosts[at].name)
         });
-        return true;
+        return Some(at);
     }
-    let offers = hosts.iter().filter_map(|at| offer(work, vm, *at));
-    let Some(best) = offers.min() else {
-        return false;
-    };
-    work.hosts[best.host].held += need;
+    let best = hosts.iter().filter_map(|at| offer(work, vm, *at)).min()?;
     let (name, host) = (work.vms[vm].name, work.hosts[best.host].name);
     let priority = work.vms[vm].priority;
     for victim in best.victims {
@@ -66,37 +55,26 @@ pub(crate) fn make_room(work: &mut Work<'_>, vm: usize, choice: &Choice) -> bool
             "{name} (priority {priority}) shall run and finds no room; on {host} this one (priority {}) counts less",
             work.vms[victim].priority
         );
+        let need = mib(work.room.need(vm)[MEMORY]);
         let reason = Reason {
-            evidence: vec![format!(
-                "{name} needs {}: {}",
-                mib(need),
-                choice.rejections(work)
-            )],
+            evidence: vec![format!("{name} needs {need}: {}", choice.rejections(work))],
             ..Reason::new(summary)
         };
         work.stop(victim, StopMode::Graceful, reason);
     }
     work.note(vm, |_| format!("room is made for it on {host}"));
-    true
+    Some(best.host)
 }
 
-fn free(work: &Work<'_>, at: usize) -> u64 {
-    let host = &work.hosts[at];
-    host.memory().saturating_sub(host.used)
-}
-
-/// Bytes that come free when all that is being stopped there has ended.
-fn stopping(work: &Work<'_>, at: usize) -> u64 {
-    let vms = work.vms.iter();
-    let ends = vms.filter(
-        |vm| matches!(vm.own, Own::Owned { host, order: OrderKind::Stop(_), .. } if host == at),
-    );
-    ends.map(crate::work::Vm::need).sum()
+/// A host has room when all that is being stopped there has ended, and these have been stopped too.
+fn enough(work: &Work<'_>, vm: usize, at: usize, victims: &[usize]) -> bool {
+    let stops = |other: &usize| matches!(work.vms[*other].own, Own::Owned { host, order: OrderKind::Stop(_), .. } if host == at);
+    let ends = (0..work.vms.len()).filter(stops);
+    let relief = work.room.sum(ends.chain(victims.iter().copied()));
+    work.room.suffices_without(at, work.room.need(vm), &relief)
 }
 
 fn offer(work: &Work<'_>, vm: usize, at: usize) -> Option<Offer> {
-    let need = work.vms[vm].need().saturating_add(work.hosts[at].held);
-    let mut room = free(work, at).saturating_add(stopping(work, at));
     let priority = work.vms[vm].priority;
     let lower = |other: &usize| {
         let seen = &work.vms[*other];
@@ -107,7 +85,7 @@ fn offer(work: &Work<'_>, vm: usize, at: usize) -> Option<Offer> {
     let candidates: Vec<usize> = work.order.iter().rev().copied().filter(lower).collect();
     let mut victims: Vec<usize> = Vec::new();
     for other in candidates {
-        if room >= need {
+        if enough(work, vm, at, &victims) {
             break;
         }
         let needed = work.needed_by[other].iter().any(|by| {
@@ -115,26 +93,24 @@ fn offer(work: &Work<'_>, vm: usize, at: usize) -> Option<Offer> {
             seen.wanted && seen.own != Own::Free && !victims.contains(by)
         });
         if !needed {
-            room = room.saturating_add(work.vms[other].need());
             victims.push(other);
         }
     }
-    if room < need || victims.is_empty() {
+    if victims.is_empty() || !enough(work, vm, at, &victims) {
         return None;
     }
     // The more important ones are spared if the rest is enough without them.
     for n in (0..victims.len()).rev() {
-        let other = victims[n];
-        let without = room.saturating_sub(work.vms[other].need());
-        if without >= need {
-            room = without;
-            victims.remove(n);
+        let other = victims.remove(n);
+        if !enough(work, vm, at, &victims) {
+            victims.insert(n, other);
         }
     }
+    let memory = |vm: &usize| work.room.need(*vm)[MEMORY];
     Some(Offer {
         highest: victims.iter().map(|vm| work.vms[*vm].priority).max()?,
         count: victims.len(),
-        bytes: victims.iter().map(|vm| work.vms[*vm].need()).sum(),
+        bytes: victims.iter().map(memory).sum(),
         host: at,
         victims,
     })

@@ -54,21 +54,16 @@ fn cause(work: &Work<'_>, vm: usize, host: usize) -> Option<Cause> {
         }
         _ => {}
     }
-    let allowed = &seen.record.spec.hosts;
-    if !allowed.is_empty() && !allowed.contains(name) {
+    let wishes = &seen.record.spec;
+    if !wishes.hosts.is_empty() && !wishes.hosts.contains(name) {
         let text = format!("{name} is not among the hosts it is allowed on");
         return Some(Cause::Rule(text));
     }
-    // Of two that must be apart the one that counts less moves.
-    let rank = |at: usize| {
-        let vm = &work.vms[at];
-        (vm.priority, vm.dependents, std::cmp::Reverse(at))
-    };
-    let mut near = work.groups.apart[vm]
-        .iter()
-        .filter(|other| work.vms[**other].own.on(host));
-    if let Some(other) = near.find(|other| rank(**other) > rank(vm)) {
-        let text = format!("it must be kept apart from {}", work.vms[*other].name);
+    if !work.hosts[host].labelled(&wishes.host_labels) {
+        let text = format!("{name} has not the labels that it asks for");
+        return Some(Cause::Rule(text));
+    }
+    if let Some(text) = crowded(work, vm, host) {
         return Some(Cause::Rule(text));
     }
     let home = work.homes[work.groups.of[vm]?]?;
@@ -76,6 +71,42 @@ fn cause(work: &Work<'_>, vm: usize, host: usize) -> Option<Cause> {
     split.then(|| {
         let (other, home) = (work.vms[home.1].name, work.hosts[home.0].name);
         Cause::Rule(format!("it must be kept with {other}, which is on {home}"))
+    })
+}
+
+/// A rule has too many VMs in the host's domain, and this is one of those that count least.
+fn crowded(work: &Work<'_>, vm: usize, host: usize) -> Option<String> {
+    let rank = |at: usize| {
+        let vm = &work.vms[at];
+        (vm.priority, vm.dependents, std::cmp::Reverse(at))
+    };
+    work.domains.hard(vm).find_map(|(index, rule)| {
+        if !rule.broken(host) {
+            return None;
+        }
+        if rule.domain(host).is_none() {
+            return Some(work.domains.describe(index, &work.facts(host)));
+        }
+        let here = |other: &&usize| {
+            let mut hosts = work.vms[**other].own.hosts();
+            hosts.any(|at| rule.same_domain(at, host))
+        };
+        let mut before = rule
+            .vms
+            .iter()
+            .filter(here)
+            .filter(|other| rank(**other) > rank(vm));
+        let first = before.clone().next()?;
+        let ahead = u32::try_from(before.by_ref().count()).unwrap_or(u32::MAX);
+        if ahead < rule.max {
+            return None;
+        }
+        let name = work.vms[*first].name;
+        Some(if rule.plain() {
+            format!("it must be kept apart from {name}")
+        } else {
+            work.domains.describe(index, &work.facts(host))
+        })
     })
 }
 

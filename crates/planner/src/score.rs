@@ -3,7 +3,8 @@
 //! Always holds: integers only, so that every host of the cluster computes the same.
 
 use crate::CPU_OVERCOMMIT;
-use crate::fit::Query;
+use crate::fit::{Ask, Query};
+use crate::room::{CPUS, MEMORY};
 use crate::work::{Own, Work};
 
 const LAST_HOST: i64 = 60;
@@ -14,22 +15,44 @@ const NOT_ARMED: i64 = -250;
 const FAILED_TARGET: i64 = -2000;
 const CRASHED: i64 = -40_000;
 
+const REMARKS: [&str; 6] = [
+    "more than 8 virtual CPUs per thread",
+    "little room left for a failover",
+    "guard or watchdog not armed",
+    "it ran here last",
+    "moves to it failed lately",
+    "it could not stay up here lately",
+];
+
 /// A score with what made it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Score {
     pub(crate) total: i64,
     free_permille: u64,
     guests: u32,
-    remarks: Vec<&'static str>,
+    /// Which of the remarks hold.
+    remarks: u8,
+    /// By preferences and soft rules.
+    wishes: i64,
 }
 
 impl Score {
+    /// Thousandths of the memory that are free then.
+    pub(crate) fn free(&self) -> i64 {
+        i64::try_from(self.free_permille).unwrap_or(0)
+    }
+
     pub(crate) fn describe(&self) -> String {
         let percent = self.free_permille / 10;
         let mut text = format!("{percent} % memory free then, {} VMs", self.guests);
-        for remark in &self.remarks {
-            text.push_str(", ");
-            text.push_str(remark);
+        for (n, remark) in REMARKS.iter().enumerate() {
+            if self.remarks & (1 << n) != 0 {
+                text.push_str(", ");
+                text.push_str(remark);
+            }
+        }
+        if self.wishes != 0 {
+            text.push_str(&format!(", {:+} by wishes and soft rules", self.wishes));
         }
         text
     }
@@ -37,60 +60,85 @@ impl Score {
 
 impl Work<'_> {
     /// Scores a host that fits.
-    pub(crate) fn score(&self, query: &Query<'_>, at: usize) -> Score {
+    pub(crate) fn score(&self, query: &Query<'_>, ask: &Ask, at: usize) -> Score {
         let host = &self.hosts[at];
         let vm = &self.vms[query.vm];
-        let unit = std::iter::once(query.vm).chain(query.with.iter().copied());
-        let coming: Vec<usize> = unit.filter(|vm| !self.vms[*vm].own.on(at)).collect();
-        let need: u64 = coming.iter().map(|vm| self.vms[*vm].need()).sum();
-        let cpus: u32 = coming.iter().map(|vm| self.vms[*vm].spec.cpus).sum();
-        let guests = host.guests + u32::try_from(coming.len()).unwrap_or(u32::MAX);
-        let memory = host.memory().max(1);
-        let free = memory.saturating_sub(host.used.saturating_add(need));
-        let free_permille = u64::try_from(u128::from(free) * 1000 / u128::from(memory));
-        let free_permille = free_permille.unwrap_or(0);
-
+        let (mut need, mut cpus, mut coming) = (0u64, 0u64, 0u32);
+        for vm in query.unit().filter(|vm| !self.vms[*vm].own.on(at)) {
+            need = need.saturating_add(self.room.need(vm)[MEMORY]);
+            cpus = cpus.saturating_add(self.room.need(vm)[CPUS]);
+            coming += 1;
+        }
+        let guests = host.guests + coming;
+        let used = self.room.used(at);
+        let memory = self.room.have(at)[MEMORY].max(1);
+        let free = memory.saturating_sub(used[MEMORY].saturating_add(need));
+        let free_permille = permille(free, memory);
         let mut total = i64::try_from(free_permille).unwrap_or(0) + PER_GUEST * i64::from(guests);
-        let mut remarks = Vec::new();
-        let mut weigh = |holds: bool, weight: i64, remark: &'static str| {
+        let mut remarks = 0u8;
+        let mut weigh = |holds: bool, weight: i64, remark: usize| {
             if holds {
                 total += weight;
-                remarks.push(remark);
+                remarks |= 1 << remark;
             }
         };
-        let report = host.report;
-        let threads = report.map_or(1, |report| report.capacity.cpus.max(1));
-        let load = i64::from(host.cpus_used.saturating_add(cpus)) * 1000
-            / i64::from(threads.saturating_mul(CPU_OVERCOMMIT));
-        weigh(load > 1000, CROWDED, "more than 8 virtual CPUs per thread");
-        let active = self.hosts.iter().filter(|host| host.good()).count().max(1);
-        let share = 1000 / u64::try_from(active).unwrap_or(1);
-        weigh(
-            active > 1 && free_permille < share,
-            NO_FAILOVER_ROOM,
-            "little room left for a failover",
-        );
-        let armed = report.is_some_and(|report| report.guard_armed && report.watchdog_ms.is_some());
-        weigh(!armed, NOT_ARMED, "guard or watchdog not armed");
-        let last = vm.own == Own::Free && vm.record.last_host.as_ref() == Some(host.name);
-        weigh(last, LAST_HOST, "it ran here last");
-        let failed = self.input.memory.failed_targets(vm.name, host.name);
-        weigh(
-            failed > 0,
-            FAILED_TARGET * i64::from(failed.min(8)),
-            "moves to it failed lately",
-        );
-        let crashed = self
-            .input
-            .memory
-            .crashed_on(vm.name, host.name, self.input.now);
-        weigh(crashed, CRASHED, "it could not stay up here lately");
-        total -= load / 4;
+        let threads = u64::from(host.threads).saturating_mul(u64::from(CPU_OVERCOMMIT));
+        let load = used[CPUS].saturating_add(cpus).saturating_mul(1000) / threads.max(1);
+        let load = i64::try_from(load).unwrap_or(i64::MAX);
+        weigh(load > 1000, CROWDED, 0);
+        let share = 1000 / u64::try_from(self.good_hosts.max(1)).unwrap_or(1);
+        let tight = self.good_hosts > 1 && free_permille < share;
+        weigh(tight, NO_FAILOVER_ROOM, 1);
+        weigh(!host.armed, NOT_ARMED, 2);
+        weigh(ask.last == Some(at), LAST_HOST, 3);
+        if ask.remembered {
+            let memory = self.input.memory;
+            let failed = memory.failed_targets(vm.name, host.name);
+            weigh(failed > 0, FAILED_TARGET * i64::from(failed.min(8)), 4);
+            let crashed = memory.crashed_on(vm.name, host.name, self.input.now);
+            weigh(crashed, CRASHED, 5);
+        }
+        let wishes = self.wishes(query, at);
         Score {
-            total,
+            total: total.saturating_sub(load / 4).saturating_add(wishes),
             free_permille,
             guests,
             remarks,
+            wishes,
         }
+    }
+
+    /// Preferences of the VMs, and soft rules.
+    fn wishes(&self, query: &Query<'_>, at: usize) -> i64 {
+        let host = &self.hosts[at];
+        let mut total = 0i64;
+        for vm in query.unit() {
+            let seen = &self.vms[vm];
+            for preference in &seen.record.spec.prefer {
+                let about = host
+                    .record
+                    .is_some_and(|record| preference.is_about(host.name, &record.spec));
+                if about {
+                    total += i64::from(preference.weight);
+                }
+            }
+            total += self.domains.score(vm, seen.own, at);
+        }
+        total
+    }
+
+    /// The host that a free VM ran on last.
+    pub(crate) fn last_host(&self, vm: usize) -> Option<usize> {
+        let seen = &self.vms[vm];
+        let last = seen.record.last_host.as_ref();
+        let last = last.filter(|_| seen.own == Own::Free);
+        last.and_then(|last| self.host_index.get(last).copied())
+    }
+}
+
+fn permille(part: u64, whole: u64) -> u64 {
+    match part.checked_mul(1000) {
+        Some(part) => part / whole,
+        None => u64::try_from(u128::from(part) * 1000 / u128::from(whole)).unwrap_or(1000),
     }
 }

@@ -4,15 +4,20 @@
 //! applied, and each host's use is the sum over it. A VM counts on every host that may have it:
 //! during a migration on both.
 
+use crate::Input;
+use crate::domains::{Domains, HostFacts};
 use crate::groups::Groups;
-use crate::{Input, OVERHEAD_BYTES};
+use crate::reach::Reach;
+use crate::room::Room;
 use quorate_membership::{FenceProof, HostHealth};
 use quorate_state::{GuestAbi, HostMode, HostRecord, OrderKind, Ownership, VmRecord};
 use quorate_state::{PlannedAction, StopMode};
 use quorate_types::spec::{Machine, Power};
 use quorate_types::{
-    ClusterSettings, Epoch, HostName, HostReport, MigrationId, PoolName, VmName, VmReport, VmSpec,
+    ClusterSettings, Epoch, HostName, HostReport, LabelSelector, MigrationId, NetworkName,
+    PoolName, VmName, VmReport, VmSpec,
 };
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A migration as the state has it.
@@ -66,17 +71,26 @@ pub(crate) struct Host<'a> {
     pub(crate) up: bool,
     pub(crate) health: Option<HostHealth>,
     pub(crate) proof: Option<&'a FenceProof>,
-    /// Bytes that its guests need.
-    pub(crate) used: u64,
-    pub(crate) cpus_used: u32,
     pub(crate) guests: u32,
     /// Moves that it takes part in: migrations, and guests stopped to start elsewhere.
     pub(crate) moves: u32,
-    /// Bytes kept for VMs of higher priority that wait for something.
-    pub(crate) held: u64,
+    /// CPU threads.
+    pub(crate) threads: u32,
+    /// Its guard and watchdog are armed.
+    pub(crate) armed: bool,
 }
 
-impl Host<'_> {
+/// Most dependents that are counted: beyond that VMs are equally important.
+const DEPENDENTS_COUNTED: u32 = 256;
+
+impl<'a> Host<'a> {
+    fn facts(&self) -> HostFacts<'a> {
+        HostFacts {
+            spec: self.record.map(|record| &record.spec),
+            good: self.good(),
+        }
+    }
+
     pub(crate) fn active(&self) -> bool {
         self.record
             .is_some_and(|record| record.mode == HostMode::Active)
@@ -87,8 +101,9 @@ impl Host<'_> {
         self.active() && self.up && self.report.is_some()
     }
 
-    pub(crate) fn memory(&self) -> u64 {
-        self.report.map_or(0, |report| report.capacity.memory.0)
+    /// It has the labels that are asked for.
+    pub(crate) fn labelled(&self, selector: &LabelSelector) -> bool {
+        selector.is_empty() || self.record.is_some_and(|host| host.spec.matches(selector))
     }
 }
 
@@ -113,13 +128,6 @@ pub(crate) struct Vm<'a> {
     pub(crate) touched: bool,
 }
 
-impl Vm<'_> {
-    /// Memory that it needs on a host, in bytes.
-    pub(crate) fn need(&self) -> u64 {
-        self.spec.memory.0.saturating_add(OVERHEAD_BYTES)
-    }
-}
-
 /// The picture.
 #[derive(Debug)]
 pub(crate) struct Work<'a> {
@@ -130,8 +138,18 @@ pub(crate) struct Work<'a> {
     pub(crate) vms: Vec<Vm<'a>>,
     pub(crate) vm_index: BTreeMap<&'a VmName, usize>,
     pub(crate) groups: Groups,
+    pub(crate) room: Room<'a>,
+    pub(crate) domains: Domains<'a>,
+    pub(crate) reach: RefCell<Reach<'a>>,
+    /// Hosts that take guests.
+    pub(crate) good_hosts: usize,
+    /// Moves at the same time in the whole cluster, and by network.
+    pub(crate) moves: u32,
+    pub(crate) network_moves: BTreeMap<&'a NetworkName, u32>,
     /// Where each group belongs now, as [`Work::home`] has it.
     pub(crate) homes: Vec<Option<(usize, usize)>>,
+    /// Room kept there for members that still have to come.
+    pub(crate) reserves: Vec<Option<(usize, Vec<u64>)>>,
     /// VMs by effective priority, then how many need them, then name.
     pub(crate) order: Vec<usize>,
     /// VMs that need each VM directly.
@@ -141,6 +159,10 @@ pub(crate) struct Work<'a> {
     /// New guests' CPU and machine, by family.
     pub(crate) abis: [Option<GuestAbi>; 2],
     pub(crate) actions: Vec<PlannedAction>,
+    /// VMs that shall run and find no host.
+    pub(crate) stuck: Vec<usize>,
+    /// VMs that are taken as running and ready, whatever is reported: what-if.
+    pub(crate) assumed: BTreeSet<usize>,
     notes: Option<BTreeMap<usize, String>>,
     pub(crate) host_notes: BTreeMap<usize, String>,
 }
@@ -161,26 +183,47 @@ impl<'a> Work<'a> {
             .map(|(name, record)| vm(name, record, &host_index))
             .collect();
         let groups = Groups::new(state, &vm_index);
+        let settings = state.settings();
+        let facts: Vec<HostFacts<'a>> = hosts.iter().map(Host::facts).collect();
+        let domains = Domains::new(state, &vm_index, &facts);
+        let specs = vms.iter().flat_map(|vm| [vm.spec, &vm.record.spec]);
+        let mut room = Room::new(specs, hosts.len(), vms.len());
+        for (at, host) in hosts.iter().enumerate() {
+            let spec = host.record.map(|record| &record.spec);
+            room.set_host(at, host.report, spec, &settings);
+        }
+        for (at, vm) in vms.iter().enumerate() {
+            room.set_vm(at, vm.spec);
+        }
         let mut work = Self {
             input: *input,
-            settings: state.settings(),
+            settings,
+            good_hosts: hosts.iter().filter(|host| host.good()).count(),
+            room,
+            domains,
+            reach: RefCell::default(),
+            moves: 0,
+            network_moves: BTreeMap::new(),
             hosts,
             host_index,
             needed_by: vec![Vec::new(); vms.len()],
             vms,
             vm_index,
             homes: vec![None; groups.members.len()],
+            reserves: vec![None; groups.members.len()],
             groups,
             order: Vec::new(),
             markers: BTreeMap::new(),
             abis: [None, None],
             actions: Vec::new(),
+            stuck: Vec::new(),
+            assumed: BTreeSet::new(),
             notes: notes.then(BTreeMap::new),
             host_notes: BTreeMap::new(),
         };
         work.count_use();
         for group in 0..work.homes.len() {
-            work.homes[group] = work.home(group, &[]);
+            work.settle_group(group);
         }
         work.rank();
         work.find_markers();
@@ -197,29 +240,36 @@ impl<'a> Work<'a> {
     /// Adds a VM's needs to its hosts, or takes them away.
     fn account(&mut self, at: usize, add: bool) {
         let vm = &self.vms[at];
-        let (need, cpus) = (vm.need(), vm.spec.cpus);
+        let own = vm.own;
         let stopping = OrderKind::Stop(StopMode::Graceful);
-        let moves = match vm.own {
+        let moves = match own {
             Own::Migrating(_) => 1,
             Own::Owned { order, .. } if vm.wanted && order != OrderKind::Run => {
                 u32::from(order == stopping || order == OrderKind::Stop(StopMode::Save))
             }
             _ => 0,
         };
-        for host in vm.own.hosts() {
-            let host = &mut self.hosts[host];
-            if add {
-                host.used = host.used.saturating_add(need);
-                host.cpus_used = host.cpus_used.saturating_add(cpus);
-                host.guests += 1;
-                host.moves += moves;
+        let change = |count: &mut u32, by: u32| {
+            *count = if add {
+                *count + by
             } else {
-                host.used = host.used.saturating_sub(need);
-                host.cpus_used = host.cpus_used.saturating_sub(cpus);
-                host.guests = host.guests.saturating_sub(1);
-                host.moves = host.moves.saturating_sub(moves);
+                count.saturating_sub(by)
+            };
+        };
+        for host in own.hosts() {
+            self.room.account(at, host, add);
+            change(&mut self.hosts[host].guests, 1);
+            change(&mut self.hosts[host].moves, moves);
+        }
+        if moves > 0 {
+            change(&mut self.moves, moves);
+            let networks: BTreeSet<&'a NetworkName> =
+                vm.spec.nics.iter().map(|nic| &nic.network).collect();
+            for network in networks {
+                change(self.network_moves.entry(network).or_default(), moves);
             }
         }
+        self.domains.account(at, own, add);
     }
 
     /// Changes who may run a VM, and what it will be started with.
@@ -228,10 +278,27 @@ impl<'a> Work<'a> {
         self.vms[at].own = own;
         self.vms[at].touched = true;
         change(&mut self.vms[at]);
+        self.room.set_vm(at, self.vms[at].spec);
         self.account(at, true);
         if let Some(group) = self.groups.of[at] {
-            self.homes[group] = self.home(group, &[]);
+            self.settle_group(group);
         }
+    }
+
+    /// Finds a group's home anew, and what has to be kept free there.
+    pub(crate) fn settle_group(&mut self, group: usize) {
+        if let Some((seat, need)) = self.reserves[group].take() {
+            self.room.reserve(seat, &need, false);
+        }
+        self.homes[group] = self.home(group, &[]);
+        self.reserves[group] = self.reserve_for(group);
+        if let Some((seat, need)) = &self.reserves[group] {
+            self.room.reserve(*seat, need, true);
+        }
+    }
+
+    pub(crate) fn facts(&self, host: usize) -> HostFacts<'a> {
+        self.hosts[host].facts()
     }
 
     /// Who needs whom, the effective priorities, and the order that follows.
@@ -242,23 +309,20 @@ impl<'a> Work<'a> {
                 self.needed_by[*other].push(at);
             }
         }
+        self.inherit_priorities();
+        let mut seen = vec![usize::MAX; self.vms.len()];
         for at in 0..self.vms.len() {
-            if self.needed_by[at].is_empty() {
-                continue;
-            }
-            let mut seen = BTreeSet::new();
             let mut todo = self.needed_by[at].clone();
+            let mut count = 0;
+            seen[at] = at;
             while let Some(other) = todo.pop() {
-                if other != at && seen.insert(other) {
+                if seen[other] != at && count < DEPENDENTS_COUNTED {
+                    seen[other] = at;
+                    count += 1;
                     todo.extend(&self.needed_by[other]);
                 }
             }
-            let wanted = seen.iter().filter(|other| self.vms[**other].wanted);
-            let highest = wanted.map(|other| self.vms[*other].record.spec.priority);
-            let highest = highest.max().unwrap_or(i32::MIN);
-            let vm = &mut self.vms[at];
-            vm.priority = vm.priority.max(highest);
-            vm.dependents = u32::try_from(seen.len()).unwrap_or(u32::MAX);
+            self.vms[at].dependents = count;
         }
         let mut order: Vec<usize> = (0..self.vms.len()).collect();
         order.sort_by_key(|at| {
@@ -270,6 +334,29 @@ impl<'a> Work<'a> {
             )
         });
         self.order = order;
+    }
+
+    /// What is needed counts as much as the most important VM that needs it, directly or not.
+    fn inherit_priorities(&mut self) {
+        let needs = |at: usize| self.vms[at].record.spec.depends_on.keys();
+        let mut open: Vec<usize> = self.needed_by.iter().map(Vec::len).collect();
+        let mut free: Vec<usize> = (0..open.len()).filter(|at| open[*at] == 0).collect();
+        let mut ordered = Vec::with_capacity(open.len());
+        while let Some(at) = free.pop() {
+            ordered.push(at);
+            for other in needs(at).filter_map(|other| self.vm_index.get(other)) {
+                open[*other] -= 1;
+                if open[*other] == 0 {
+                    free.push(*other);
+                }
+            }
+        }
+        for at in ordered {
+            let needed_by = self.needed_by[at].iter().map(|other| &self.vms[*other]);
+            let highest = needed_by.map(|vm| vm.priority).max();
+            let vm = &mut self.vms[at];
+            vm.priority = vm.priority.max(highest.unwrap_or(i32::MIN));
+        }
     }
 
     /// The most common identity of each pool; of two equally common ones the first by name.
@@ -364,11 +451,16 @@ fn hosts<'a>(input: &Input<'a>) -> Hosts<'a> {
             up,
             health,
             proof: proofs.find(wide).filter(|_| !up),
-            used: 0,
-            cpus_used: 0,
             guests: 0,
             moves: 0,
-            held: 0,
+            threads: input
+                .reports
+                .get(name)
+                .map_or(1, |report| report.capacity.cpus.max(1)),
+            armed: input
+                .reports
+                .get(name)
+                .is_some_and(|report| report.guard_armed && report.watchdog_ms.is_some()),
         }
     };
     let hosts: Vec<Host<'a>> = names.into_iter().map(host).collect();

@@ -7,13 +7,16 @@ use crate::model::{HostMode, StopMode};
 use crate::plan::Plan;
 use quorate_types::spec::Power;
 use quorate_types::{
-    ClusterSettings, HostName, Manifest, Millis, NetworkName, NodeId, PoolName, Revision, RuleName,
-    Timestamp, VmName,
+    ClusterSettings, HostName, LabelName, Manifest, Millis, NetworkName, NodeId, PoolName,
+    Revision, RuleName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Version of the command format that this program writes.
-pub const FORMAT: u32 = 1;
+///
+/// 2: `LabelHost`; manifests with hosts, resources, preferences, weights and domains of rules.
+pub const FORMAT: u32 = 2;
 
 /// A command with its circumstances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +144,15 @@ pub enum Command {
     },
     /// Carry out a plan.
     CommitPlan(Plan),
+    /// Add, change or remove labels of a host. Since format 2.
+    LabelHost {
+        /// Which.
+        host: HostName,
+        /// New or changed labels.
+        set: BTreeMap<LabelName, LabelName>,
+        /// Labels to remove.
+        remove: BTreeSet<LabelName>,
+    },
 }
 
 /// What an applied command did.

@@ -4,8 +4,8 @@ use crate::event::EventLog;
 use crate::plan::{ActionKind, Reason};
 use quorate_types::report::SavedState;
 use quorate_types::{
-    ClusterSettings, Epoch, HostName, MigrationId, Millis, NetworkName, NetworkSpec, NodeId,
-    PoolName, PoolSpec, Revision, RuleName, RuleSpec, Timestamp, VmName, VmSpec,
+    ClusterSettings, Epoch, HostName, HostSpec, MigrationId, Millis, NetworkName, NetworkSpec,
+    NodeId, PoolName, PoolSpec, Revision, RuleName, RuleSpec, Timestamp, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -103,6 +103,9 @@ pub struct HostRecord {
     pub address: String,
     /// Whether it takes VMs.
     pub mode: HostMode,
+    /// What the operator says of it: labels, resources.
+    #[serde(default, skip_serializing_if = "HostSpec::is_empty")]
+    pub spec: HostSpec,
     /// When it joined.
     pub joined: Timestamp,
     /// The bound of its watchdog when guard and watchdog are armed: lets a leader that never heard

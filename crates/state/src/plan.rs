@@ -146,6 +146,11 @@ pub enum Action {
         /// Which VM.
         vm: VmName,
     },
+    /// The owner could not save its memory for a quick migration: the guest goes on there.
+    AbandonSave {
+        /// Which VM.
+        vm: VmName,
+    },
 }
 
 /// What kind of action it is.
@@ -170,6 +175,8 @@ pub enum ActionKind {
     SetHostMode,
     /// A deleted VM is forgotten.
     Forget,
+    /// A save that fails is given up: the guest goes on.
+    AbandonSave,
 }
 
 impl Action {
@@ -185,6 +192,7 @@ impl Action {
             Self::ClearMove { .. } => ActionKind::ClearMove,
             Self::SetHostMode { .. } => ActionKind::SetHostMode,
             Self::Forget { .. } => ActionKind::Forget,
+            Self::AbandonSave { .. } => ActionKind::AbandonSave,
         }
     }
 
@@ -198,7 +206,8 @@ impl Action {
             | Self::CancelMigration { vm, .. }
             | Self::FinishMigration { vm, .. }
             | Self::ClearMove { vm, .. }
-            | Self::Forget { vm } => Some(vm),
+            | Self::Forget { vm }
+            | Self::AbandonSave { vm } => Some(vm),
             Self::SetHostMode { .. } => None,
         }
     }
@@ -244,6 +253,9 @@ impl Action {
                 format!("host {host} is now {mode:?}").to_lowercase()
             }
             Self::Forget { vm } => format!("forget {vm}"),
+            Self::AbandonSave { vm } => {
+                format!("quick migration of {vm} failed, it goes on where it is")
+            }
         }
     }
 }

@@ -391,6 +391,27 @@ fn a_save_that_was_not_ordered_is_not_believed() {
 }
 
 #[test]
+fn a_save_that_failed_gives_the_guest_back_to_its_owner() {
+    let mut world = World::new(&["db"]);
+    world.start("db", 1);
+    let abandon = || vec![Action::AbandonSave { vm: vm("db") }];
+    world.act_refused(abandon());
+    let stop = |mode| vec![Action::Stop { vm: vm("db"), mode }];
+    world.act(stop(StopMode::Save));
+    world.act(abandon());
+    assert!(matches!(
+        world.0.orders_for(&host(1))[&vm("db")],
+        Order::Run {
+            epoch: Epoch(1),
+            ..
+        }
+    ));
+    assert_eq!(world.0.vms[&vm("db")].failed_moves, 1);
+    world.act(stop(StopMode::Graceful));
+    world.act_refused(abandon());
+}
+
+#[test]
 fn a_token_admits_one_host_until_it_expires() {
     let mut world = World::new(&[]);
     world.ok(Command::CreateToken {
@@ -473,12 +494,12 @@ fn bad_definitions_are_refused_whole_and_all_named() {
             let both: std::collections::BTreeSet<_> = [vm("db"), vm("app")].into();
             m.rules.insert(
                 RuleName::new("a").unwrap(),
-                RuleSpec::KeepApart(both.clone()),
+                RuleSpec::keep_apart(both.clone()),
             );
             m.rules
-                .insert(RuleName::new("b").unwrap(), RuleSpec::KeepWith(both));
+                .insert(RuleName::new("b").unwrap(), RuleSpec::keep_with(both));
         }),
-        "contradict",
+        "no placement on the 3 hosts satisfies this together: rule `a` wants app, db kept apart; rule `b` wants app, db kept together",
     );
 }
 
@@ -580,6 +601,60 @@ fn sizes_in_the_state_keep_their_unit() {
     assert_eq!(spec().memory, ByteSize::mib(64));
 }
 
+/// Format 2 adds labels and resources of hosts, and what rules and VMs say about them.
+#[test]
+fn commands_of_format_2_are_still_understood() {
+    let text = include_str!("../fixtures/format-2.jsonl");
+    let mut state = State::default();
+    for (number, line) in text.lines().enumerate() {
+        let envelope: Envelope = serde_json::from_str(line).unwrap();
+        assert_eq!(envelope.format, 2);
+        state
+            .apply(&envelope)
+            .unwrap_or_else(|refusal| panic!("line {}: {refusal}", number + 1));
+    }
+    let bytes = serde_json::to_vec(&state).unwrap();
+    assert_eq!(serde_json::from_slice::<State>(&bytes).unwrap(), state);
+    let labels = serde_json::to_string(&state.hosts[&host(1)].spec.labels).unwrap();
+    assert_eq!(labels, r#"{"disk":"ssd","rack":"r2"}"#);
+    assert_eq!(state.hosts[&host(2)].spec.resources.len(), 1);
+}
+
+#[test]
+fn labels_are_kept_and_contradictions_through_them_are_refused() {
+    let mut world = World::new(&["db", "app"]);
+    let label = |n: u32, rack: &str| Command::LabelHost {
+        host: host(n),
+        set: [("rack".parse().unwrap(), rack.parse().unwrap())].into(),
+        remove: Default::default(),
+    };
+    for (n, rack) in [(1, "r1"), (2, "r2"), (3, "r2")] {
+        world.ok(label(n, rack));
+    }
+    let rules = serde_json::json!({
+        "rules": { "racks": { "keep_apart": ["db", "app"], "across": "rack" } },
+    });
+    world.ok(Command::ApplyManifest {
+        base: None,
+        manifest: serde_json::from_value(rules).unwrap(),
+    });
+    let refusal = world.0.apply(&envelope(label(1, "r2"))).unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "no placement on the 3 hosts satisfies this: rule `racks` wants app, db kept apart across every rack"
+    );
+    world.ok(label(1, "r3"));
+    // A host that leaves may make it impossible; that must not stop other changes.
+    world.ok(Command::RemoveHost { host: host(1) });
+    world.ok(label(2, "r2"));
+    world.ok(Command::LabelHost {
+        host: host(2),
+        set: [("disk".parse().unwrap(), "ssd".parse().unwrap())].into(),
+        remove: ["room".parse().unwrap()].into(),
+    });
+    assert_eq!(world.0.hosts[&host(2)].spec.labels.len(), 2);
+}
+
 /// Writes the fixture: `cargo test -p quorate-state -- --ignored write_fixture`.
 #[test]
 #[ignore = "writes the fixture of an unreleased format"]
@@ -587,7 +662,9 @@ fn write_fixture() {
     let mut world = World(State::default());
     let mut lines = String::new();
     let mut put = |world: &mut World, command: Command| {
-        lines.push_str(&serde_json::to_string(&envelope(command.clone())).unwrap());
+        let mut line = envelope(command.clone());
+        line.format = 1;
+        lines.push_str(&serde_json::to_string(&line).unwrap());
         lines.push('\n');
         world.ok(command);
     };

@@ -7,8 +7,10 @@
 //! nothing but serde.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod conflict;
 pub mod ids;
 pub mod name;
+pub mod placement;
 pub mod policy;
 pub mod report;
 pub mod settings;
@@ -16,9 +18,12 @@ pub mod spec;
 pub mod units;
 
 pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};
-pub use name::{HostName, NameError, NetworkName, PoolName, RuleName, VmName};
+pub use name::{
+    HostName, LabelName, NameError, NetworkName, PoolName, ResourceName, RuleName, VmName,
+};
+pub use placement::{Dependency, HostSpec, LabelSelector, Preference, RuleKind, RuleSpec};
 pub use policy::{Admission, AdmissionMode, Balancing, BalancingMode, Preemption};
 pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
 pub use settings::{ClusterSettings, LeaseTimings};
-pub use spec::{Dependency, Manifest, NetworkSpec, PoolSpec, RuleSpec, VmSpec};
+pub use spec::{Manifest, NetworkSpec, PoolSpec, VmSpec};
 pub use units::{ByteSize, Millis, Timestamp};

@@ -115,6 +115,14 @@ name_type!(
     /// Name of a placement rule.
     RuleName
 );
+name_type!(
+    /// Name of a host's label, or its value.
+    LabelName
+);
+name_type!(
+    /// Name of a countable resource of hosts.
+    ResourceName
+);
 
 #[cfg(test)]
 mod tests {

@@ -20,6 +20,16 @@ pub struct ClusterSettings {
     pub replace_voter_after: Millis,
     /// Migrations at the same time from or to one host.
     pub parallel_migrations: u32,
+    /// Migrations at the same time in the whole cluster: they share its network; 0 means unlimited.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub total_migrations: u32,
+    /// Most virtual CPUs of a host, in percent of its CPU threads: 100 promises each a thread of its own; 0 means
+    /// no hard limit (crowded hosts only count as worse).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cpu_overcommit_percent: u32,
+    /// Running guests may be moved, live, to make room for a VM that has none.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub make_room: bool,
     /// Never declare more than this share of the hosts dead on lease evidence within one lease, in percent.
     pub max_fence_percent: u32,
     /// Migration bandwidth of one migration in MiB/s; 0 means unlimited.
@@ -34,6 +44,10 @@ pub struct ClusterSettings {
     pub balancing: Balancing,
 }
 
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
 impl Default for ClusterSettings {
     fn default() -> Self {
         Self {
@@ -41,6 +55,9 @@ impl Default for ClusterSettings {
             max_voters: 5,
             replace_voter_after: Millis::secs(60),
             parallel_migrations: 2,
+            total_migrations: 0,
+            cpu_overcommit_percent: 0,
+            make_room: false,
             max_fence_percent: 50,
             migration_mib_per_s: 0,
             fencing: BTreeMap::new(),

@@ -4,8 +4,12 @@
 //! object (an unknown pool, a cycle of dependencies) are checked where the whole is known: by the
 //! `manifest` crate for positions and hints, by `state` before a change is accepted.
 
+pub use crate::placement::{
+    Condition, Dependency, HostSpec, LabelSelector, OnTimeout, Preference, RuleKind, RuleSpec,
+    Tolerates,
+};
 use crate::settings::ClusterSettings;
-use crate::{ByteSize, HostName, Millis, NetworkName, PoolName, RuleName, VmName};
+use crate::{ByteSize, HostName, Millis, NetworkName, PoolName, ResourceName, RuleName, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,6 +21,9 @@ pub struct Manifest {
     /// Settings of the cluster; absent: unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterSettings>,
+    /// What is said of hosts, by name. The hosts themselves join by `quorate join`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<HostName, HostSpec>,
     /// Networks by name.
     pub networks: BTreeMap<NetworkName, NetworkSpec>,
     /// Storage pools by name.
@@ -39,6 +46,9 @@ pub struct NetworkSpec {
     /// MTU of guests' interfaces.
     #[serde(default = "default_mtu")]
     pub mtu: u32,
+    /// Most VMs plugged into it that migrate at the same time; absent: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel_migrations: Option<u32>,
 }
 
 fn default_mtu() -> u32 {
@@ -109,6 +119,15 @@ pub struct VmSpec {
     /// Hosts it may run on; empty: all.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hosts: BTreeSet<HostName>,
+    /// Labels that a host must have for it: label -> accepted values; empty: any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub host_labels: LabelSelector,
+    /// Hosts that are better, or worse, than others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefer: Vec<Preference>,
+    /// Countable things of the host that it uses up, beside CPU and memory.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<ResourceName, u64>,
     /// Order of restarts and of the use of scarce capacity; higher first.
     #[serde(default)]
     pub priority: i32,
@@ -121,6 +140,37 @@ pub struct VmSpec {
     /// How long a graceful shutdown may take before the guest is powered off.
     #[serde(default = "default_shutdown")]
     pub shutdown_timeout: Millis,
+}
+
+impl VmSpec {
+    /// A VM of one CPU with this memory and defaults for everything else.
+    #[must_use]
+    pub fn new(memory: ByteSize) -> Self {
+        Self {
+            cpus: default_cpus(),
+            memory,
+            machine: Machine::default(),
+            boot: Boot::default(),
+            disks: Vec::new(),
+            nics: Vec::new(),
+            ready: None,
+            depends_on: BTreeMap::new(),
+            hosts: BTreeSet::new(),
+            host_labels: LabelSelector::new(),
+            prefer: Vec::new(),
+            resources: BTreeMap::new(),
+            priority: 0,
+            power: Power::default(),
+            migration: MigrationPolicy::default(),
+            shutdown_timeout: default_shutdown(),
+        }
+    }
+
+    /// Whether its own wishes let it run on this host.
+    #[must_use]
+    pub fn allows(&self, name: &HostName, host: &HostSpec) -> bool {
+        (self.hosts.is_empty() || self.hosts.contains(name)) && host.matches(&self.host_labels)
+    }
 }
 
 fn default_cpus() -> u32 {
@@ -279,25 +329,6 @@ fn default_http_path() -> String {
     "/".to_owned()
 }
 
-/// What a dependent waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Condition {
-    /// The other VM's CPUs run.
-    Started,
-    /// The other VM is ready.
-    #[default]
-    Ready,
-}
-
-/// One `depends_on` entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Dependency {
-    /// What is waited for.
-    pub condition: Condition,
-}
-
 /// How a VM may be moved, most gentle first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -311,23 +342,4 @@ pub enum MigrationPolicy {
     Cold,
     /// Never moved while it runs; restarts elsewhere only when its host fails.
     Never,
-}
-
-/// A placement rule over several VMs. Hard: a plan never breaks it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RuleSpec {
-    /// No two of these on one host.
-    KeepApart(BTreeSet<VmName>),
-    /// All of these on one host.
-    KeepWith(BTreeSet<VmName>),
-}
-
-impl RuleSpec {
-    /// The VMs that the rule is about.
-    pub fn vms(&self) -> &BTreeSet<VmName> {
-        match self {
-            Self::KeepApart(vms) | Self::KeepWith(vms) => vms,
-        }
-    }
 }

@@ -122,8 +122,8 @@ impl Registration {
 struct Registry {
     guests: BTreeMap<String, Registration>,
     lease: Option<(u64, u64)>,
-    /// The guard was told to end: none is started again.
-    leaving: bool,
+    /// The guard said that it ends as it was told: none is started again.
+    left: bool,
 }
 
 struct Call {
@@ -281,15 +281,20 @@ impl GuardClient {
         self.call(ToGuard::Unregister { vm, run }, None).await
     }
 
-    /// Ends the guard in good order.
+    /// Ends the guard in good order; `Ok` again when it has ended so already.
     ///
     /// # Errors
-    /// While there are guests.
+    /// While there are guests, or when there is no guard now: ask again.
     pub async fn exit(&self) -> Result<(), GuardError> {
-        self.registry().leaving = true;
-        let left = self.call(ToGuard::Exit, None).await;
-        self.registry().leaving = left.is_ok();
-        left
+        if self.registry().left {
+            return Ok(());
+        }
+        let answer = self.call(ToGuard::Exit, None).await;
+        // The answer may have come after this call's own time was over.
+        if self.registry().left {
+            return Ok(());
+        }
+        answer
     }
 
     async fn call(&self, body: ToGuard, fd: Option<Arc<OwnedFd>>) -> Result<(), GuardError> {
@@ -326,6 +331,8 @@ enum Over {
 
 struct Pending {
     asked: Instant,
+    /// It was told to end.
+    exit: bool,
     reply: Option<oneshot::Sender<Result<(), GuardError>>>,
 }
 
@@ -362,8 +369,8 @@ impl Keeper {
                     let _ = reply.send(Err(GuardError::Unreachable));
                 }
             }
-            let leaving = self.registry.lock().is_ok_and(|one| one.leaving);
-            if leaving || self.calls.is_closed() {
+            let left = self.registry.lock().is_ok_and(|one| one.left);
+            if left || self.calls.is_closed() {
                 return;
             }
             sleep(RETRY / 10).await;
@@ -505,7 +512,12 @@ impl Keeper {
                 return;
             }
             FromGuard::Answer { seq, error } => {
-                if let Some(reply) = link.pending.remove(&seq).and_then(|one| one.reply) {
+                let pending = link.pending.remove(&seq);
+                if error.is_none() && pending.as_ref().is_some_and(|one| one.exit) {
+                    let registry = self.registry.lock();
+                    registry.unwrap_or_else(PoisonError::into_inner).left = true;
+                }
+                if let Some(reply) = pending.and_then(|one| one.reply) {
                     let _ = reply.send(error.map_or(Ok(()), |why| Err(GuardError::Refused(why))));
                 } else if let Some(error) = error {
                     tracing::warn!(error, "the guard refused");
@@ -544,6 +556,7 @@ impl Link {
         reply: Option<oneshot::Sender<Result<(), GuardError>>>,
     ) -> io::Result<()> {
         self.seq += 1;
+        let exit = matches!(body, ToGuard::Exit);
         let request = Request {
             seq: self.seq,
             body,
@@ -551,7 +564,8 @@ impl Link {
         let bytes = serde_json::to_vec(&request)?;
         send_packet(self.socket.get_ref(), &bytes, fd)?;
         let asked = Instant::now();
-        self.pending.insert(self.seq, Pending { asked, reply });
+        self.pending
+            .insert(self.seq, Pending { asked, exit, reply });
         Ok(())
     }
 

@@ -39,6 +39,7 @@ impl Scene {
                 node,
                 address: format!("192.0.2.{node}:7420"),
                 mode: quorate_state::HostMode::Active,
+                spec: Default::default(),
                 joined: Timestamp(0),
                 armed: Some(Millis(500)),
                 changed: Revision(1),
@@ -101,6 +102,7 @@ impl Scene {
             restarts: 0,
             since: Timestamp(5),
             error: None,
+            save_failures: 0,
             migration: None,
             resident: ByteSize(0),
         };

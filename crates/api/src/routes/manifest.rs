@@ -134,6 +134,11 @@ pub(crate) fn existing(state: &ClusterState) -> Existing {
     Existing {
         cluster: state.settings(),
         hosts: state.hosts.keys().cloned().collect(),
+        host_specs: state
+            .hosts
+            .iter()
+            .map(|(name, host)| (name.clone(), host.spec.clone()))
+            .collect(),
         networks: specs(&state.networks),
         pools: specs(&state.pools),
         vms: state

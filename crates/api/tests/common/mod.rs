@@ -52,6 +52,7 @@ fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
         restarts: 0,
         since: Timestamp(0),
         error: None,
+        save_failures: 0,
         migration: None,
         resident: ByteSize(0),
     };

@@ -167,10 +167,10 @@ pub(crate) fn page(out: &Output, plan: &PlanView, verbose: bool) -> String {
 const NOTHING_ASKED: &str = "nothing is asked";
 
 fn afterwards(out: &Output, plan: &PlanView) -> Option<String> {
-    let all = plan
-        .stages
-        .iter()
-        .all(|stage| stage.unplaced.is_empty() && stage.end == StageEnd::Rest);
+    let well = |stage: &StageView| {
+        stage.unplaced.is_empty() && stage.stays.is_empty() && stage.end == StageEnd::Rest
+    };
+    let all = plan.stages.iter().all(well);
     let line = match plan.survives_then? {
         _ if !all => return None,
         0 => out.paint(
@@ -208,6 +208,7 @@ fn stage_text(out: &Output, stage: &StageView, verbose: bool) -> String {
         }
     }
     if verbose {
+        parts.push(String::new());
         parts.extend(
             stage
                 .actions
@@ -265,6 +266,7 @@ fn row(action: &ActionView) -> Option<Row> {
         ActionKind::CancelMigration => ("cancel", Tone::Warn),
         ActionKind::SetHostMode => ("empty", Tone::Good),
         ActionKind::Forget => ("forget", Tone::Plain),
+        ActionKind::AbandonSave => ("go on", Tone::Warn),
         ActionKind::Release | ActionKind::FinishMigration | ActionKind::ClearMove => return None,
     };
     let host = |host: &Option<HostName>| {
@@ -315,7 +317,7 @@ fn ending(out: &Output, stage: &StageView, nothing: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let bad = |text: String| format!("  {} {text}", out.paint(Tone::Bad, "✗"));
     match stage.end {
-        StageEnd::Rest if nothing && stage.unplaced.is_empty() => {
+        StageEnd::Rest if nothing && stage.unplaced.is_empty() && stage.stays.is_empty() => {
             lines.push("  Nothing is to be done.".to_owned());
         }
         StageEnd::Rest if nothing => {}
@@ -357,6 +359,18 @@ fn ending(out: &Output, stage: &StageView, nothing: bool) -> Vec<String> {
     match stage.unplaced.len().saturating_sub(NAMED) {
         0 => {}
         n => lines.push(bad(format!("and {} more", count(n, "VM")))),
+    }
+    let mark = out.paint(Tone::Warn, "!");
+    for stays in stage.stays.iter().take(NAMED) {
+        let place = match &stays.host {
+            Some(host) => format!(" on {host}"),
+            None => String::new(),
+        };
+        lines.push(format!("  {mark} {} stays{place}: {}", stays.vm, stays.why));
+    }
+    match stage.stays.len().saturating_sub(NAMED) {
+        0 => {}
+        n => lines.push(format!("  {mark} and {} more stay", count(n, "VM"))),
     }
     lines
 }

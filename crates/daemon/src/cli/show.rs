@@ -171,10 +171,7 @@ pub(crate) fn explanation(
     if !explained.rules.is_empty() {
         parts.push(out.paint(Tone::Bold, "Rules"));
         for rule in &explained.rules {
-            let kind = match &rule.spec {
-                quorate_types::RuleSpec::KeepApart(_) => "kept apart",
-                quorate_types::RuleSpec::KeepWith(_) => "kept together",
-            };
+            let kind = rule.spec.describe();
             let vms: Vec<&str> = rule.spec.vms().iter().map(|vm| vm.as_str()).collect();
             parts.push(format!("  {}: {} are {kind}", rule.name, vms.join(", ")));
         }

@@ -79,6 +79,9 @@ fn a_blackout_is_hardly_longer_than_bare_qemus() {
         "ms",
         "<= 10 ms",
     );
+    let mut report = quorate_bench::Report::new();
+    report.add("migration blackout", "ms", &ours, Some(their_median));
+    report.publish("migration").unwrap();
     let reports = cluster.judge(witness);
     assert_eq!(
         reports[0].ranges.len(),

@@ -10,10 +10,11 @@ mod fields;
 mod placement;
 mod references;
 mod sharing;
+mod wishes;
 
 use quorate_types::{
-    ClusterSettings, HostName, Manifest, NetworkName, NetworkSpec, PoolName, PoolSpec, RuleName,
-    RuleSpec, VmName, VmSpec,
+    ClusterSettings, HostName, HostSpec, LabelName, Manifest, NetworkName, NetworkSpec, PoolName,
+    PoolSpec, RuleName, RuleSpec, VmName, VmSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +25,8 @@ pub struct Existing {
     pub cluster: ClusterSettings,
     /// Hosts; empty: not known, and nothing about hosts is checked.
     pub hosts: BTreeSet<HostName>,
+    /// Their labels and resources, where anything is said of them.
+    pub host_specs: BTreeMap<HostName, HostSpec>,
     /// Networks.
     pub networks: BTreeMap<NetworkName, NetworkSpec>,
     /// Pools.
@@ -53,6 +56,7 @@ impl Existing {
         if let Some(cluster) = &manifest.cluster {
             all.cluster = cluster.clone();
         }
+        all.host_specs.extend(manifest.hosts.clone());
         all.networks.extend(manifest.networks.clone());
         all.pools.extend(manifest.pools.clone());
         all.vms.extend(manifest.vms.clone());
@@ -60,7 +64,7 @@ impl Existing {
         all
     }
 
-    /// Hosts that a VM may run on by its own list and its pools; `None`: any.
+    /// Hosts that a VM may run on by its own wishes and its pools; `None`: any.
     fn allowed(&self, vm: &VmSpec) -> Option<BTreeSet<HostName>> {
         let mut allowed = (!self.hosts.is_empty()).then(|| self.hosts.clone());
         let pools = vm
@@ -76,7 +80,23 @@ impl Existing {
                 None => limit.clone(),
             });
         }
+        if !self.hosts.is_empty()
+            && let Some(allowed) = &mut allowed
+        {
+            let nothing = HostSpec::default();
+            let spec = |host: &HostName| self.host_specs.get(host).unwrap_or(&nothing);
+            allowed.retain(|host| spec(host).matches(&vm.host_labels));
+        }
         allowed
+    }
+
+    /// All values of a label.
+    fn label_values(&self, label: &LabelName) -> BTreeSet<&LabelName> {
+        let specs = self.host_specs.iter();
+        let specs = specs.filter(|(host, _)| self.hosts.contains(*host));
+        specs
+            .filter_map(|(_, spec)| spec.labels.get(label))
+            .collect()
     }
 }
 
@@ -111,6 +131,7 @@ pub fn check(manifest: &Manifest, existing: &Existing) -> Vec<Problem> {
     checker.references();
     checker.dependencies();
     checker.sharing();
+    checker.wishes();
     checker.placement();
     let mut problems = checker.problems;
     problems.sort();

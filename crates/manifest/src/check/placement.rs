@@ -1,7 +1,7 @@
 //! Rules that no placement can satisfy, each with a minimal set of things that conflict.
 
 use super::{Checker, listed};
-use quorate_types::{HostName, RuleName, RuleSpec, VmName};
+use quorate_types::{HostName, HostSpec, RuleKind, RuleName, VmName, conflict};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 impl Checker<'_> {
@@ -10,6 +10,33 @@ impl Checker<'_> {
         self.together_and_apart();
         self.together_without_host();
         self.apart_without_room();
+        // The common contradictions have words of their own; this finds all others.
+        if self.problems.is_empty() {
+            self.contradictions();
+        }
+    }
+
+    fn contradictions(&mut self) {
+        let all = self.all.clone();
+        let nothing = HostSpec::default();
+        let spec = |host| all.host_specs.get(host).unwrap_or(&nothing);
+        let found = conflict::find(&conflict::Site {
+            hosts: all.hosts.iter().map(|host| (host, spec(host))).collect(),
+            pools: all.pools.iter().collect(),
+            vms: all.vms.iter().collect(),
+            rules: all.rules.iter().collect(),
+        });
+        for conflict in found {
+            let rules: Vec<&RuleName> = conflict.rules.iter().collect();
+            let vms: Vec<&VmName> = conflict.vms.iter().collect();
+            let message = conflict.to_string();
+            let hint = "change or remove one of these, or give a rule a `weight:` to make it soft";
+            if self.touched(&rules, &vms) {
+                self.conflict(&rules, &vms, message, hint);
+            } else if !self.manifest.hosts.is_empty() {
+                self.report(&["hosts"], message, hint);
+            }
+        }
     }
 
     fn touched(&self, rules: &[&RuleName], vms: &[&VmName]) -> bool {
@@ -47,7 +74,18 @@ impl Checker<'_> {
                 .all
                 .allowed(vm)
                 .is_some_and(|allowed| allowed.is_empty());
-            if empty && (self.all.hosts.is_empty() || !unknown) {
+            if empty && !vm.host_labels.is_empty() {
+                let labels: Vec<String> = vm.host_labels.keys().map(ToString::to_string).collect();
+                let message = format!(
+                    "`{name}` could run nowhere: no host that it may run on has what it asks for in {}",
+                    listed(labels)
+                );
+                self.report(
+                    &["vms", name.as_str(), "host_labels"],
+                    message,
+                    "change its `host_labels:`, or label a host under `hosts:`",
+                );
+            } else if empty && (self.all.hosts.is_empty() || !unknown) {
                 let pools: BTreeSet<&str> =
                     vm.disks.iter().map(|disk| disk.pool.as_str()).collect();
                 let message = format!(
@@ -67,7 +105,8 @@ impl Checker<'_> {
     fn together(&self) -> BTreeMap<VmName, Vec<(RuleName, VmName)>> {
         let mut edges: BTreeMap<VmName, Vec<(RuleName, VmName)>> = BTreeMap::new();
         for (name, rule) in &self.all.rules {
-            if let RuleSpec::KeepWith(vms) = rule {
+            if rule.ties() {
+                let vms = rule.vms();
                 // A star is enough: the first member is next to each other one.
                 let Some(first) = vms.first() else { continue };
                 for other in vms.iter().skip(1) {
@@ -89,9 +128,12 @@ impl Checker<'_> {
         let edges = self.together();
         let rules = self.all.rules.clone();
         for (apart, rule) in &rules {
-            let RuleSpec::KeepApart(vms) = rule else {
+            // Rules over other domains than hosts are left to the general search.
+            let plain = rule.across.is_none() && rule.max.unwrap_or(1) == 1;
+            if rule.kind != RuleKind::KeepApart || !rule.hard() || !plain {
                 continue;
-            };
+            }
+            let vms = rule.vms();
             let mut best: Option<(Vec<RuleName>, &VmName, &VmName)> = None;
             for (index, a) in vms.iter().enumerate() {
                 let reach = chains(&edges, a);
@@ -140,7 +182,7 @@ impl Checker<'_> {
             let rules = self.all.rules.clone();
             let involved: Vec<&RuleName> = rules
                 .iter()
-                .filter(|(_, rule)| matches!(rule, RuleSpec::KeepWith(vms) if vms.iter().any(|vm| group.contains(vm))))
+                .filter(|(_, rule)| rule.ties() && rule.vms().iter().any(|vm| group.contains(vm)))
                 .map(|(name, _)| name)
                 .collect();
             let message = format!(
@@ -179,9 +221,12 @@ impl Checker<'_> {
     fn apart_without_room(&mut self) {
         let rules = self.all.rules.clone();
         for (name, rule) in &rules {
-            let RuleSpec::KeepApart(vms) = rule else {
+            // Rules over other domains than hosts are left to the general search.
+            let plain = rule.across.is_none() && rule.max.unwrap_or(1) == 1;
+            if rule.kind != RuleKind::KeepApart || !rule.hard() || !plain {
                 continue;
-            };
+            }
+            let vms = rule.vms();
             let wishes: Option<Vec<(&VmName, BTreeSet<HostName>)>> = vms
                 .iter()
                 .map(|vm| Some((vm, self.all.vms.get(vm)?)))

@@ -28,15 +28,19 @@ impl Checker<'_> {
                 }
             }
             self.hosts(&["vms", here, "hosts"], &vm.hosts);
+            for (index, preference) in vm.prefer.iter().enumerate() {
+                let path = ["vms", here, "prefer", &index.to_string(), "hosts"];
+                self.hosts(&path, &preference.hosts);
+            }
+        }
+        for name in manifest.hosts.keys() {
+            self.hosts(&["hosts"], &BTreeSet::from([name.clone()]));
         }
         for (name, pool) in &manifest.pools {
             self.hosts(&["pools", name.as_str(), "hosts"], pool.hosts());
         }
         for (name, rule) in &manifest.rules {
-            let kind = match rule {
-                quorate_types::RuleSpec::KeepApart(_) => "keep_apart",
-                quorate_types::RuleSpec::KeepWith(_) => "keep_with",
-            };
+            let kind = rule.kind.field();
             for vm in rule.vms() {
                 let known: Vec<String> = names(self.all.vms.keys());
                 let path = ["rules", name.as_str(), kind, vm.as_str()];

@@ -105,6 +105,19 @@ pub struct Stage {
     pub outages: Vec<Outage>,
     /// VMs that shall run and do not afterwards.
     pub unplaced: Vec<Unplaced>,
+    /// VMs that run and stay where they should not: a drain that cannot be finished, a broken rule.
+    pub stays: Vec<Stays>,
+}
+
+/// A VM that should leave its host and does not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stays {
+    /// Which.
+    pub vm: VmName,
+    /// Where it stays.
+    pub host: Option<HostName>,
+    /// Why, one sentence.
+    pub why: String,
 }
 
 /// How a stage ends.
@@ -262,6 +275,7 @@ impl Run {
             moved: Vec::new(),
             outages: Vec::new(),
             unplaced: Vec::new(),
+            stays: Vec::new(),
         };
         stage.end = if self.world.quorate() {
             self.settle(&mut stage)
@@ -282,6 +296,7 @@ impl Run {
         stage.moved = moved(&before, &self.placement());
         if stage.end != End::NoQuorum {
             stage.unplaced = unplaced(&self.world);
+            stage.stays = stays(&self.world);
         }
         Ok(stage)
     }
@@ -403,6 +418,17 @@ fn moved(
         })
     };
     vms.into_iter().filter_map(change).collect()
+}
+
+fn stays(world: &World) -> Vec<Stays> {
+    let said = waiting(&world.input()).into_iter();
+    let runs = said.filter(|(vm, _)| world.runs(vm));
+    runs.map(|(vm, why)| {
+        let record = world.state.vms.get(&vm);
+        let host = record.and_then(|record| record.ownership.host().cloned());
+        Stays { vm, host, why }
+    })
+    .collect()
 }
 
 fn unplaced(world: &World) -> Vec<Unplaced> {

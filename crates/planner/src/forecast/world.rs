@@ -505,6 +505,7 @@ fn blank() -> VmReport {
         restarts: 0,
         since: Timestamp(0),
         error: None,
+        save_failures: 0,
         migration: None,
         resident: ByteSize(0),
     }

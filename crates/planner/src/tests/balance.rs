@@ -236,7 +236,8 @@ proptest! {
         let mut rules = serde_json::Map::new();
         if let Some((apart, vms)) = rule {
             let kind = if apart { "keep_apart" } else { "keep_with" };
-            let vms: std::collections::BTreeSet<String> = vms.iter().map(|n| format!("v{n}")).collect();
+            let most = if apart { hosts as usize } else { 4 };
+            let vms: std::collections::BTreeSet<String> = vms.iter().take(most).map(|n| format!("v{n}")).collect();
             if vms.len() > 1 {
                 rules.insert("r".into(), json!({ kind: vms }));
             }

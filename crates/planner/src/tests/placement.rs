@@ -195,7 +195,7 @@ fn scarce_room_goes_by_priority_and_is_kept_for_what_waits() {
 #[test]
 fn kept_apart_and_kept_together() {
     let mut world = World::new(
-        2,
+        3,
         json!({
             "vms": {
                 "a": { "memory": "64MiB" }, "b": { "memory": "64MiB" }, "c": { "memory": "64MiB" },
@@ -207,6 +207,7 @@ fn kept_apart_and_kept_together() {
             },
         }),
     );
+    world.kill("h3");
     world.run(10);
     assert_ne!(world.at("a"), world.at("b"));
     assert_eq!(world.at("x"), world.at("y"));

@@ -52,7 +52,7 @@ fn measure(world: &mut World, what: &str) -> Duration {
 #[test]
 #[ignore = "measures time: run it alone, in release"]
 fn speed() {
-    for (hosts, vms) in [(10, 100), (50, 500), (100, 2000)] {
+    for (hosts, vms) in [(10, 100), (200, 5000), (1000, 20000)] {
         let mut world = cluster(hosts, vms);
         let mut worst = measure(&mut world, "cold start");
         for _ in 0..20 {

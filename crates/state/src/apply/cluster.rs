@@ -4,7 +4,8 @@ use super::{Change, unknown};
 use crate::command::{Command, Refusal};
 use crate::event::{EventKind, Subject};
 use crate::model::{ClusterInfo, HostMode, HostRecord, TokenRecord};
-use quorate_types::{HostName, Millis, Timestamp};
+use quorate_types::{HostName, HostSpec, LabelName, Millis, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most join tokens that are open at a time.
 const TOKENS_KEPT: usize = 256;
@@ -52,6 +53,7 @@ fn add_host(change: &mut Change<'_>, host: &HostName, address: &str) {
         node,
         address: address.to_owned(),
         mode: HostMode::Active,
+        spec: HostSpec::default(),
         joined: change.envelope.at,
         armed: None,
         changed: change.revision,
@@ -200,4 +202,54 @@ pub(super) fn record_armed(
     };
     change.event(EventKind::Host, Subject::Host(host.clone()), text);
     Ok(())
+}
+
+/// Most labels of a host.
+const LABELS_KEPT: usize = 64;
+
+/// Replaces what is said of a host.
+pub(super) fn set_spec(
+    change: &mut Change<'_>,
+    host: &HostName,
+    spec: &HostSpec,
+) -> Result<(), Refusal> {
+    let revision = change.revision;
+    let Some(record) = change.state.hosts.get_mut(host) else {
+        return Err(unknown("host", host));
+    };
+    if record.spec == *spec {
+        return Ok(());
+    }
+    record.spec = spec.clone();
+    record.changed = revision;
+    change.topology_changed();
+    change.event(
+        EventKind::Changed,
+        Subject::Host(host.clone()),
+        format!("labels or resources of host {host} changed"),
+    );
+    Ok(())
+}
+
+/// Adds, changes and removes single labels.
+pub(super) fn label(
+    change: &mut Change<'_>,
+    host: &HostName,
+    set: &BTreeMap<LabelName, LabelName>,
+    remove: &BTreeSet<LabelName>,
+) -> Result<(), Refusal> {
+    let Some(record) = change.state.hosts.get(host) else {
+        return Err(unknown("host", host));
+    };
+    let mut spec = record.spec.clone();
+    spec.labels.retain(|label, _| !remove.contains(label));
+    spec.labels.extend(set.clone());
+    if spec.labels.len() > LABELS_KEPT {
+        return Err(Refusal::InUse(format!(
+            "host {host} would have more than {LABELS_KEPT} labels"
+        )));
+    }
+    let before = super::manifest::conflicts(change.state);
+    set_spec(change, host, &spec)?;
+    super::manifest::still_holds(change, &before)
 }

@@ -4,9 +4,10 @@ use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::{EventKind, Subject};
 use crate::model::{MoveRequest, Object, OrderKind, Ownership, State, StopMode, VmRecord};
-use quorate_types::spec::Power;
+use quorate_types::conflict::{self, Conflict};
+use quorate_types::spec::{Power, RuleKind};
 use quorate_types::{
-    HostName, Manifest, NetworkName, PoolName, Revision, RuleName, RuleSpec, VmName, VmSpec,
+    HostName, Manifest, NetworkName, PoolName, Revision, RuleName, VmName, VmSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,11 +25,15 @@ pub(super) fn apply(
             });
         }
     }
+    let before = conflicts(change.state);
     if let Some(settings) = &manifest.cluster {
         settings
             .check()
             .map_err(|problem| Refusal::Invalid(vec![problem]))?;
         set_settings(change, settings);
+    }
+    for (name, spec) in &manifest.hosts {
+        super::cluster::set_spec(change, name, spec)?;
     }
     put_all(change, "network", &manifest.networks, |state| {
         &mut state.networks
@@ -49,7 +54,21 @@ pub(super) fn apply(
     for (name, spec) in &manifest.vms {
         put_vm(change, name, spec)?;
     }
-    let problems = check(change.state);
+    still_holds(change, &before)
+}
+
+/// Refuses a change after which the definitions contradict each other in a way they did not
+/// before: what stood already (a host was removed) must not stop other changes.
+pub(super) fn still_holds(change: &Change<'_>, before: &[Conflict]) -> Result<(), Refusal> {
+    let mut problems = check(change.state);
+    // What a program of format 1 accepted stays accepted when its log is read again.
+    if change.envelope.format < 2 {
+        problems.extend(opposite_rules(change.state));
+    } else {
+        let after = conflicts(change.state).into_iter();
+        let new = after.filter(|conflict| !before.contains(conflict));
+        problems.extend(new.map(|conflict| conflict.to_string()));
+    }
     if problems.is_empty() {
         Ok(())
     } else {
@@ -201,7 +220,6 @@ fn check(state: &State) -> Vec<String> {
     }
     problems.extend(shared_images(state));
     problems.extend(cycle(state).map(|path| format!("depends_on goes round in a circle: {path}")));
-    problems.extend(contradictions(state));
     problems
 }
 
@@ -252,22 +270,32 @@ fn cycle(state: &State) -> Option<String> {
     None
 }
 
-/// Pairs that must be kept both together and apart.
-fn contradictions(state: &State) -> Vec<String> {
+/// Definitions that nothing can satisfy, each with a minimal set that conflicts.
+pub(super) fn conflicts(state: &State) -> Vec<Conflict> {
+    let hosts = state.hosts.iter().map(|(name, host)| (name, &host.spec));
+    let pools = state.pools.iter().map(|(name, pool)| (name, &pool.spec));
+    let vms = state.vms.iter().filter(|(_, vm)| !vm.deleting);
+    let vms = vms.map(|(name, vm)| (name, &vm.spec));
+    let rules = state.rules.iter().map(|(name, rule)| (name, &rule.spec));
+    conflict::find(&conflict::Site {
+        hosts: hosts.collect(),
+        pools: pools.collect(),
+        vms: vms.collect(),
+        rules: rules.collect(),
+    })
+}
+
+/// Pairs that must be kept both together and apart: all that format 1 looked for.
+fn opposite_rules(state: &State) -> Vec<String> {
     let mut problems = Vec::new();
-    let together = state
-        .rules
-        .iter()
-        .filter(|(_, rule)| matches!(rule.spec, RuleSpec::KeepWith(_)));
+    let together = state.rules.iter().filter(|(_, rule)| rule.spec.ties());
     for (with_name, with) in together {
         for (apart_name, apart) in &state.rules {
-            let RuleSpec::KeepApart(vms) = &apart.spec else {
+            if apart.spec.kind != RuleKind::KeepApart {
                 continue;
-            };
-            let both: Vec<_> = vms
-                .intersection(with.spec.vms())
-                .map(ToString::to_string)
-                .collect();
+            }
+            let both = apart.spec.vms().intersection(with.spec.vms());
+            let both: Vec<_> = both.map(ToString::to_string).collect();
             if both.len() > 1 {
                 problems.push(format!(
                     "rules {with_name} (keep_with) and {apart_name} (keep_apart) contradict each other for {}",

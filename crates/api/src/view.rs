@@ -1,5 +1,6 @@
 //! What clients see of the cluster. Stable JSON: fields are added, never changed.
 
+use crate::answers::ThenView;
 use quorate_state::{Candidate, HostMode};
 use quorate_types::report::Capacity;
 use quorate_types::spec::Power;
@@ -49,6 +50,9 @@ pub struct ClusterSummary {
     pub version: String,
     /// What is wrong, the lowest layer first.
     pub problems: Vec<ProblemView>,
+    /// What would even out load, one sentence. Nothing is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
 }
 
 /// How bad a problem is.
@@ -390,6 +394,9 @@ pub struct Applied {
     /// VMs that the manifest names.
     #[schema(value_type = Vec<String>)]
     pub vms: Vec<VmName>,
+    /// VMs that would find no place when hosts fail, and did before: one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A token that lets one host join.
@@ -423,6 +430,9 @@ pub struct Explanation {
     pub rules: Vec<RuleView>,
     /// Where it would go now, and every host with its score or its rejection.
     pub placement: Option<PlacementView>,
+    /// Where it was at the time that was asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<ThenView>,
     /// The latest decisions about it, newest first.
     pub decisions: Vec<DecisionView>,
     /// The latest events about it, newest first.
@@ -464,6 +474,10 @@ pub struct DecisionView {
     pub revision: Revision,
     /// The action in words.
     pub action: String,
+    /// The host that had the VM after it; absent: none, or not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostName>,
     /// Why, one sentence.
     pub summary: String,
     /// Facts it rests on.
@@ -479,6 +493,7 @@ impl From<&quorate_state::Decision> for DecisionView {
             at: decision.at,
             revision: decision.revision,
             action: decision.action.clone(),
+            host: decision.host.clone(),
             summary: decision.reason.summary.clone(),
             evidence: decision.reason.evidence.clone(),
             candidates: decision.reason.candidates.clone(),

@@ -37,6 +37,9 @@ impl Work<'_> {
     fn missing(&self, other: usize, condition: Condition) -> Option<String> {
         let seen = &self.vms[other];
         let name = seen.name;
+        if self.assumed.contains(&other) {
+            return None;
+        }
         let (started, ready) = match seen.own {
             Own::Free if seen.wanted => return Some("it is not running yet".into()),
             Own::Free => {

@@ -11,7 +11,9 @@ use quorate_state::{
 };
 use quorate_types::report::MigrationOutcome;
 use quorate_types::spec::Condition;
-use quorate_types::{HostName, MigrationId, RuleKind, Timestamp, VmName, VmPhase, VmReport};
+use quorate_types::{
+    HostName, MigrationId, Preemption, RuleKind, Timestamp, VmName, VmPhase, VmReport,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A promise that a plan would break.
@@ -331,7 +333,52 @@ impl Lint<'_> {
             seen.is_some_and(|seen| seen.move_request.is_some())
         };
         let asked = moves(vm) || self.companions(vm).iter().any(moves);
-        !seen.wanted() || host.is_some_and(|at| leaves(at) || looping(at)) || returned || asked
+        !seen.wanted()
+            || host.is_some_and(|at| leaves(at) || looping(at))
+            || returned
+            || asked
+            || self.preempted(vm)
+    }
+
+    /// Preemption is on, and a VM of higher priority shall run and does not.
+    fn preempted(&self, vm: &VmName) -> bool {
+        let on = self.input.state.settings().preemption == Preemption::LowerPriority;
+        let own = self.weight(vm);
+        let mut waiting = self
+            .after
+            .vms
+            .iter()
+            .filter(|(_, other)| other.wanted() && other.ownership == Ownership::Free);
+        on && waiting.any(|(name, _)| self.weight(name) > own)
+    }
+
+    /// The highest priority of a VM and of all that needs it and shall run.
+    fn weight(&self, vm: &VmName) -> Option<i32> {
+        let vms = &self.input.state.vms;
+        let mut all: BTreeSet<&VmName> = vms
+            .get_key_value(vm)
+            .map(|(name, _)| name)
+            .into_iter()
+            .collect();
+        loop {
+            let more: BTreeSet<&VmName> = vms
+                .iter()
+                .filter(|(_, other)| {
+                    all.iter()
+                        .any(|name| other.spec.depends_on.contains_key(*name))
+                })
+                .map(|(name, _)| name)
+                .collect();
+            if more.is_subset(&all) {
+                break;
+            }
+            all.extend(more);
+        }
+        let wanted = all
+            .into_iter()
+            .filter_map(|name| vms.get(name))
+            .filter(|seen| seen.wanted());
+        wanted.map(|seen| seen.spec.priority).max()
     }
 
     fn companions(&self, vm: &VmName) -> BTreeSet<VmName> {

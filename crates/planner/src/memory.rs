@@ -4,8 +4,10 @@
 //! empty one and decides nothing unsafe for it. Safety rests on the state, reports and proofs.
 
 use quorate_membership::Instant;
-use quorate_state::{OrderKind, Ownership, State, VmRecord};
-use quorate_types::{Epoch, HostName, HostReport, MigrationId, Millis, VmName, VmPhase, VmReport};
+use quorate_state::{ActionKind, OrderKind, Ownership, State, VmRecord};
+use quorate_types::{
+    Epoch, HostName, HostReport, MigrationId, Millis, Revision, VmName, VmPhase, VmReport,
+};
 use std::collections::BTreeMap;
 
 /// First wait after a failed move or a crash loop; doubles each time.
@@ -30,16 +32,20 @@ const OLD_AFTER: Millis = Millis::secs(1800);
 const CONVERGE_WITHIN: Millis = Millis::secs(600);
 /// After the switchover both sides know how it ended within moments.
 const HANDED_OVER_FOR: Millis = Millis::secs(10);
+/// The budget of balancing moves is for so long.
+const BALANCED_WITHIN: Millis = Millis::secs(3600);
 /// How long a source may take to act on a cancel.
 const CANCEL_WITHIN: Millis = Millis::secs(30);
 
 /// A leader's volatile memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Memory {
     vms: BTreeMap<VmName, VmMemory>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 struct VmMemory {
     failed_moves: u32,
     failed_at: Option<Instant>,
@@ -59,9 +65,13 @@ struct VmMemory {
     /// It keeps failing under this epoch.
     looping: Option<Epoch>,
     crashed_on: BTreeMap<HostName, Instant>,
+    /// Newest balancing move that was counted, by its revision.
+    balanced: Revision,
+    /// When balancing moves of it were seen to begin.
+    balanced_at: Vec<Instant>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct MigrationMemory {
     id: MigrationId,
     began: Instant,
@@ -89,6 +99,7 @@ impl Memory {
             let of = |host: &HostName| reports.get(host).and_then(|report| report.vms.get(name));
             let memory = self.vms.entry(name.clone()).or_default();
             memory.observe_moves(record, now);
+            memory.observe_balancing(record, now);
             memory.observe_run(record, &of, now);
             memory.observe_migration(record, &of, now);
         }
@@ -168,6 +179,22 @@ impl Memory {
         at.is_some_and(|at| now > at.plus(CANCEL_WITHIN))
     }
 
+    /// Balancing moves within the last hour.
+    pub(crate) fn balanced(&self, now: Instant) -> u32 {
+        let moves = self.vms.values().flat_map(|memory| &memory.balanced_at);
+        let lately = moves.filter(|at| now < at.plus(BALANCED_WITHIN)).count();
+        u32::try_from(lately).unwrap_or(u32::MAX)
+    }
+
+    /// The VM was moved within the last hour just to even out load.
+    pub(crate) fn balanced_lately(&self, vm: &VmName, now: Instant) -> bool {
+        let moves = self
+            .vm(vm)
+            .into_iter()
+            .flat_map(|memory| &memory.balanced_at);
+        moves.into_iter().any(|at| now < at.plus(BALANCED_WITHIN))
+    }
+
     fn migration(&self, vm: &VmName, id: MigrationId) -> Option<&MigrationMemory> {
         let seen = self.vm(vm)?.migration.as_ref()?;
         (seen.id == id).then_some(seen)
@@ -189,6 +216,21 @@ impl VmMemory {
         if let Ownership::Migrating { to, .. } = &record.ownership {
             self.target = Some(to.clone());
         }
+    }
+
+    /// Counts moves that evened out load. Those of an earlier leader count as begun now: that is late
+    /// rather than early.
+    fn observe_balancing(&mut self, record: &VmRecord, now: Instant) {
+        self.balanced_at.retain(|at| now < at.plus(BALANCED_WITHIN));
+        let fresh = record.decisions.iter().rev();
+        for decision in fresh.take_while(|decision| decision.revision > self.balanced) {
+            let moves = decision.kind == Some(ActionKind::Migrate);
+            if moves && decision.reason.summary.starts_with(crate::balance::PREFIX) {
+                self.balanced_at.push(now);
+            }
+        }
+        let newest = record.decisions.last().map(|decision| decision.revision);
+        self.balanced = newest.unwrap_or(self.balanced).max(self.balanced);
     }
 
     fn observe_run<'r>(

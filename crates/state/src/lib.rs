@@ -35,7 +35,7 @@ pub use model::{
     Ownership, State, StopMode, TokenRecord, VmRecord,
 };
 pub use order::Order;
-pub use plan::{Action, Candidate, MigrationEnd, Plan, PlannedAction, Reason};
+pub use plan::{Action, ActionKind, Candidate, MigrationEnd, Plan, PlannedAction, Reason};
 
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 
 use super::args::{Cli, Command, Format, HostCommand, VmCommand};
 use super::output::{Output, bytes, span};
+use super::plan::Then;
 use super::wait::{Goal, Standing};
 use super::{error::CliError, host, manifest, show, status};
 use clap::{CommandFactory as _, Parser as _};
@@ -94,6 +95,20 @@ fn commands_are_understood() {
         cli.command,
         Command::Host(HostCommand::ConfirmDead { yes: true, .. })
     ));
+    let cli =
+        parse("quorate plan --fail h1,h2 --then-drain h3 --then-fail h4 --then-drain h5").unwrap();
+    let Command::Plan(args) = cli.command else {
+        panic!("not a plan")
+    };
+    assert_eq!(args.fail.len(), 2);
+    // In the order of the command line.
+    let host = |name: &str| name.parse().unwrap();
+    let then = [
+        Then::Drain(host("h3")),
+        Then::Fail(host("h4")),
+        Then::Drain(host("h5")),
+    ];
+    assert_eq!(args.then.0, then);
     for bad in [
         "quorate vm show DB",
         "quorate apply",
@@ -101,6 +116,9 @@ fn commands_are_understood() {
         "quorate vm start db --timeout 5s",
         "quorate nonsense",
         "quorate join T",
+        "quorate plan --balance --drain h1",
+        "quorate capacity --failures 0",
+        "quorate explain vm db --at soon",
     ] {
         assert!(parse(bad).is_err(), "{bad}");
     }

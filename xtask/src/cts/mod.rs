@@ -1,13 +1,14 @@
 //! The outside judge: Pacemaker's own scheduler cases (`cts/scheduler`), planned by Quorate.
 //!
 //! Prints one line a case: `pass`, `policy difference (why)`, `unsupported (what)` or `fail (what)`, and
-//! totals by family. The cases are not part of this repository: `--dir` says where they are.
+//! totals by family. The input is imported as a manifest as well, which our own reader must accept. The cases are not part of this repository: `--dir` says where they are.
 
 mod policy;
 mod summary;
 
 use anyhow::{Context as _, Result, bail};
 use quorate_import::pacemaker::{self, Planned};
+use quorate_manifest::Existing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use summary::Summary;
@@ -28,6 +29,9 @@ const FAMILIES: &[&str] = &[
     "group",
     "asymmetric",
 ];
+
+/// How the answer begins when our own reader refuses what the import wrote.
+const REFUSED: &str = "the imported manifest is refused";
 
 /// How a case ended.
 enum Verdict {
@@ -158,6 +162,7 @@ fn judge(dir: &Path, name: &str, details: bool) -> Result<Verdict> {
     let planned = std::panic::catch_unwind(|| plan(&text, &shown));
     let planned = match planned {
         Err(_) => return Ok(Verdict::Fail("panicked".to_owned())),
+        Ok(Err(why)) if why.starts_with(REFUSED) => return Ok(Verdict::Fail(why)),
         Ok(Err(why)) => return Ok(Verdict::Unsupported(why)),
         Ok(Ok(planned)) => planned,
     };
@@ -184,6 +189,18 @@ fn plan(text: &str, file: &str) -> Result<Planned, String> {
             .map(|one| one.render(&problems.file));
         first.unwrap_or_default().replace('\n', " ")
     })?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    });
+    let manifest = pacemaker::convert(&cib, file, true, now).manifest;
+    let none = BTreeMap::new();
+    if let Err(error) = quorate_manifest::load(&manifest, file, &none, &Existing::default()) {
+        return Err(format!(
+            "{REFUSED}: {}",
+            error.to_string().replace('\n', " ")
+        ));
+    }
     if let Some(first) = cib.unsupported.first() {
         let more = match cib.unsupported.len() {
             1 => String::new(),
@@ -191,10 +208,6 @@ fn plan(text: &str, file: &str) -> Result<Planned, String> {
         };
         return Err(format!("{}{more}", first.message));
     }
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.map_or(0, |since| {
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-    });
     let planned = pacemaker::plan(&cib, now);
     match planned.contradictions.first() {
         Some(problem) => Err(problem.render(file).replace('\n', " ")),

@@ -22,6 +22,8 @@ pub struct Cib {
     pub(super) properties: Vec<AttributeSet>,
     pub(super) nodes: Vec<Node>,
     pub(super) resources: Vec<Resource>,
+    /// Clones of single primitives: no plan is made for them, but copies of a VM can be VMs.
+    pub(super) clones: Vec<CloneOf>,
     pub(super) constraints: Vec<Constraint>,
     pub(super) resource_defaults: Vec<AttributeSet>,
     pub(super) operation_defaults: Vec<AttributeSet>,
@@ -103,6 +105,15 @@ pub(super) struct GroupOf {
     pub(super) id: String,
     pub(super) meta: Vec<AttributeSet>,
     pub(super) members: Vec<Primitive>,
+}
+
+/// A primitive that runs several times.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CloneOf {
+    pub(super) place: Place,
+    pub(super) id: String,
+    pub(super) meta: Vec<AttributeSet>,
+    pub(super) primitive: Primitive,
 }
 
 /// A single resource.

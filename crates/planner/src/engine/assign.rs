@@ -5,7 +5,7 @@ use super::placing::{MAX_CHAIN, MAX_MERGES, Placing, Table};
 use super::score::{Factor, INFINITY, Score};
 use super::site::{Body, HostId, Role, Strategy, UnitId};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Placing<'_> {
     /// Decides every unit.
@@ -27,28 +27,34 @@ impl Placing<'_> {
         }
         let mut hosts: Vec<HostId> = (0..self.site.hosts.len()).collect();
         hosts.sort_by(|a, b| self.compare_hosts((*a, 0), (*b, 0), None));
-        let mut keys = vec![(-INFINITY, Vec::new()); units.len()];
+        let mut here = vec![-INFINITY; units.len()];
+        let mut keys = vec![0; units.len()];
+        // Most units have equal scores: each list of scores is kept once.
+        let mut lists: BTreeMap<Vec<Score>, Vec<UnitId>> = BTreeMap::new();
         for unit in &order {
-            self.merges_left = MAX_MERGES;
-            let mut table: Option<Table> = None;
-            self.add_wishes(
-                *unit,
-                &mut table,
-                None,
-                Factor::ONE,
-                Direction::Primaries,
-                false,
-            );
-            let table = table.unwrap_or_default();
+            let table = self.own_wishes(*unit);
             let at = |host: HostId| table.get(host).copied().flatten().unwrap_or(-INFINITY);
-            let here = self.current_of(*unit).map_or(-INFINITY, at);
-            keys[*unit] = (here, hosts.iter().map(|host| at(*host)).collect::<Vec<_>>());
+            here[*unit] = self.current_of(*unit).map_or(-INFINITY, at);
+            let list = hosts.iter().map(|host| at(*host)).collect();
+            lists.entry(list).or_default().push(*unit);
         }
-        order.sort_by(|a, b| {
-            let priority = units[*b].priority.cmp(&units[*a].priority);
-            priority.then_with(|| keys[*b].cmp(&keys[*a]))
-        });
+        for (rank, units) in lists.into_values().enumerate() {
+            for unit in units {
+                keys[unit] = rank;
+            }
+        }
+        let key = |unit: UnitId| (units[unit].priority, here[unit], keys[unit]);
+        order.sort_by_key(|unit| std::cmp::Reverse(key(*unit)));
         order
+    }
+
+    /// What a unit would like by itself and through what it follows.
+    fn own_wishes(&mut self, unit: UnitId) -> Table {
+        self.merges_left = MAX_MERGES;
+        let mut table: Option<Table> = None;
+        let whole = Factor::ONE;
+        self.add_wishes(unit, &mut table, None, whole, Direction::Primaries, false);
+        table.unwrap_or_default()
     }
 
     fn current_of(&self, unit: UnitId) -> Option<HostId> {
@@ -199,13 +205,9 @@ impl Placing<'_> {
         let prefer = prefer.or(roomiest);
         let current = self.item(unit).and_then(|item| self.site.current(item));
         let table = &self.allowed[unit];
-        let mut hosts: Vec<(HostId, Score)> = table
-            .iter()
-            .enumerate()
-            .filter_map(|(host, score)| score.map(|score| (host, score)))
-            .collect();
-        hosts.sort_by(|a, b| self.compare_hosts(*a, *b, current));
-        let (best, best_score) = *hosts.first()?;
+        let hosts = table.iter().enumerate();
+        let hosts = hosts.filter_map(|(host, score)| score.map(|score| (host, score)));
+        let (best, best_score) = hosts.min_by(|a, b| self.compare_hosts(*a, *b, current))?;
         if let Some(prefer) = prefer
             && let Some(score) = table[prefer]
             && score >= best_score

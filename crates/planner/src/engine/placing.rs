@@ -52,8 +52,15 @@ impl<'a> Placing<'a> {
             together: site.together.clone(),
             this_with: vec![Vec::new(); units],
             with_this: vec![Vec::new(); units],
-            allowed: vec![none.clone(); units],
-            group_wishes: vec![none; units],
+            allowed: vec![Vec::new(); units],
+            group_wishes: site
+                .units
+                .iter()
+                .map(|unit| match unit.body {
+                    Body::Group(_) => none.clone(),
+                    Body::Item(_) => Vec::new(),
+                })
+                .collect(),
             free: site
                 .hosts
                 .iter()
@@ -80,9 +87,8 @@ impl<'a> Placing<'a> {
     fn fill(&mut self) {
         for (unit, one) in self.site.units.iter().enumerate() {
             if let Body::Item(item) = &one.body {
-                for (host, score) in item.scores.iter().enumerate().take(self.site.hosts.len()) {
-                    self.allowed[unit][host] = *score;
-                }
+                self.allowed[unit].clone_from(&item.scores);
+                self.allowed[unit].resize(self.site.hosts.len(), None);
                 self.managed[unit] = item.managed;
                 self.next[unit] = item.wanted;
             }

@@ -19,7 +19,12 @@ pub(super) struct Vm {
     pub(super) shutdown_s: Option<u64>,
     /// Hosts it may run on; empty: all.
     pub(super) hosts: BTreeSet<String>,
-    pub(super) depends_on: BTreeSet<String>,
+    /// What it waits for; true: only if that runs anyway.
+    pub(super) depends_on: BTreeMap<String, bool>,
+    /// Hosts that are better or worse, with the weight.
+    pub(super) prefer: BTreeMap<String, i64>,
+    /// Countable things that it uses up.
+    pub(super) resources: BTreeMap<String, u64>,
 }
 
 /// Together or apart.
@@ -35,6 +40,10 @@ pub(super) struct Rule {
     pub(super) place: Place,
     pub(super) kind: RuleKind,
     pub(super) vms: BTreeSet<String>,
+    /// Soft, with this weight; absent: hard.
+    pub(super) weight: Option<i64>,
+    /// The label of hosts whose values are the domains.
+    pub(super) across: Option<String>,
 }
 
 /// A fence device in the making.
@@ -44,17 +53,27 @@ pub(super) struct Device {
     pub(super) options: BTreeMap<String, String>,
 }
 
+/// What is said of a host.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Host {
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) resources: BTreeMap<String, u64>,
+}
+
 /// A manifest in the making. Names are Quorate's; resources are found by their ids.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
     pub(super) vms: BTreeMap<String, Vm>,
     pub(super) rules: BTreeMap<String, Rule>,
     pub(super) fencing: BTreeMap<String, Vec<Device>>,
+    pub(super) hosts: BTreeMap<String, Host>,
     pub(super) notes: Vec<Problem>,
     /// VM names by resource id.
     pub(super) of_resource: BTreeMap<String, String>,
     /// Host names by node name.
     pub(super) of_node: BTreeMap<String, String>,
+    /// Places of clones that were carried over.
+    pub(super) carried: Vec<Place>,
     /// Where what was taken out last came from.
     left_out: Option<Place>,
 }
@@ -93,7 +112,9 @@ impl Draft {
     }
 
     pub(super) fn rule(&mut self, wanted: &str, rule: Rule) {
-        let same = |other: &Rule| other.kind == rule.kind && other.vms == rule.vms;
+        let same = |other: &Rule| {
+            (other.kind, &other.vms, &other.across) == (rule.kind, &rule.vms, &rule.across)
+        };
         if rule.vms.len() < 2 || self.rules.values().any(same) {
             return;
         }
@@ -112,7 +133,7 @@ impl Draft {
             if seen.insert(one)
                 && let Some(vm) = self.vms.get(one)
             {
-                open.extend(vm.depends_on.iter().map(String::as_str));
+                open.extend(vm.depends_on.keys().map(String::as_str));
             }
         }
         false
@@ -162,6 +183,11 @@ impl Draft {
         let message = format!("left out: {}", problem.message);
         self.note(place, message, problem.hint.as_deref().unwrap_or_default());
     }
+}
+
+/// Makes a valid name.
+pub(super) fn valid_name(wanted: &str) -> String {
+    unique(wanted, &BTreeSet::new())
 }
 
 /// Makes a valid name that is not taken yet.

@@ -35,7 +35,11 @@ pub fn convert(cib: &Cib, file: &str, every: bool, now: i64) -> Converted {
     vms::collect(&mut draft, cib, &judged, every);
     relations::collect(&mut draft, cib, &judged);
     settle(&mut draft);
-    draft.notes.extend(cib.unsupported.iter().cloned());
+    let left = cib
+        .unsupported
+        .iter()
+        .filter(|one| !draft.carried.contains(&one.place));
+    draft.notes.extend(left.cloned().collect::<Vec<_>>());
     draft.notes.extend(cib.warnings.iter().cloned());
     draft.notes.sort_by_key(|note| note.place);
     let manifest = write::manifest(&draft);

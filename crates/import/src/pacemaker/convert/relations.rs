@@ -3,10 +3,15 @@
 use super::super::judge::Judged;
 use super::super::model::Cib;
 use super::super::site;
-use super::draft::{Draft, Rule, RuleKind};
+use super::draft::{Draft, Rule, RuleKind, valid_name};
 use crate::Place;
-use quorate_planner::engine::{Act, Body, INFINITY, Order, Side, Site, Strength, Together, UnitId};
+use quorate_planner::engine::{
+    Act, Body, INFINITY, Order, Score, Side, Site, Strength, Together, UnitId, add,
+};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Largest weight of a wish.
+const MAX_WEIGHT: i64 = 100_000;
 
 /// Carries over what the constraints come to, whichever way they are written (sets, templates, tags).
 pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged) {
@@ -17,6 +22,7 @@ pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged) {
         judged,
         site: &question.site,
         things: &question.things,
+        labels: &question.labels,
         places: site::sources(cib),
     };
     relations.groups();
@@ -43,6 +49,8 @@ struct Relations<'a> {
     judged: &'a Judged,
     site: &'a Site,
     things: &'a [Option<usize>],
+    /// Attributes of hosts that colocations go by.
+    labels: &'a [String],
     places: Vec<(String, Place)>,
 }
 
@@ -77,7 +85,7 @@ impl Relations<'_> {
             let place = place.unwrap_or_default();
             if group.ordered {
                 for pair in vms.windows(2) {
-                    self.depends(&pair[1], &pair[0], &one.name, place);
+                    self.depends(&pair[1], &pair[0], false, (&one.name, place));
                 }
             }
             if group.colocated {
@@ -85,13 +93,15 @@ impl Relations<'_> {
                     place,
                     kind: RuleKind::With,
                     vms: vms.into_iter().collect(),
+                    weight: None,
+                    across: None,
                 };
                 self.draft.rule(&one.name, rule);
             }
         }
     }
 
-    fn depends(&mut self, vm: &str, on: &str, id: &str, place: Place) {
+    fn depends(&mut self, vm: &str, on: &str, advisory: bool, (id, place): (&str, Place)) {
         if vm == on {
             return;
         }
@@ -103,7 +113,8 @@ impl Relations<'_> {
                 .note(place, message, "decide which of them starts first");
         }
         if let Some(vm) = self.draft.vms.get_mut(vm) {
-            vm.depends_on.insert(on.to_owned());
+            let kept = vm.depends_on.entry(on.to_owned()).or_insert(advisory);
+            *kept &= advisory;
         }
     }
 
@@ -117,18 +128,17 @@ impl Relations<'_> {
             return;
         };
         let starts = order.first_act == Act::Start && order.then_act == Act::Start;
-        if !starts || order.strength != Strength::Mandatory {
-            let why = match order.strength {
-                _ if !starts => "only orders of starts are dependencies",
-                Strength::Optional => "it is optional",
-                _ => "it only keeps things from starting at the same time",
+        if !starts || order.strength == Strength::Serialized {
+            let why = match starts {
+                false => "only orders of starts are dependencies",
+                true => "it only keeps things from starting at the same time",
             };
-            return self
-                .draft
-                .note(place, format!("order \"{id}\" is left out: {why}"), "");
+            let message = format!("order \"{id}\" is left out: {why}");
+            return self.draft.note(place, message, "");
         }
+        let advisory = order.strength == Strength::Optional;
         for then in &thens {
-            self.depends(then, last, &id, place);
+            self.depends(then, last, advisory, (&id, place));
         }
     }
 
@@ -138,24 +148,24 @@ impl Relations<'_> {
         let (Some(one), Some(other)) = (ones.first(), others.last()) else {
             return;
         };
-        if rule.score.abs() < INFINITY || rule.by.is_some() {
-            let why = match rule.by {
-                Some(_) => "it goes by an attribute of hosts".to_owned(),
-                None => format!("it is a wish ({}), not a rule", rule.score),
-            };
-            return self
-                .draft
-                .note(place, format!("colocation \"{id}\" is left out: {why}"), "");
-        }
+        let hard = rule.score.abs() >= INFINITY;
         let kind = if rule.score > 0 {
             RuleKind::With
         } else {
             RuleKind::Apart
         };
+        let across = rule.by.map(|by| self.label(by));
+        if kind == RuleKind::With && across.is_some() {
+            let message = format!("colocation \"{id}\" is left out: together is always one host");
+            let hint = "`host_labels:` keeps a VM on hosts with a label";
+            return self.draft.note(place, message, hint);
+        }
         let made = |vms: [&String; 2]| Rule {
             place,
             kind,
             vms: vms.into_iter().cloned().collect(),
+            weight: (!hard).then(|| rule.score.abs().clamp(1, MAX_WEIGHT)),
+            across: across.clone(),
         };
         match kind {
             RuleKind::With => self.draft.rule(&id, made([one, other])),
@@ -169,11 +179,25 @@ impl Relations<'_> {
         }
     }
 
-    /// Hosts that are ruled out become a list of the others; mere wishes are reported.
+    /// The label that an attribute of hosts becomes; the hosts get it.
+    fn label(&mut self, by: usize) -> String {
+        let attribute = self.labels.get(by).map_or("label", String::as_str);
+        let label = valid_name(attribute);
+        for host in &self.judged.hosts {
+            let value = host.attributes.get(attribute);
+            if let (Some(name), Some(value)) = (self.draft.of_node.get(&host.name), value) {
+                let host = self.draft.hosts.entry(name.clone()).or_default();
+                host.labels.insert(label.clone(), valid_name(value));
+            }
+        }
+        label
+    }
+
+    /// Hosts that are ruled out become a list of the others; mere wishes become preferences.
     fn locations(&mut self, cib: &Cib, ids: &[usize]) {
         let mut bans: BTreeMap<UnitId, BTreeSet<usize>> = BTreeMap::new();
         let mut allowed: BTreeMap<UnitId, BTreeSet<usize>> = BTreeMap::new();
-        let mut wishes: BTreeSet<usize> = BTreeSet::new();
+        let mut wishes: BTreeMap<UnitId, BTreeMap<usize, Score>> = BTreeMap::new();
         for (at, wish) in self.site.prefer.iter().enumerate() {
             let units = match &self.site.units[wish.unit].body {
                 Body::Item(_) => vec![wish.unit],
@@ -186,8 +210,23 @@ impl Relations<'_> {
                     allowed.entry(unit).or_default().insert(wish.host);
                 }
             }
-            if wish.score > -INFINITY && wish.score != 0 {
-                wishes.extend(ids.get(at));
+            // Members of a group follow the first one.
+            let unit = match &self.site.units[wish.unit].body {
+                Body::Item(_) => Some(wish.unit),
+                Body::Group(group) => group
+                    .members
+                    .iter()
+                    .copied()
+                    .find(|m| self.vm(*m).is_some()),
+            };
+            let from_constraint = ids.get(at).is_some_and(|id| *id != usize::MAX);
+            if let Some(unit) = unit.filter(|_| wish.score > -INFINITY && from_constraint) {
+                let sum = wishes
+                    .entry(unit)
+                    .or_default()
+                    .entry(wish.host)
+                    .or_default();
+                *sum = add(*sum, wish.score);
             }
         }
         let opt_in = self.site.rules.opt_in;
@@ -220,8 +259,8 @@ impl Relations<'_> {
                 vm.hosts = names;
             }
         }
-        let dated = cib.constraints.iter().enumerate();
-        for (at, constraint) in dated {
+        self.preferences(&wishes);
+        for constraint in &cib.constraints {
             if let super::super::model::Constraint::Location(one) = constraint
                 && one.rules.iter().any(super::super::rules::is_dated)
             {
@@ -230,17 +269,21 @@ impl Relations<'_> {
                     one.id
                 );
                 self.draft.note(one.place, message, "");
-                wishes.remove(&at);
             }
         }
-        for at in wishes {
-            let (id, place) = self.source(at);
-            let message = format!("location \"{id}\" is left out: it is a wish, not a rule");
-            self.draft.note(
-                place,
-                message,
-                "`hosts:` lists the hosts that a VM may run on",
-            );
+    }
+
+    fn preferences(&mut self, wishes: &BTreeMap<UnitId, BTreeMap<usize, Score>>) {
+        for (unit, hosts) in wishes {
+            let Some(vm) = self.vm(*unit) else { continue };
+            for (host, score) in hosts.iter().filter(|(_, score)| **score != 0) {
+                let name = &self.judged.hosts[*host].name;
+                let name = self.draft.of_node.get(name).cloned();
+                if let (Some(name), Some(vm)) = (name, self.draft.vms.get_mut(&vm)) {
+                    vm.prefer
+                        .insert(name, (*score).clamp(-MAX_WEIGHT, MAX_WEIGHT));
+                }
+            }
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use super::super::judge::{Judged, NoQuorum, Thing};
 use super::super::model::Cib;
-use super::super::rules::resolve;
+use super::super::rules::{Facts, resolve};
 use super::super::values;
-use super::draft::{Device, Draft, Vm};
+use super::draft::{Device, Draft, Host, Rule, RuleKind, Vm, valid_name};
 use crate::Place;
 use quorate_planner::engine::{INFINITY, Strategy};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Agents that run virtual machines.
 const VM_AGENTS: &[&str] = &[
@@ -23,6 +23,9 @@ const VM_AGENTS: &[&str] = &[
 /// Names of utilization that mean memory in MiB, and CPUs.
 const MEMORY: &[&str] = &["hv_memory", "memory", "ram", "mem"];
 const CPUS: &[&str] = &["cpu", "cpus", "vcpu", "vcpus"];
+
+/// Most copies of one clone.
+const MAX_COPIES: usize = 64;
 
 /// Memory of a VM of which the CIB does not say how much it has.
 const GUESSED_MIB: u64 = 1024;
@@ -43,6 +46,20 @@ pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged, every: bool
             }
         }
     }
+    for (node, host) in cib.nodes.iter().zip(&judged.hosts) {
+        let resources = others(&host.utilization);
+        if let Some(name) = draft
+            .of_node
+            .get(&node.name)
+            .filter(|_| !resources.is_empty())
+        {
+            let host = Host {
+                resources,
+                ..Host::default()
+            };
+            draft.hosts.insert(name.clone(), host);
+        }
+    }
     for thing in judged.things.iter().filter(|thing| !thing.removed) {
         let is_vm = thing
             .kind
@@ -51,7 +68,9 @@ pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged, every: bool
         if thing.fence_device {
             fence_device(draft, judged, thing);
         } else if is_vm || every {
-            vm(draft, judged, thing);
+            let name = draft.vm_name(&thing.id);
+            draft.of_resource.insert(thing.id.clone(), name.clone());
+            vm(draft, judged, thing, name);
         } else {
             let agent = [&thing.class, &thing.provider, &thing.kind];
             let agent: Vec<&str> = agent.into_iter().flatten().map(String::as_str).collect();
@@ -62,6 +81,96 @@ pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged, every: bool
                 "run it inside a VM, or let Quorate take its part",
             );
         }
+    }
+    clones(draft, cib, judged, every);
+    drop_impossible_resources(draft);
+}
+
+/// A resource that no host has is none: Pacemaker ignores utilization unless a strategy asks for it.
+fn drop_impossible_resources(draft: &mut Draft) {
+    let most = |name: &str| {
+        let hosts = draft.hosts.values();
+        hosts
+            .filter_map(|host| host.resources.get(name).copied())
+            .max()
+            .unwrap_or(0)
+    };
+    let mut dropped = Vec::new();
+    for (vm, spec) in &draft.vms {
+        for (name, amount) in &spec.resources {
+            if *amount > most(name) {
+                dropped.push((vm.clone(), name.clone(), spec.place));
+            }
+        }
+    }
+    for (vm, name, place) in dropped {
+        draft.note(
+            place,
+            format!("{vm}: no host has that much of \"{name}\": left out"),
+            "",
+        );
+        if let Some(vm) = draft.vms.get_mut(&vm) {
+            vm.resources.remove(&name);
+        }
+    }
+}
+
+/// Amounts that are neither memory nor CPUs: countable resources.
+fn others(utilization: &BTreeMap<String, String>) -> BTreeMap<String, u64> {
+    let known = |name: &str| MEMORY.contains(&name) || CPUS.contains(&name);
+    let others = utilization.iter().filter(|(name, _)| !known(name));
+    others
+        .filter_map(|(name, value)| {
+            let amount = values::amount(value).and_then(|amount| u64::try_from(amount).ok())?;
+            Some((valid_name(name), amount)).filter(|(_, amount)| *amount > 0)
+        })
+        .collect()
+}
+
+/// Copies of a VM become VMs of their own that are kept apart.
+fn clones(draft: &mut Draft, cib: &Cib, judged: &Judged, every: bool) {
+    for clone in &cib.clones {
+        let is_vm = clone
+            .primitive
+            .kind
+            .as_deref()
+            .is_some_and(|kind| VM_AGENTS.contains(&kind));
+        if !is_vm && !every {
+            continue;
+        }
+        let facts = Facts {
+            now: judged.now,
+            ..Facts::default()
+        };
+        let meta = resolve(&clone.meta, &facts, None);
+        let number = |name: &str| {
+            meta.get(name)
+                .and_then(|text| text.trim().parse::<usize>().ok())
+        };
+        let copies = number("clone-max")
+            .unwrap_or(judged.hosts.len())
+            .min(MAX_COPIES);
+        let thing = judged.copy_of(cib, clone);
+        let mut vms = BTreeSet::new();
+        for copy in 1..=copies {
+            let name = draft.vm_name(&format!("{}-{copy}", clone.primitive.id));
+            vms.insert(name.clone());
+            vm(draft, judged, &thing, name);
+        }
+        let apart = number("clone-node-max").unwrap_or(1) <= 1;
+        let message = format!("clone \"{}\" becomes {copies} VMs", clone.id);
+        draft.note(clone.place, message, "give each its own disks");
+        if apart {
+            let rule = Rule {
+                place: clone.place,
+                kind: RuleKind::Apart,
+                vms,
+                weight: None,
+                across: None,
+            };
+            draft.rule(&clone.id, rule);
+        }
+        draft.carried.push(clone.place);
     }
 }
 
@@ -91,8 +200,7 @@ fn properties(draft: &mut Draft, judged: &Judged) {
     }
 }
 
-fn vm(draft: &mut Draft, judged: &Judged, thing: &Thing) {
-    let name = draft.vm_name(&thing.id);
+fn vm(draft: &mut Draft, judged: &Judged, thing: &Thing, name: String) {
     if name != thing.id {
         draft.note(
             thing.place,
@@ -132,7 +240,6 @@ fn vm(draft: &mut Draft, judged: &Judged, thing: &Thing) {
     let shutdown_ms = stop
         .and_then(|stop| stop.attributes.get("timeout"))
         .and_then(|text| values::duration_ms(text));
-    draft.of_resource.insert(thing.id.clone(), name.clone());
     let vm = Vm {
         place: thing.place,
         cpus: cpus.min(1024),
@@ -141,6 +248,7 @@ fn vm(draft: &mut Draft, judged: &Judged, thing: &Thing) {
         stopped: thing.target().is_some(),
         live: thing.live,
         shutdown_s: shutdown_ms.map(|ms| ms / 1000).filter(|s| *s > 0),
+        resources: others(&thing.utilization),
         ..Vm::default()
     };
     draft.vms.insert(name, vm);

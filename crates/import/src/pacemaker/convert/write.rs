@@ -2,6 +2,7 @@
 
 use super::draft::{Draft, RuleKind};
 use crate::Problem;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// The report as comments.
@@ -29,6 +30,7 @@ fn one_line(text: &str) -> String {
 pub(super) fn manifest(draft: &Draft) -> String {
     let mut text = String::new();
     fencing(draft, &mut text);
+    hosts(draft, &mut text);
     if draft.vms.is_empty() {
         text.push_str("vms: {}\n");
         return text;
@@ -60,10 +62,26 @@ pub(super) fn manifest(draft: &Draft) -> String {
         }
         if !vm.depends_on.is_empty() {
             text.push_str("    depends_on:\n");
-            for other in &vm.depends_on {
-                let _ = writeln!(text, "      {}: {{condition: started}}", quoted(other));
+            for (other, advisory) in &vm.depends_on {
+                let advisory = if *advisory { ", advisory: true" } else { "" };
+                let _ = writeln!(
+                    text,
+                    "      {}: {{condition: started{advisory}}}",
+                    quoted(other)
+                );
             }
         }
+        if !vm.prefer.is_empty() {
+            text.push_str("    prefer:\n");
+        }
+        for (host, weight) in &vm.prefer {
+            let _ = writeln!(
+                text,
+                "      - {{hosts: [{}], weight: {weight}}}",
+                quoted(host)
+            );
+        }
+        amounts(&vm.resources, "    ", &mut text);
     }
     rules(draft, &mut text);
     text
@@ -89,6 +107,33 @@ fn fencing(draft: &Draft, text: &mut String) {
     text.push('\n');
 }
 
+fn hosts(draft: &Draft, text: &mut String) {
+    if draft.hosts.is_empty() {
+        return;
+    }
+    text.push_str("hosts:\n");
+    for (name, host) in &draft.hosts {
+        let _ = writeln!(text, "  {}:", quoted(name));
+        if !host.labels.is_empty() {
+            text.push_str("    labels:\n");
+        }
+        for (label, value) in &host.labels {
+            let _ = writeln!(text, "      {}: {}", quoted(label), quoted(value));
+        }
+        amounts(&host.resources, "    ", text);
+    }
+    text.push('\n');
+}
+
+fn amounts(amounts: &BTreeMap<String, u64>, indent: &str, text: &mut String) {
+    if !amounts.is_empty() {
+        let _ = writeln!(text, "{indent}resources:");
+    }
+    for (name, amount) in amounts {
+        let _ = writeln!(text, "{indent}  {}: {amount}", quoted(name));
+    }
+}
+
 fn rules(draft: &Draft, text: &mut String) {
     if draft.rules.is_empty() {
         return;
@@ -100,12 +145,14 @@ fn rules(draft: &Draft, text: &mut String) {
             RuleKind::With => "keep_with",
             RuleKind::Apart => "keep_apart",
         };
-        let _ = writeln!(
-            text,
-            "  {}:\n    {word}: [{}]",
-            quoted(name),
-            vms.join(", ")
-        );
+        let _ = writeln!(text, "  {}:", quoted(name));
+        let _ = writeln!(text, "    {word}: [{}]", vms.join(", "));
+        if let Some(label) = &rule.across {
+            let _ = writeln!(text, "    across: {}", quoted(label));
+        }
+        if let Some(weight) = rule.weight {
+            let _ = writeln!(text, "    weight: {weight}");
+        }
     }
 }
 

@@ -102,6 +102,17 @@ impl Judged {
         }
     }
 
+    /// One copy of a clone.
+    pub(super) fn copy_of(&self, cib: &Cib, clone: &super::model::CloneOf) -> Thing {
+        let maker = Maker {
+            cib,
+            options: &self.options,
+            hosts: &self.hosts,
+            now: self.now,
+        };
+        maker.copy(clone)
+    }
+
     /// A resource that was removed from the configuration but may still run.
     fn remember(&mut self, cib: &Cib, history: &super::model::History) -> usize {
         let maker = Maker {

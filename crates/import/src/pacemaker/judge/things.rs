@@ -1,6 +1,6 @@
 //! Resources with what holds for them now: their meta attributes and where they run.
 
-use super::super::model::{AttributeSet, Cib, GroupOf, Operation, Primitive, Resource};
+use super::super::model::{AttributeSet, Cib, CloneOf, GroupOf, Operation, Primitive, Resource};
 use super::super::rules::{Facts, resolve};
 use super::super::values;
 use super::hosts::HostNow;
@@ -211,6 +211,19 @@ impl Maker<'_> {
         thing.utilization = utilization;
         self.finish(&mut thing);
         thing
+    }
+
+    /// One copy of a clone: what is set for the clone holds for its copies.
+    pub(super) fn copy(&self, clone: &CloneOf) -> Thing {
+        let mut primitive = clone.primitive.clone();
+        // Later sets win: the primitive's own come last.
+        primitive.meta = clone
+            .meta
+            .iter()
+            .chain(&clone.primitive.meta)
+            .cloned()
+            .collect();
+        self.thing(&primitive, None)
     }
 
     /// A resource that is only known from what it did.

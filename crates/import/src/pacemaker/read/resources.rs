@@ -1,6 +1,6 @@
 //! Resources: primitives (with their templates), groups; and what is not supported.
 
-use super::super::model::{AttributeSet, GroupOf, Operation, Primitive, Resource};
+use super::super::model::{AttributeSet, CloneOf, GroupOf, Operation, Primitive, Resource};
 use super::super::values;
 use super::{Reader, all_attributes, child, children, named, owned};
 use roxmltree::Node;
@@ -29,6 +29,7 @@ impl<'a> Reader<'a> {
                 "group" => self.group(node),
                 "clone" | "master" => {
                     self.unsupported(node, format!("clone \"{id}\""), HINT_CLONE);
+                    self.clone_of(node, id);
                 }
                 "bundle" => {
                     let hint = "containers are not part of a manifest; run them inside a VM";
@@ -36,6 +37,20 @@ impl<'a> Reader<'a> {
                 }
                 _ => {}
             }
+        }
+    }
+
+    fn clone_of(&mut self, node: Node<'a, 'a>, id: String) {
+        if let Some(inner) = child(node, "primitive")
+            && let Some(primitive) = self.primitive(inner)
+        {
+            let clone = CloneOf {
+                place: self.place(node),
+                id,
+                meta: self.sets(node, "meta_attributes"),
+                primitive,
+            };
+            self.cib.clones.push(clone);
         }
     }
 

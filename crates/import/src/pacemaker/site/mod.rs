@@ -19,6 +19,8 @@ pub(super) struct Question {
     /// Per unit: the index of its thing; `None` for groups.
     pub(super) things: Vec<Option<usize>>,
     pub(super) warnings: Vec<Problem>,
+    /// Attributes of hosts that colocations go by.
+    pub(super) labels: Vec<String>,
     /// Constraints that cannot hold together.
     pub(super) contradictions: Vec<Problem>,
     /// Per wish, rule and order of the site: the index of the constraint that it comes from.
@@ -55,6 +57,7 @@ pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
         site: builder.site,
         things: builder.things,
         warnings: builder.warnings,
+        labels: builder.labels,
         prefer_ids: builder.prefer_ids,
         together_ids: builder.together_ids,
         order_ids: builder.order_ids,

@@ -43,7 +43,7 @@ mod work;
 
 pub use abi::{cpu_baseline, guest_abi};
 pub use explain::{Explanation, explain, waiting, waiting_hosts, what_move};
-pub use lint::{Violation, lint};
+pub use lint::{Violation, checked, lint};
 pub use memory::Memory;
 
 use quorate_membership::{FenceProof, HostHealth, Instant};

@@ -4,5 +4,6 @@ mod migration;
 mod moving;
 mod placement;
 mod properties;
+mod quality;
 mod recovery;
 mod speed;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Input{state, reports, health, proofs, now, memory} --plan()--> Plan{base, actions with reasons}
-//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> host modes
+//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> make room -> host modes
 //! ```
 //!
 //! Owns: every choice (who runs where, what moves, what waits). Always holds:
@@ -28,6 +28,7 @@ mod fit;
 mod groups;
 mod hosts;
 mod lint;
+mod make_room;
 mod memory;
 mod migrate;
 mod moves;
@@ -100,6 +101,7 @@ fn decide<'a>(input: &Input<'a>, notes: bool) -> Work<'a> {
     place::run(&mut work);
     moves::run(&mut work);
     relocate::run(&mut work);
+    make_room::run(&mut work);
     hosts::run(&mut work);
     work
 }

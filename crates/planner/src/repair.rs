@@ -272,7 +272,7 @@ impl Random {
 
 impl Work<'_> {
     /// Hosts that could take a VM that starts, if they were empty.
-    fn reachable(&self, vm: usize) -> Vec<usize> {
+    pub(crate) fn reachable(&self, vm: usize) -> Vec<usize> {
         let query = Query {
             vm,
             ..Query::default()

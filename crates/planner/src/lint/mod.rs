@@ -15,7 +15,7 @@ use quorate_state::{
     Action, Command, Envelope, FORMAT, HostMode, MigrationEnd, OrderKind, Ownership, Plan, State,
 };
 use quorate_types::report::MigrationOutcome;
-use quorate_types::spec::Condition;
+use quorate_types::spec::{Condition, Dependency, OnTimeout};
 use quorate_types::{HostName, MigrationId, RuleName, Timestamp, VmName, VmPhase, VmReport};
 use std::collections::BTreeSet;
 
@@ -317,11 +317,34 @@ impl Lint<'_> {
                 |planned| matches!(&planned.action, Action::Release { vm, .. } if vm == other),
             );
             let held = !released && self.holds(self.input.state, other, dependency.condition);
+            if self.excused(vm, other, dependency) {
+                continue;
+            }
             if !held && !self.holds(self.after, other, dependency.condition) {
                 let (vm, other) = (vm.clone(), other.clone());
                 found.push(Violation::Dependency { vm, other });
             }
         }
+    }
+
+    /// The wait may end without what is waited for: it took too long, or it was only an order and
+    /// the other one does not come.
+    fn excused(&self, vm: &VmName, other: &VmName, dependency: &Dependency) -> bool {
+        let since = self.input.memory.waiting_since(vm);
+        let over = since.zip(dependency.timeout).is_some_and(|(since, limit)| {
+            self.input.now >= since.plus(limit) && dependency.on_timeout == OnTimeout::Start
+        });
+        let comes = |host: &HostName| {
+            let report = self.report(other, host);
+            report.is_none_or(|report| report.phase != VmPhase::BackOff)
+        };
+        let other = self.after.vms.get(other);
+        let absent = other.is_none_or(|other| match &other.ownership {
+            Ownership::Free => true,
+            Ownership::Owned { host, .. } => !comes(host),
+            Ownership::Migrating { .. } => false,
+        });
+        over || (dependency.advisory && absent)
     }
 
     fn holds(&self, state: &State, other: &VmName, condition: Condition) -> bool {

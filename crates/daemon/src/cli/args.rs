@@ -28,7 +28,7 @@ const TEMPLATE: &str = "\
   diff         What an apply would change
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
-  host         list, show, drain, resume, fence, confirm-dead, remove
+  host         list, show, drain, resume, label, fence, confirm-dead, remove
 
 \x1b[1mSet up\x1b[0m
   init         Make a cluster with this host as its first
@@ -321,6 +321,9 @@ pub(crate) enum VmCommand {
         /// To this host; absent: wherever it fits best.
         #[arg(long, value_name = "HOST")]
         to: Option<HostName>,
+        /// Do not ask where it can only move by being stopped and others need it.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -360,8 +363,19 @@ pub(crate) enum HostCommand {
     Drain {
         /// Which.
         name: HostName,
+        /// Do not ask where a VM that others need can only move by being stopped.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         wait: WaitArgs,
+    },
+    /// Set labels (`rack=r1`) or remove them (`rack-`); rules and VMs go by them.
+    Label {
+        /// Which.
+        name: HostName,
+        /// `LABEL=VALUE` or `LABEL-`.
+        #[arg(required = true, value_name = "LABEL=VALUE")]
+        labels: Vec<String>,
     },
     /// Take VMs again.
     Resume {

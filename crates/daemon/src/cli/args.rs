@@ -3,7 +3,7 @@
 use super::plan::Thens;
 use super::when::When;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use quorate_types::{HostName, Millis, NetworkName, PoolName, RuleName, VmName};
+use quorate_types::{HostName, LabelName, Millis, NetworkName, PoolName, RuleName, VmName};
 use std::path::PathBuf;
 
 /// Where the daemon keeps its state unless told otherwise.
@@ -215,6 +215,10 @@ pub(crate) struct CapacityArgs {
     /// Look at up to so many failures at once; absent: as far as it is cheap.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) failures: Option<u32>,
+    /// Hosts with the same value of this label fail together. Labels that rules go by, and those called
+    /// rack, row, room, ..., are looked at anyway.
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) domain: Option<LabelName>,
     #[command(flatten)]
     pub(crate) saved: SavedArgs,
 }

@@ -17,6 +17,7 @@ use utoipa::OpenApi;
         routes::list_hosts,
         routes::show_host,
         routes::drain_host,
+        routes::label_host,
         routes::resume_host,
         routes::fence_host,
         routes::confirm_dead,

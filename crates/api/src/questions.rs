@@ -14,16 +14,21 @@ use crate::routes::{existing, explanation};
 use crate::view::{ClusterView, DecisionView, Explanation, PlacementView};
 use quorate_manifest::{ParsedManifest, Problem, load};
 use quorate_planner::{
-    CapacityQuestion, ForecastError, Shortfall, Snapshot, Step, balance as even_out,
+    CapacityQuestion, FailureSet, ForecastError, Shortfall, Snapshot, Step, balance as even_out,
     capacity as room, forecast_on, shortfall,
 };
 use quorate_state::{Command, Envelope, FORMAT, State};
-use quorate_types::{AdmissionMode, HostName, Manifest, Millis, Timestamp, VmName};
+use quorate_types::{AdmissionMode, HostName, LabelName, Manifest, Millis, Timestamp, VmName};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Steps in one question.
 const MAX_STEPS: usize = 16;
 /// Hosts times VMs up to which a plan also tells the room for failures afterwards.
 const ROOM_WORKED_OUT: usize = 200_000;
+/// Labels that are failure domains by their name.
+const DOMAINS: &[&str] = &[
+    "rack", "row", "room", "floor", "building", "site", "zone", "power",
+];
 /// VMs without a place that are pointed out in a manifest.
 const POINTED_OUT: usize = 5;
 
@@ -87,10 +92,14 @@ fn read(snapshot: &Snapshot, step: &StepRequest) -> Result<Step, ApiError> {
 
 /// How many failures the cluster survives.
 #[must_use]
-pub fn capacity(snapshot: &Snapshot, failures: Option<u32>) -> CapacityView {
+pub fn capacity(
+    snapshot: &Snapshot,
+    failures: Option<u32>,
+    domain: Option<&LabelName>,
+) -> CapacityView {
     let question = CapacityQuestion {
         failures,
-        domains: Vec::new(),
+        domains: domains(&snapshot.state, domain),
     };
     let found = room(&snapshot.input(), &question);
     let admission = snapshot.state.settings().admission;
@@ -111,6 +120,38 @@ pub fn capacity(snapshot: &Snapshot, failures: Option<u32>) -> CapacityView {
         bound: found.bound.into_iter().map(bound).collect(),
         unproven: found.unproven,
     }
+}
+
+/// Hosts that have the same value of a label fail together, for labels that are failure domains: those that
+/// rules go by, those that are called so, and the one that is asked for.
+fn domains(state: &State, asked: Option<&LabelName>) -> Vec<FailureSet> {
+    let mut labels: BTreeSet<&LabelName> = asked.into_iter().collect();
+    let rules = state.rules.values();
+    labels.extend(rules.filter_map(|rule| rule.spec.across.as_ref()));
+    let given = state
+        .hosts
+        .values()
+        .flat_map(|host| host.spec.labels.keys());
+    labels.extend(given.filter(|label| DOMAINS.contains(&label.as_str())));
+    let mut sets: BTreeMap<(&LabelName, &LabelName), BTreeSet<HostName>> = BTreeMap::new();
+    for (name, host) in &state.hosts {
+        for (label, value) in host
+            .spec
+            .labels
+            .iter()
+            .filter(|(label, _)| labels.contains(label))
+        {
+            sets.entry((label, value)).or_default().insert(name.clone());
+        }
+    }
+    // A domain of one host is that host.
+    let several = sets.into_iter().filter(|(_, hosts)| hosts.len() > 1);
+    several
+        .map(|((label, value), hosts)| FailureSet {
+            name: Some(format!("{label} {value}")),
+            hosts,
+        })
+        .collect()
 }
 
 /// Voters that may fail at once and a majority is left.
@@ -308,7 +349,7 @@ fn and_more(more: usize) -> String {
 
 fn no(message: String) -> ApiError {
     ApiError::new(ErrorCode::Conflict, message).hint(
-        "add memory or a host, or make VMs smaller (`quorate capacity` shows the room); `cluster: {admission: {mode: warn}}` in the manifest lets it through",
+        "add memory or a host, or make VMs smaller (`quorate capacity` shows the room); `admission: {mode: warn}` under `cluster:` in the manifest lets it through",
     )
 }
 

@@ -5,10 +5,11 @@ use quorate_state::{Candidate, HostMode};
 use quorate_types::report::Capacity;
 use quorate_types::spec::Power;
 use quorate_types::{
-    ByteSize, Epoch, HostName, Millis, NetworkName, NetworkSpec, PoolName, PoolSpec, Revision,
-    RuleName, RuleSpec, Timestamp, VmName,
+    ByteSize, Epoch, HostName, LabelName, Millis, NetworkName, NetworkSpec, PoolName, PoolSpec,
+    Revision, RuleName, RuleSpec, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// Everything that `quorate status` shows.
@@ -549,6 +550,32 @@ pub struct MigrateRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub to: Option<HostName>,
+    /// Go ahead although running VMs need it and it can only move by being stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_stops: bool,
+}
+
+/// How a host is drained.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Go ahead although VMs that others need can only move by being stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_stops: bool,
+}
+
+/// Labels of a host that are set or removed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LabelRequest {
+    /// New or changed labels.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    pub set: BTreeMap<LabelName, LabelName>,
+    /// Labels to remove.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub remove: BTreeSet<LabelName>,
 }
 
 /// A manifest as the operator wrote it.

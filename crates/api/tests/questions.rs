@@ -106,6 +106,25 @@ async fn room_for_failures_and_balance() {
             .await,
     );
     assert_eq!(bad.code, ErrorCode::BadRequest);
+    for (name, rack) in [("h1", "r1"), ("h2", "r1"), ("h3", "r2")] {
+        let labels = quorate_state::Command::LabelHost {
+            host: host(name),
+            set: [("rack".parse().unwrap(), rack.parse().unwrap())].into(),
+            remove: [].into(),
+        };
+        site.fake.apply("test", labels).unwrap();
+    }
+    let racks: CapacityView = site
+        .client
+        .get("/api/v1/capacity?failures=1")
+        .await
+        .unwrap();
+    let domains: Vec<_> = racks
+        .plans
+        .iter()
+        .filter_map(|plan| plan.domain.as_deref())
+        .collect();
+    assert_eq!(domains, ["rack r1"], "one host is no domain of its own");
     let balance: BalanceView = site.client.get("/api/v1/balance").await.unwrap();
     assert_eq!((balance.blocked, balance.moves.len()), (None, 0));
 }
@@ -122,7 +141,7 @@ async fn a_saved_state_answers_the_same_without_secrets() {
     let live: PlanView = site.client.post("/api/v1/plan", &request).await.unwrap();
     assert_eq!(questions::plan(&saved, &request).unwrap(), live);
     let live: CapacityView = site.client.get("/api/v1/capacity").await.unwrap();
-    assert_eq!(questions::capacity(&saved, None), live);
+    assert_eq!(questions::capacity(&saved, None, None), live);
     // Without a leader there is still the state.
     site.fake.quorate.store(false, Ordering::SeqCst);
     let text = site.client.text("/api/v1/state").await.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Input{state, reports, health, proofs, now, memory} --plan()--> Plan{base, actions with reasons}
-//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> host modes -> balance
+//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> make room -> host modes -> balance
 //! ```
 //!
 //! Owns: every choice (who runs where, what moves, what waits). Always holds:
@@ -32,6 +32,7 @@ mod forecast;
 mod groups;
 mod hosts;
 mod lint;
+mod make_room;
 mod memory;
 mod migrate;
 mod moves;
@@ -58,7 +59,7 @@ pub use forecast::{
     End, Forecast, ForecastError, Foreseen, Moved, Outage, Stage, Stays, Step, Unplaced, forecast,
     forecast_on,
 };
-pub use lint::{Violation, lint};
+pub use lint::{Violation, checked, lint};
 pub use memory::Memory;
 pub use snapshot::{SNAPSHOT_FORMAT, Seen, Snapshot, SnapshotError};
 
@@ -116,6 +117,7 @@ fn decide<'a>(input: &Input<'a>, notes: bool) -> Work<'a> {
     place::run(&mut work);
     moves::run(&mut work);
     relocate::run(&mut work);
+    make_room::run(&mut work);
     hosts::run(&mut work);
     balance::run(&mut work);
     work

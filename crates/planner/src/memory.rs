@@ -64,6 +64,8 @@ struct VmMemory {
     overcome: (Epoch, u32),
     /// It keeps failing under this epoch.
     looping: Option<Epoch>,
+    /// Since when it shall run and has not been started, and the next limit of that wait.
+    waiting: Option<(Instant, Option<Instant>)>,
     crashed_on: BTreeMap<HostName, Instant>,
     /// Newest balancing move that was counted, by its revision.
     balanced: Revision,
@@ -101,6 +103,7 @@ impl Memory {
             memory.observe_moves(record, now);
             memory.observe_balancing(record, now);
             memory.observe_run(record, &of, now);
+            memory.observe_wait(record, now);
             memory.observe_migration(record, &of, now);
         }
     }
@@ -130,6 +133,11 @@ impl Memory {
     pub(crate) fn failed_targets(&self, vm: &VmName, host: &HostName) -> u32 {
         let count = |memory: &VmMemory| memory.failed_targets.get(host).copied();
         self.vm(vm).and_then(count).unwrap_or(0)
+    }
+
+    /// Since when a VM shall run and has not been started, if it has dependencies with limits.
+    pub(crate) fn waiting_since(&self, vm: &VmName) -> Option<Instant> {
+        self.vm(vm)?.waiting.map(|(since, _)| since)
     }
 
     /// Moves to some host failed, or it could not stay up on one.
@@ -202,6 +210,24 @@ impl Memory {
 }
 
 impl VmMemory {
+    fn observe_wait(&mut self, record: &VmRecord, now: Instant) {
+        let limits = record.spec.depends_on.values();
+        let mut limits = limits
+            .filter_map(|dependency| dependency.timeout)
+            .peekable();
+        let waits = record.wanted() && record.ownership == Ownership::Free;
+        if !waits || limits.peek().is_none() {
+            self.waiting = None;
+            return;
+        }
+        let since = self.waiting.map_or(now, |(since, _)| since);
+        let due = limits
+            .map(|limit| since.plus(limit))
+            .filter(|at| *at > now)
+            .min();
+        self.waiting = Some((since, due));
+    }
+
     fn observe_moves(&mut self, record: &VmRecord, now: Instant) {
         if record.failed_moves == 0 {
             self.failed_at = None;
@@ -394,7 +420,12 @@ impl VmMemory {
         let waits = self.move_after().into_iter().chain(self.start_after());
         let avoided = self.crashed_on.values().map(|at| at.plus(AVOID_FOR));
         let failing = self.failing.map(|(_, at)| just_after(at.plus(NOT_UP_FOR)));
-        waits.chain(avoided).chain(failing).chain(migration)
+        let limit = self.waiting.and_then(|(_, due)| due);
+        waits
+            .chain(avoided)
+            .chain(failing)
+            .chain(limit)
+            .chain(migration)
     }
 }
 

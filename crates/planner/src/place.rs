@@ -43,6 +43,9 @@ impl Task {
     }
 }
 
+/// Passes: what ran into nothing frees what only followed it in order.
+const PASSES: u32 = 3;
+
 pub(crate) fn run(work: &mut Work<'_>) {
     let free = |work: &Work<'_>, vm: usize| work.vms[vm].wanted && work.vms[vm].own == Own::Free;
     let order: Vec<usize> = work
@@ -59,10 +62,32 @@ pub(crate) fn run(work: &mut Work<'_>) {
         }
         return;
     }
-    let (levels, lowest) = sort(work, &order);
+    let mut order = order;
+    for _ in 0..PASSES {
+        pass(work, &order);
+        order.retain(|vm| {
+            let waits = work.vms[*vm].own == Own::Free && !work.stuck.contains(vm);
+            waits
+                && work.vms[*vm]
+                    .record
+                    .spec
+                    .depends_on
+                    .values()
+                    .any(|one| one.advisory)
+        });
+        order.retain(|vm| work.unmet(*vm).is_empty());
+        if order.is_empty() || work.stuck.is_empty() {
+            return;
+        }
+    }
+}
+
+fn pass(work: &mut Work<'_>, order: &[usize]) {
+    let (levels, lowest) = sort(work, order);
+    let tight = tight(work, order);
     let mut tasks: Vec<Task> = Vec::new();
     for (priority, (now, later)) in levels.into_iter().rev() {
-        let keeps = priority > lowest || tight(work, &order);
+        let keeps = priority > lowest || tight;
         let first = tasks.len();
         for vm in now {
             let (choice, asked) = choose(work, vm);
@@ -87,7 +112,7 @@ pub(crate) fn run(work: &mut Work<'_>) {
         }
     }
     work.room.let_go();
-    settle(work, tasks, &order);
+    settle(work, tasks, order);
 }
 
 type Levels = BTreeMap<i32, (Vec<usize>, Vec<usize>)>;

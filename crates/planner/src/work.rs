@@ -420,6 +420,13 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Replaces what is noted for a VM.
+    pub(crate) fn note_anew(&mut self, vm: usize, text: String) {
+        if let Some(notes) = &mut self.notes {
+            notes.insert(vm, text);
+        }
+    }
+
     pub(crate) fn take_notes(&mut self) -> BTreeMap<usize, String> {
         self.notes.take().unwrap_or_default()
     }

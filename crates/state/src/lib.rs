@@ -27,6 +27,7 @@ mod event;
 mod model;
 mod order;
 mod plan;
+mod stops;
 
 pub use command::{Command, Envelope, FORMAT, Outcome, Refusal};
 pub use event::{Event, EventKind, EventLog, Subject};
@@ -36,6 +37,7 @@ pub use model::{
 };
 pub use order::Order;
 pub use plan::{Action, ActionKind, Candidate, MigrationEnd, Plan, PlannedAction, Reason};
+pub use stops::Stopped;
 
 #[cfg(test)]
 mod tests;

@@ -89,6 +89,7 @@ pub fn router(
         .route("/hosts", get(list_hosts))
         .route("/hosts/{name}", get(show_host))
         .route("/hosts/{name}/drain", post(drain_host))
+        .route("/hosts/{name}/labels", post(label_host))
         .route("/hosts/{name}/resume", post(resume_host))
         .route("/hosts/{name}/fence", post(fence_host))
         .route("/hosts/{name}/confirm-dead", post(confirm_dead))

@@ -10,7 +10,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use quorate_planner::{Seen, Snapshot};
-use quorate_types::Timestamp;
+use quorate_types::{LabelName, Timestamp};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -43,6 +43,9 @@ pub(crate) async fn plan(
 pub(crate) struct CapacityQuery {
     /// Look at up to so many failures at once (at most 8); absent: as far as it is cheap.
     failures: Option<u32>,
+    /// Hosts with the same value of this label fail together. Labels that rules go by, and those called rack, row,
+    /// room and the like, are looked at anyway.
+    domain: Option<String>,
 }
 
 /// How many failures the cluster survives, with a restart plan for each host.
@@ -59,9 +62,13 @@ pub(crate) async fn capacity(
         let message = format!("`failures` must be from 1 to {MAX_FAILURES}");
         return Err(ApiError::new(ErrorCode::BadRequest, message));
     }
+    let domain = query.domain.as_deref().map(str::parse::<LabelName>);
+    let domain = domain
+        .transpose()
+        .map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
     let snapshot = api.backend.snapshot().await?;
-    let answer = aside(move || questions::capacity(&snapshot, query.failures)).await?;
-    Ok(Json(answer))
+    let work = move || questions::capacity(&snapshot, query.failures, domain.as_ref());
+    Ok(Json(aside(work).await?))
 }
 
 /// Which live migrations would even out load.

@@ -117,6 +117,8 @@ pub(crate) async fn migrate_vm(
         Some(to) => Some(host_name(&api, to.as_str())?),
         None => None,
     };
+    let stops = api.backend.state().stopped_by_move(&vm);
+    super::hosts::confirmed(stops.as_slice(), request.accept_stops)?;
     api.change(&headers, Command::RequestMove { vm, to }).await
 }
 

@@ -3,7 +3,7 @@
 use super::plan::Thens;
 use super::when::When;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use quorate_types::{HostName, Millis, NetworkName, PoolName, RuleName, VmName};
+use quorate_types::{HostName, LabelName, Millis, NetworkName, PoolName, RuleName, VmName};
 use std::path::PathBuf;
 
 /// Where the daemon keeps its state unless told otherwise.
@@ -28,7 +28,7 @@ const TEMPLATE: &str = "\
   diff         What an apply would change
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
-  host         list, show, drain, resume, fence, confirm-dead, remove
+  host         list, show, drain, resume, label, fence, confirm-dead, remove
 
 \x1b[1mSet up\x1b[0m
   init         Make a cluster with this host as its first
@@ -221,6 +221,10 @@ pub(crate) struct CapacityArgs {
     /// Look at up to so many failures at once; absent: as far as it is cheap.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) failures: Option<u32>,
+    /// Hosts with the same value of this label fail together. Labels that rules go by, and those called
+    /// rack, row, room, ..., are looked at anyway.
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) domain: Option<LabelName>,
     #[command(flatten)]
     pub(crate) saved: SavedArgs,
 }
@@ -327,6 +331,9 @@ pub(crate) enum VmCommand {
         /// To this host; absent: wherever it fits best.
         #[arg(long, value_name = "HOST")]
         to: Option<HostName>,
+        /// Do not ask where it can only move by being stopped and others need it.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -366,8 +373,19 @@ pub(crate) enum HostCommand {
     Drain {
         /// Which.
         name: HostName,
+        /// Do not ask where a VM that others need can only move by being stopped.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         wait: WaitArgs,
+    },
+    /// Set labels (`rack=r1`) or remove them (`rack-`); rules and VMs go by them.
+    Label {
+        /// Which.
+        name: HostName,
+        /// `LABEL=VALUE` or `LABEL-`.
+        #[arg(required = true, value_name = "LABEL=VALUE")]
+        labels: Vec<String>,
     },
     /// Take VMs again.
     Resume {

@@ -18,12 +18,12 @@ const BROKEN: usize = 8;
 
 pub(crate) async fn run(context: &Context, args: CapacityArgs) -> Result<(), CliError> {
     let answer: CapacityView = match &args.saved.state {
-        Some(path) => questions::capacity(&saved::read(path)?, args.failures),
+        Some(path) => questions::capacity(&saved::read(path)?, args.failures, args.domain.as_ref()),
         None => {
-            let path = match args.failures {
-                Some(failures) => format!("/api/v1/capacity?failures={failures}"),
-                None => "/api/v1/capacity".to_owned(),
-            };
+            let failures = args.failures.map(|failures| format!("failures={failures}"));
+            let domain = args.domain.as_ref().map(|label| format!("domain={label}"));
+            let query: Vec<String> = failures.into_iter().chain(domain).collect();
+            let path = format!("/api/v1/capacity?{}", query.join("&"));
             context.client.clone().timeout(PATIENCE).get(&path).await?
         }
     };

@@ -441,8 +441,13 @@ pub(crate) fn balance_page(out: &Output, balance: &BalanceView) -> String {
     parts.push(String::new());
     parts.push(trimmed(&table));
     let mode = match balance.mode {
-        BalancingMode::Off => "Balancing is off (`cluster: {balancing: {mode: advise}}` shows this in `quorate status`).".to_owned(),
-        BalancingMode::Advise => "Nothing is moved by itself (`cluster: {balancing: {mode: auto}}` would).".to_owned(),
+        BalancingMode::Off => {
+            "Balancing is off (`cluster.balancing.mode`: `advise` shows this in `quorate status`)."
+                .to_owned()
+        }
+        BalancingMode::Advise => {
+            "Nothing is moved by itself (`cluster.balancing.mode`: `auto` would).".to_owned()
+        }
         BalancingMode::Auto => format!(
             "These moves are made by themselves, one at a time; {} left in this hour.",
             count(balance.left_this_hour as usize, "move")

@@ -85,7 +85,13 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
 fn commands_are_understood() {
     let cli = parse("quorate vm migrate db --to h2 --wait --timeout 90s -o json").unwrap();
     assert_eq!(cli.global.output, Format::Json);
-    let Command::Vm(VmCommand::Migrate { name, to, wait }) = cli.command else {
+    let Command::Vm(VmCommand::Migrate {
+        name,
+        to,
+        yes: _,
+        wait,
+    }) = cli.command
+    else {
         panic!("not a migration")
     };
     assert_eq!((name.as_str(), to.unwrap().as_str()), ("db", "h2"));

@@ -58,7 +58,12 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Cli
             )
             .await
         }
-        VmCommand::Migrate { name, to, wait } => migrate(context, name, to, wait).await,
+        VmCommand::Migrate {
+            name,
+            to,
+            yes,
+            wait,
+        } => migrate(context, name, to, yes, wait).await,
         VmCommand::Cancel { name } => {
             let path = format!("/api/v1/vms/{name}/cancel");
             let changed: Changed = client.post(&path, &serde_json::json!({})).await?;
@@ -86,13 +91,20 @@ async fn migrate(
     context: &Context,
     name: VmName,
     to: Option<HostName>,
+    yes: bool,
     wait: WaitArgs,
 ) -> Result<(), CliError> {
     let client = &context.client;
     let before: VmView = client.get(&format!("/api/v1/vms/{name}")).await?;
     let path = format!("/api/v1/vms/{name}/migrate");
     let changed: Changed = client
-        .post(&path, &MigrateRequest { to: to.clone() })
+        .post(
+            &path,
+            &MigrateRequest {
+                to: to.clone(),
+                accept_stops: yes,
+            },
+        )
         .await?;
     let goal = Goal::Moved {
         vm: name.clone(),

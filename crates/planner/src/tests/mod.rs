@@ -8,5 +8,6 @@ mod moving;
 mod placement;
 mod preemption;
 mod properties;
+mod quality;
 mod recovery;
 mod speed;

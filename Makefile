@@ -3,10 +3,20 @@
 SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 
-.PHONY: help deps tools build guest demo test quick verify sim lab bench clean
+.PHONY: help deps tools build guest demo test quick verify sim lab bench install uninstall clean
+
+# `make install` puts files below these; packages set DESTDIR.
+DESTDIR ?=
+PREFIX ?= /usr
+BINARY ?= target/release/quorate
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+SHARE = $(DESTDIR)$(PREFIX)/share
+UNITS = $(DESTDIR)$(PREFIX)/lib/systemd/system
+COMPLETIONS = $(SHARE)/bash-completion/completions/quorate $(SHARE)/zsh/site-functions/_quorate \
+  $(SHARE)/fish/vendor_completions.d/quorate.fish
 
 help: ## This list
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## Install system packages (as root; prints what it does)
 	@scripts/install-packages.sh
@@ -39,9 +49,24 @@ sim: ## The simulator: 2000 seeds
 lab: build guest ## The end-to-end tests in the lab
 	@$(CARGO) test --quiet -p quorate-daemon --test lab -- --test-threads=1
 
-bench: deps ## Measurements: planner and consensus (the lab's figures are printed by `make lab`)
-	@$(CARGO) test --quiet --release -p quorate-planner speed -- --ignored --nocapture
-	@$(CARGO) test --quiet --release -p quorate-consensus -- --ignored --nocapture
+bench: build guest ## Measurements: target/bench/*.json and a table each (wants a quiet machine)
+	@QUORATE_BENCH_DIR="$(CURDIR)/target/bench" scripts/bench.sh
+
+target/release/quorate:
+	@$(CARGO) build --locked --release -p quorate-daemon
+
+install: $(BINARY) ## Install the program, its systemd unit, manual pages and completions (PREFIX, DESTDIR)
+	@install -D -m 755 $(BINARY) $(BINDIR)/quorate
+	@install -d $(UNITS) $(SHARE)/man/man1 $(dir $(COMPLETIONS))
+	@sed 's|/usr/bin/quorate|$(PREFIX)/bin/quorate|' dist/quorate.service > $(UNITS)/quorate.service
+	@$(BINDIR)/quorate man --to $(SHARE)/man/man1
+	@$(BINDIR)/quorate completion bash > $(SHARE)/bash-completion/completions/quorate
+	@$(BINDIR)/quorate completion zsh > $(SHARE)/zsh/site-functions/_quorate
+	@$(BINDIR)/quorate completion fish > $(SHARE)/fish/vendor_completions.d/quorate.fish
+	@echo "installed below $(DESTDIR)$(PREFIX); next: systemctl daemon-reload, then quorate init or quorate join"
+
+uninstall: ## Remove what `make install` put there; the state in /var/lib/quorate and running guests stay
+	@rm -f $(BINDIR)/quorate $(UNITS)/quorate.service $(SHARE)/man/man1/quorate.1 $(SHARE)/man/man1/quorate-*.1 $(COMPLETIONS)
 
 clean: ## Remove what was built
 	@$(CARGO) clean

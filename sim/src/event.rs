@@ -3,8 +3,8 @@
 use crate::faults::Fault;
 use crate::guest::ProcId;
 use crate::raft::Msg;
-use crate::wire::{HeartbeatReply, HeartbeatRequest};
 use quorate_agent_logic::{GuestEvent, Observed, TargetSays, Token};
+use quorate_controller_logic::{HeartbeatReply, HeartbeatRequest};
 use quorate_membership::{Instant, PowerOffEvidence};
 use quorate_types::report::SavedState;
 use quorate_types::{Epoch, MigrationId, VmName};

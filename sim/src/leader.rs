@@ -1,5 +1,5 @@
-//! The leader's loop in a thin, deterministic form, around the controller's own lease picture
-//! (`crates/controller/src/leases.rs` is compiled into this crate as it is).
+//! The leader's loop in a thin, deterministic form, around the leader's decisions
+//! (`quorate-controller-logic`, the planner), which are production's.
 //!
 //! ```text
 //!   heartbeat --> Leases --> grant          Round: unseal -> proofs -> plan -> commit -> (applied) -> Round
@@ -8,20 +8,21 @@
 //! applied here; one commit at a time; a commit whose outcome is not known keeps all seals.
 
 use crate::event::{D, Event, HostId, W};
-use crate::leases::{Leases, owns_something};
 use crate::mutate::Mutation;
 use crate::power::Attempt;
 use crate::raft::{Data, Role};
 use crate::time::{MS, SEC};
-use crate::wire::{HeartbeatReply, HeartbeatRequest};
 use crate::world::World;
+use quorate_controller_logic::{
+    Change, GroupMembers, HeartbeatReply, HeartbeatRequest, Leases, fence_again_after, next_change,
+    owns_something,
+};
 use quorate_membership::{
-    Evidence, FenceProof, HostHealth, Instant, LeaseProofError, Member, PowerOffEvidence,
-    next_voters,
+    Evidence, FenceProof, HostHealth, Instant, LeaseProofError, PowerOffEvidence,
 };
 use quorate_planner::Input;
 use quorate_state::{Command, Envelope, FORMAT, State};
-use quorate_types::{HostName, Millis, NodeId, Timestamp};
+use quorate_types::{HostName, Millis, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -517,8 +518,20 @@ impl World {
             return;
         }
         let me = raft.id;
-        let (matched, last) = (raft.matched.clone(), raft.log.len());
         let current = raft.config().voters;
+        let index = |at: usize| u64::try_from(at).unwrap_or(u64::MAX);
+        let matched = raft.matched.iter();
+        let nodes = state.hosts.values().map(|record| record.node);
+        let members = GroupMembers {
+            voters: current.clone(),
+            // The group of the simulator knows every host from its start.
+            learners: nodes.filter(|node| !current.contains(node)).collect(),
+            changing: false,
+            matched: matched
+                .map(|(node, at)| (*node, Some(index(*at))))
+                .collect(),
+            last: index(raft.log.len()),
+        };
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
         };
@@ -529,31 +542,8 @@ impl World {
             return;
         }
         daemon.leader.voters_at = self.now + VOTERS_EVERY;
-        let member = |(name, record): (&HostName, &quorate_state::HostRecord)| {
-            let heard = if record.node == me {
-                Some(now)
-            } else {
-                leases.table.heard(name)
-            };
-            let silence = now.since(heard.unwrap_or(leases.elected));
-            let up = heard.is_some() && silence < Millis(1000);
-            let caught_up = record.node == me
-                || matched
-                    .get(&record.node)
-                    .is_some_and(|index| index + 200 >= last);
-            let silent = (!up).then_some(silence);
-            (record.node, Member { silent, caught_up })
-        };
-        let members: BTreeMap<NodeId, Member> = state.hosts.iter().map(member).collect();
-        let settings = state.settings();
-        let next = next_voters(
-            &current,
-            &members,
-            me,
-            settings.max_voters,
-            settings.replace_voter_after,
-        );
-        if let Some(next) = next {
+        let change = next_change(&members, me, state, leases, now);
+        if let Some(Change::Voters(next)) = change {
             self.trace(|| format!("voters {current:?} -> {next:?}"));
             let local = self.hosts[host].local(self.now).0;
             let raft = &mut self.hosts[host].raft;
@@ -570,10 +560,7 @@ fn may_try(attempts: &BTreeMap<HostId, (u32, Attempt)>, host: HostId, now: Insta
     match attempts.get(&host) {
         None => true,
         Some((_, Attempt::Running | Attempt::Off(_))) => false,
-        Some((tries, Attempt::Failed { at })) => {
-            let wait = Millis((2000u64 << (*tries).min(5)).min(60_000));
-            now.since(*at) >= wait
-        }
+        Some((tries, Attempt::Failed { at })) => now.since(*at) >= fence_again_after(*tries),
     }
 }
 

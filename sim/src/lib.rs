@@ -4,8 +4,8 @@
 //! ```text
 //!  seed --> Setup --> World{hosts, network, disks, guests, queue} --event--> World --checks--> ok | Broken
 //!                        |  |                                                   ^
-//!      quorate-agent-logic  quorate-membership, -planner, -state, and the       |
-//!      of each host         leader's own lease picture -------------------------'
+//!      quorate-agent-logic  quorate-membership, -planner, -state and            |
+//!      of each host         -controller-logic of the leader --------------------'
 //! ```
 //!
 //! Owns: models of what the pure crates stand on: Raft, network, QEMU, guard, watchdog, fence devices,
@@ -24,9 +24,6 @@ mod guard;
 mod guest;
 mod host;
 mod leader;
-#[allow(dead_code)] // the daemon uses all of it
-#[path = "../../crates/controller/src/leases.rs"]
-mod leases;
 mod mutate;
 mod net;
 mod power;
@@ -39,9 +36,6 @@ mod scenario;
 mod setup;
 mod stream;
 mod time;
-#[allow(unreachable_pub)] // public in its own crate
-#[path = "../../crates/controller/src/wire.rs"]
-mod wire;
 mod world;
 
 pub use faults::Fault;

@@ -12,6 +12,7 @@ const PURE: &[&str] = &[
     "crates/manifest/",
     "crates/planner/",
     "crates/agent/logic/",
+    "crates/controller/logic/",
 ];
 
 /// What a pure crate does not use, and what to do instead.

@@ -36,6 +36,8 @@ use tokio_util::task::TaskTracker;
 
 /// Bound for finding out whether one guest lives.
 const ADOPT_WITHIN: Duration = Duration::from_secs(5);
+/// Bound for preparing a pool.
+const DEFINE_WITHIN: Duration = Duration::from_secs(20);
 /// Bound for the end of all tasks.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 const INBOX: usize = 1024;
@@ -133,6 +135,7 @@ impl Agent {
         };
         for (adopted, guest) in found {
             let run = adopted.run;
+            shared.set_pid(&adopted.vm, Some(guest.identity().pid));
             host.order(adopted.vm, Command::Adopted { run, guest });
         }
         shared.spawn(host.run(effects, inbox_rx, guard_rx));
@@ -365,8 +368,13 @@ impl AgentHandle {
     /// A sentence for the operator.
     pub async fn define_pool(&self, name: &PoolName, spec: &PoolSpec) -> Result<String, String> {
         let pool = self.inner.shared.drivers.pools.open(name, spec);
-        let marker = pool.define().await.map_err(|error| text(&error))?;
-        Ok(marker.id)
+        match timeout(DEFINE_WITHIN, pool.define()).await {
+            Ok(Ok(marker)) => Ok(marker.id),
+            Ok(Err(error)) => Err(text(&error)),
+            Err(_) => Err(format!(
+                "the storage of pool {name} does not answer: look at its mount"
+            )),
+        }
     }
 
     /// What the VM wrote to its serial port.
@@ -399,12 +407,18 @@ impl AgentHandle {
         }
     }
 
-    /// For a host that is being switched off and has no guest left: ends the guard, which disarms the
-    /// watchdog.
+    /// For a daemon that ends on a host without guests, such as one that is being switched off: ends the guard,
+    /// which disarms the watchdog. Nothing can be started afterwards.
     ///
     /// # Errors
-    /// While there are guests.
+    /// While there are guests, whether the guard knows of them or not.
     pub async fn retire_guard(&self) -> Result<(), GuardError> {
-        self.inner.shared.guard.exit().await
+        let shared = &self.inner.shared;
+        let guests: Vec<String> = shared.living().iter().map(ToString::to_string).collect();
+        if !guests.is_empty() {
+            let text = format!("there are guests still: {}", guests.join(", "));
+            return Err(GuardError::Refused(text));
+        }
+        shared.guard.exit().await
     }
 }

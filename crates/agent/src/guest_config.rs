@@ -10,7 +10,7 @@ use quorate_network::{Announcement, MacAddr, TapSpec, nic_mac, tap_name};
 use quorate_state::{GuestAbi, State};
 use quorate_types::spec;
 use quorate_types::{NetworkName, VmName, VmSpec};
-use std::net::IpAddr;
+
 use std::path::{Path, PathBuf};
 
 /// Files of the VMs below the agent's directory.
@@ -94,10 +94,7 @@ pub(crate) fn nics(
         let announcement = Announcement {
             bridge: bridge.name.clone(),
             mac,
-            ipv4: nic.address.and_then(|address| match address {
-                IpAddr::V4(address) => Some(address),
-                IpAddr::V6(_) => None,
-            }),
+            address: nic.address,
         };
         let tap = TapSpec {
             ifname: tap_name(vm.as_str(), number),

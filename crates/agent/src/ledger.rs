@@ -63,6 +63,15 @@ impl LedgerStore {
             detail,
         };
         let database = Database::create(path).map_err(|error| failed(error.to_string()))?;
+        Self::over(path, database)
+    }
+
+    /// Reads all of it.
+    fn over(path: &Path, database: Database) -> Result<(Self, Ledger), LedgerError> {
+        let failed = |detail: String| LedgerError::Open {
+            path: path.to_owned(),
+            detail,
+        };
         let store = Self {
             path: path.to_owned(),
             database,
@@ -157,6 +166,8 @@ impl<E: Into<redb::Error>> From<E> for Unreadable {
 mod tests {
     use super::*;
     use quorate_types::Epoch;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn name(text: &str) -> VmName {
         VmName::new(text).unwrap()
@@ -194,6 +205,62 @@ mod tests {
         assert!(matches!(error, LedgerError::Open { .. }));
         assert!(error.to_string().contains("fence it"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap().len(), 8192, "left as it was");
+    }
+
+    /// A file on a disk that fills up.
+    #[derive(Debug)]
+    struct Filling(redb::backends::FileBackend, Arc<AtomicBool>);
+
+    impl Filling {
+        fn check(&self) -> std::io::Result<()> {
+            match self.1.load(Ordering::SeqCst) {
+                true => Err(std::io::ErrorKind::StorageFull.into()),
+                false => Ok(()),
+            }
+        }
+    }
+
+    impl redb::StorageBackend for Filling {
+        fn len(&self) -> std::io::Result<u64> {
+            self.0.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+            self.0.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> std::io::Result<()> {
+            self.check()?;
+            self.0.set_len(len)
+        }
+        fn sync_data(&self) -> std::io::Result<()> {
+            self.check()?;
+            self.0.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+            self.check()?;
+            self.0.write(offset, data)
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_and_nothing_that_was_written_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger.redb");
+        let file = std::fs::File::create_new(&path).unwrap();
+        drop(file);
+        let file = std::fs::File::options().read(true).write(true).open(&path);
+        let full = Arc::new(AtomicBool::new(false));
+        let backend = redb::backends::FileBackend::new(file.unwrap()).unwrap();
+        let backend = Filling(backend, Arc::clone(&full));
+        let database = Database::builder().create_with_backend(backend).unwrap();
+        let (store, _) = LedgerStore::over(&path, database).unwrap();
+        store.write(&[(name("db"), closed(3))]).unwrap();
+        full.store(true, Ordering::SeqCst);
+        let error = store.write(&[(name("db"), closed(4))]).unwrap_err();
+        assert!(matches!(error, LedgerError::Write { .. }));
+        assert!(error.to_string().contains("Free space"), "{error}");
+        drop(store);
+        let (_store, ledger) = LedgerStore::open(&path).unwrap();
+        assert_eq!(ledger.get(&name("db")), closed(3).as_ref());
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Two agents over the hypervisor's fake: the shell carries out what the logic decides.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod common;
+
 use async_trait::async_trait;
+use common::SOON;
+use common::peers::Peers;
 use quorate_agent::guard::client::{GuardError, GuardStatus};
-use quorate_agent::{
-    Agent, AgentConfig, AgentHandle, Drivers, GuestGuard, PeerAsk, Pools, TargetSays,
-};
+use quorate_agent::{Agent, AgentConfig, AgentHandle, Drivers, GuestGuard, Pools};
 use quorate_hypervisor::fake::{FailAt, FakeGuest, FakeSite, Fault};
 use quorate_hypervisor::{Accel, ProcessIdentity};
 use quorate_membership::Instant as BootInstant;
@@ -17,17 +19,14 @@ use quorate_state::{
 use quorate_storage::{DirectoryConfig, DirectoryPool, Pool as _};
 use quorate_types::report::MigrationOutcome;
 use quorate_types::{
-    BootId, ByteSize, ClusterSettings, Epoch, HostName, MigrationId, Millis, Timestamp, VmName,
-    VmPhase, VmReport,
+    BootId, ByteSize, ClusterSettings, Epoch, HostName, MigrationId, Millis, PoolName, Timestamp,
+    VmName, VmPhase, VmReport,
 };
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::watch;
-
-const SOON: Duration = Duration::from_secs(20);
 
 fn host(n: u8) -> HostName {
     HostName::new(format!("h{n}")).unwrap()
@@ -112,36 +111,6 @@ impl GuestGuard for FakeGuard {
         self.note("exit")
     }
     fn detach(&self) {}
-}
-
-/// Peers in one process.
-#[derive(Default, Clone)]
-struct Peers(Arc<Mutex<BTreeMap<HostName, AgentHandle>>>);
-
-impl Peers {
-    fn get(&self, host: &HostName) -> Option<AgentHandle> {
-        self.0.lock().unwrap().get(host).cloned()
-    }
-}
-
-#[async_trait]
-impl PeerAsk for Peers {
-    async fn ask_incoming(
-        &self,
-        to: HostName,
-        vm: VmName,
-        id: MigrationId,
-        ready: bool,
-    ) -> Result<String, String> {
-        let agent = self.get(&to).ok_or("unreachable")?;
-        agent.incoming_address(vm, id, ready).await
-    }
-    async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
-        match self.get(&to) {
-            Some(agent) => agent.outcome(vm, id).await,
-            None => TargetSays::Unknown,
-        }
-    }
 }
 
 /// Two hosts that share storage, a replica of the state, leases for ever.
@@ -366,12 +335,29 @@ async fn a_vm_is_started_guarded_and_stopped() {
     let taps = world.networks[0].list_taps().await.unwrap();
     assert!(taps.len() == 1 && !taps[0].muted);
     assert!(world.dir.path().join("san/db.raw").exists());
+    let refused = world.agent(1).retire_guard().await;
+    assert!(matches!(refused, Err(GuardError::Refused(text)) if text.contains("db")));
     world.act(Action::Stop {
         vm: vm(),
         mode: StopMode::Graceful,
     });
     world.until(1, "closed", |vm| vm.closed == Epoch(1)).await;
     assert!(world.executing().is_empty());
+    assert!(
+        !world.guards[0]
+            .asked
+            .lock()
+            .unwrap()
+            .contains(&"exit".to_owned())
+    );
+    assert_eq!(world.agent(1).retire_guard().await, Ok(()));
+    assert!(
+        world.guards[0]
+            .asked
+            .lock()
+            .unwrap()
+            .contains(&"exit".to_owned())
+    );
     let end = Instant::now() + SOON;
     while !world.networks[0].list_taps().await.unwrap().is_empty() {
         assert!(Instant::now() < end, "its tap stays");
@@ -578,6 +564,26 @@ async fn the_report_tells_pools_and_networks() {
     let report = tokio::time::timeout(SOON, seen).await.unwrap().unwrap();
     assert!(report.capacity.cpus > 0 && report.capacity.memory.0 > 0);
     assert!(report.pools.values().all(|pool| pool.marker.is_some()));
+}
+
+#[tokio::test]
+async fn a_pool_is_marked_once_and_a_missing_one_says_what_is_wrong() {
+    let world = World::new().await;
+    let agent = world.agent(1);
+    let name = PoolName::new("new").unwrap();
+    let spec = |path: PathBuf| {
+        let spec = serde_json::json!({ "kind": "directory", "path": path });
+        serde_json::from_value(spec).unwrap()
+    };
+    let missing = agent
+        .define_pool(&name, &spec("/nowhere/at/all".into()))
+        .await;
+    assert!(missing.unwrap_err().contains("/nowhere/at/all"));
+    let path = world.dir.path().join("new");
+    std::fs::create_dir(&path).unwrap();
+    let mark = agent.define_pool(&name, &spec(path.clone())).await.unwrap();
+    let again = world.agent(2).define_pool(&name, &spec(path)).await;
+    assert_eq!(again, Ok(mark), "the other host finds the same");
 }
 
 #[tokio::test]

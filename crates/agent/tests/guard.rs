@@ -5,9 +5,8 @@ mod common;
 
 use common::*;
 use quorate_agent::guard::client::{GuardClient, GuardError, GuardEvent};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -16,6 +15,24 @@ use tokio::sync::mpsc;
 #[test]
 fn guard_process() {
     be_a_guard();
+}
+
+#[test]
+fn a_killed_guest_leaves_no_process_behind() {
+    let mut guest = Guest::spawn(&["-pidfile", "/none"]);
+    let group = Pid::from_raw(i32::try_from(guest.child.id()).unwrap()).unwrap();
+    let there = || rustix::process::test_kill_process_group(group).is_ok();
+    assert!(there());
+    rustix::process::kill_process(group, Signal::KILL).unwrap();
+    guest.child.wait().unwrap();
+    assert!(!there(), "a child of the guest lives on");
+
+    let mut guest = Guest::spawn(&[]);
+    drop(guest.child.stdin.take());
+    assert!(
+        guest.child.wait().unwrap().code().is_some(),
+        "as at the end of this program"
+    );
 }
 
 #[tokio::test]
@@ -144,11 +161,7 @@ async fn a_guest_that_was_being_made_is_found_by_its_command_line() {
         .await
         .unwrap();
     // The agent hangs after the spawn; nothing was registered.
-    let child = Command::new("sh")
-        .args(["-c", "sleep 600; exit", "qemu", "-pidfile", needle])
-        .spawn()
-        .unwrap();
-    let mut guest = Guest { child };
+    let mut guest = Guest::spawn(&["-pidfile", needle]);
     assert_eq!(guest.signal().await, Some(9));
     assert!(site.fed_within(SOON), "nothing is left");
 }
@@ -166,11 +179,7 @@ async fn a_guest_that_is_made_too_late_is_ended_under_any_lease() {
     assert!(refused.is_err(), "decided under a lease that has ended");
     // The agent stands still, then goes on under the next lease.
     tokio::time::sleep(Duration::from_millis(400)).await;
-    let child = Command::new("sh")
-        .args(["-c", "sleep 600; exit", "qemu", "-pidfile", needle])
-        .spawn()
-        .unwrap();
-    let mut guest = Guest { child };
+    let mut guest = Guest::spawn(&["-pidfile", needle]);
     assert_eq!(guest.signal().await, Some(9));
 }
 
@@ -183,11 +192,7 @@ async fn a_guest_that_is_there_in_time_may_take_long_to_get_ready() {
     let until_ns = boottime_ns() + 500_000_000;
     let granted = site.guard.starting("slow", 5, needle, until_ns).await;
     granted.unwrap();
-    let child = Command::new("sh")
-        .args(["-c", "sleep 600; exit", "qemu", "-pidfile", needle])
-        .spawn()
-        .unwrap();
-    let mut guest = Guest { child };
+    let mut guest = Guest::spawn(&["-pidfile", needle]);
     tokio::time::sleep(Duration::from_millis(800)).await;
     site.register("slow", 5, &guest, Path::new("/none")).await;
     assert!(guest.lives());

@@ -4,9 +4,9 @@
 
 mod common;
 
-use async_trait::async_trait;
+use common::peers::Peers;
 use common::{SOON, be_a_guard};
-use quorate_agent::{Agent, AgentConfig, AgentHandle, Drivers, PeerAsk, Pools, TargetSays};
+use quorate_agent::{Agent, AgentConfig, AgentHandle, Drivers, Pools};
 use quorate_hypervisor::Accel;
 use quorate_hypervisor::qemu::QemuDriver;
 use quorate_membership::Instant as BootInstant;
@@ -18,13 +18,12 @@ use quorate_state::{
 use quorate_storage::{DirectoryConfig, DirectoryPool, Pool as _};
 use quorate_types::report::MigrationOutcome;
 use quorate_types::{
-    BootId, ByteSize, ClusterSettings, Epoch, HostName, MigrationId, Millis, Timestamp, VmName,
-    VmPhase, VmReport,
+    BootId, ByteSize, ClusterSettings, Epoch, HostName, Millis, Timestamp, VmName, VmPhase,
+    VmReport,
 };
-use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -41,35 +40,6 @@ fn host(n: u8) -> HostName {
 
 fn vm() -> VmName {
     VmName::new("db").unwrap()
-}
-
-#[derive(Default, Clone)]
-struct Peers(Arc<Mutex<BTreeMap<HostName, AgentHandle>>>);
-
-impl Peers {
-    fn get(&self, host: &HostName) -> Option<AgentHandle> {
-        self.0.lock().unwrap().get(host).cloned()
-    }
-}
-
-#[async_trait]
-impl PeerAsk for Peers {
-    async fn ask_incoming(
-        &self,
-        to: HostName,
-        vm: VmName,
-        id: MigrationId,
-        ready: bool,
-    ) -> Result<String, String> {
-        let agent = self.get(&to).ok_or("unreachable")?;
-        agent.incoming_address(vm, id, ready).await
-    }
-    async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
-        match self.get(&to) {
-            Some(agent) => agent.outcome(vm, id).await,
-            None => TargetSays::Unknown,
-        }
-    }
 }
 
 struct World {

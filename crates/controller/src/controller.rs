@@ -7,11 +7,11 @@
 
 use crate::clock::boot_now;
 use crate::group::{Group, Leading, ProposeFailure};
-use crate::leases::{Leases, owns_something};
 use crate::picture::{HostPicture, Picture};
 use crate::power::{Finished, Power, PowerSwitch};
-use crate::voters::{Change, next_change};
-use crate::wire::{HeartbeatReply, HeartbeatRequest};
+use quorate_controller_logic::{
+    Change, HeartbeatReply, HeartbeatRequest, Leases, next_change, owns_something,
+};
 use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError};
 use quorate_planner::Input;
 use quorate_state::{Command, Plan, Refusal, State};
@@ -55,6 +55,16 @@ pub enum ControllerError {
         /// Last sign of life.
         ago: Millis,
     },
+    /// Its lease from an earlier leader may run on.
+    #[error(
+        "host {host} may still hold a lease of the leader before this one: try again in {wait}"
+    )]
+    TooSoon {
+        /// Which.
+        host: HostName,
+        /// Until the lease surely has ended.
+        wait: Millis,
+    },
     /// The fence agent failed.
     #[error("fencing {host} failed: {why}")]
     Fencing {
@@ -66,7 +76,11 @@ pub enum ControllerError {
 }
 
 enum Operator {
-    Fence(HostName, oneshot::Sender<Result<String, ControllerError>>),
+    Fence(
+        HostName,
+        String,
+        oneshot::Sender<Result<String, ControllerError>>,
+    ),
     ConfirmDead(
         HostName,
         String,
@@ -197,13 +211,13 @@ impl Controller {
         }))
     }
 
-    /// Cuts a host's power now. Returns what the agent said.
-    pub async fn fence(&self, host: HostName) -> Result<String, ControllerError> {
+    /// Cuts a host's power now, as `who` asks for. Returns what the agent said.
+    pub async fn fence(&self, host: HostName, who: String) -> Result<String, ControllerError> {
         let (answer, result) = oneshot::channel();
         let sent = self
             .inner
             .operator
-            .send(Operator::Fence(host, answer))
+            .send(Operator::Fence(host, who, answer))
             .await;
         sent.map_err(|_| ControllerError::NotLeader)?;
         result.await.unwrap_or(Err(ControllerError::NotLeader))
@@ -353,11 +367,11 @@ impl Loop {
                 warn!(%error, "cannot record a host's guard and watchdog");
             }
         }
-        if look.plan.actions.is_empty() {
-            false
-        } else {
-            self.commit(look.plan).await
+        if look.plan.actions.is_empty() && !look.uncertain {
+            return false;
         }
+        // An empty plan settles an unknown outcome: once it is applied, or refused, so is all that came before it.
+        self.commit(look.plan).await
     }
 
     async fn commit(&mut self, plan: Plan) -> bool {
@@ -385,7 +399,7 @@ impl Loop {
                 }
                 true
             }
-            Err(ProposeFailure::NotDone(error)) => {
+            Err(ProposeFailure::NotDone(error) | ProposeFailure::TooLarge(error)) => {
                 warn!(error, "a plan was not committed");
                 true
             }
@@ -444,6 +458,7 @@ impl Loop {
         }
         let waiting = quorate_planner::waiting(&input);
         let armed = leases.armed_changes(state);
+        let uncertain = leases.uncertain;
         let fencing = state
             .hosts
             .keys()
@@ -453,7 +468,11 @@ impl Loop {
             problems,
             fencing: fencing.collect(),
         };
-        Some(Look { plan, armed })
+        Some(Look {
+            plan,
+            armed,
+            uncertain,
+        })
     }
 
     /// Proofs about hosts that are silent and own something; starts power fencing where a lease proves nothing.
@@ -535,7 +554,7 @@ impl Loop {
 
     fn operator(&mut self, order: Operator) {
         match order {
-            Operator::Fence(host, answer) => match self.operator_fence(&host) {
+            Operator::Fence(host, who, answer) => match self.operator_fence(&host, &who) {
                 Ok(()) => self.fence_waiters.entry(host).or_default().push(answer),
                 Err(error) => drop(answer.send(Err(error))),
             },
@@ -545,7 +564,7 @@ impl Loop {
         }
     }
 
-    fn operator_fence(&mut self, host: &HostName) -> Result<(), ControllerError> {
+    fn operator_fence(&mut self, host: &HostName, who: &str) -> Result<(), ControllerError> {
         let state = self.inner.group.state();
         if !state.hosts.contains_key(host) {
             return Err(ControllerError::UnknownHost(host.clone()));
@@ -561,6 +580,7 @@ impl Loop {
         leases.sealed_at.insert(host.clone(), boot_now());
         self.power.forget(host);
         self.power.start(host, devices, boot_now());
+        warn!(%host, who, "its power is being cut, as an operator asked for");
         Ok(())
     }
 
@@ -581,6 +601,14 @@ impl Loop {
             return Err(ControllerError::Alive {
                 host: host.clone(),
                 ago: now.since(heard),
+            });
+        }
+        // A new leader has not heard it yet, and its predecessor may have granted it a lease.
+        let wait = leases.elected.plus(lease).since(now);
+        if leases.table.heard(host).is_none() && wait > Millis(0) {
+            return Err(ControllerError::TooSoon {
+                host: host.clone(),
+                wait,
             });
         }
         let evidence = Evidence::Operator { who };
@@ -608,13 +636,8 @@ impl Loop {
         let change = {
             let guard = lock(&self.inner.leases);
             let Some(leases) = guard.as_ref() else { return };
-            next_change(
-                self.inner.group.as_ref(),
-                state,
-                &leases.table,
-                leases.elected,
-                now,
-            )
+            let group = &self.inner.group;
+            next_change(&group.members(), group.node(), state, leases, now)
         };
         let Some(change) = change else { return };
         let group = Arc::clone(&self.inner.group);
@@ -640,4 +663,6 @@ impl Loop {
 struct Look {
     plan: Plan,
     armed: Vec<(HostName, Option<Millis>)>,
+    /// The outcome of an earlier commit is not known.
+    uncertain: bool,
 }

@@ -1,9 +1,10 @@
 //! What the controller needs of the consensus group; the daemon puts openraft behind it.
 
 use async_trait::async_trait;
+use quorate_controller_logic::GroupMembers;
 use quorate_state::{Command, Outcome, Refusal, State};
 use quorate_types::NodeId;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -19,21 +20,6 @@ pub struct Leading {
     pub is_self: bool,
 }
 
-/// Members of the group.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct GroupMembers {
-    /// Nodes that vote.
-    pub voters: BTreeSet<NodeId>,
-    /// Nodes that only follow.
-    pub learners: BTreeSet<NodeId>,
-    /// A change of voters was left half done.
-    pub changing: bool,
-    /// On the leader: how far each node's log matches.
-    pub matched: BTreeMap<NodeId, Option<u64>>,
-    /// Newest entry of this node's log.
-    pub last: u64,
-}
-
 /// Why a command was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum ProposeFailure {
@@ -43,6 +29,9 @@ pub enum ProposeFailure {
     /// It was not and will not be applied.
     #[error("{0}")]
     NotDone(String),
+    /// It exceeds what the log takes, and never will be applied.
+    #[error("{0}")]
+    TooLarge(String),
     /// It may or may not be applied later.
     #[error("{0}")]
     Unknown(String),

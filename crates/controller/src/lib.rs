@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Owns: one [`Controller`] per host, idle unless that host leads. Always holds: decisions are made by
-//! the pure crates; a proof that was handed to the planner keeps its host sealed until the outcome
+//! the pure crates (`quorate-controller-logic`, the planner); a proof that was handed to the planner keeps its host sealed until the outcome
 //! of the commit is applied here; nothing is granted before a barrier in the leader's own term.
 //! Must not: touch a guest, or do anything slow between two rounds (power fencing runs beside).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -19,15 +19,14 @@
 mod clock;
 mod controller;
 mod group;
-mod leases;
 mod picture;
 mod power;
-mod voters;
-mod wire;
+#[cfg(test)]
+mod tests;
 
 pub use clock::boot_now;
 pub use controller::{Controller, ControllerError};
-pub use group::{Group, GroupMembers, Leading, ProposeFailure};
+pub use group::{Group, Leading, ProposeFailure};
 pub use picture::{HostPicture, Picture};
 pub use power::PowerSwitch;
-pub use wire::{HeartbeatReply, HeartbeatRequest};
+pub use quorate_controller_logic::{GroupMembers, HeartbeatReply, HeartbeatRequest};

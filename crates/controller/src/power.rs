@@ -9,9 +9,10 @@
 //! has got no lease since: whoever is switched off can be switched on again.
 
 use async_trait::async_trait;
+use quorate_controller_logic::fence_again_after;
 use quorate_membership::{Evidence, FenceProof, Instant, PowerOffEvidence};
+use quorate_types::HostName;
 use quorate_types::settings::FenceDevice;
-use quorate_types::{HostName, Millis};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -29,9 +30,6 @@ pub trait PowerSwitch: Send + Sync + 'static {
         devices: &[FenceDevice],
     ) -> Result<PowerOffEvidence, String>;
 }
-
-/// Longest time between two attempts.
-const MAX_BACK_OFF: Millis = Millis(60_000);
 
 enum Attempt {
     Running,
@@ -81,8 +79,7 @@ impl Power {
         let attempts = match self.attempts.get(host) {
             Some((_, Attempt::Running | Attempt::Off(_))) => return false,
             Some((_, Attempt::Failed { at, attempts, .. })) => {
-                let wait = Millis((2000u64 << (*attempts).min(5)).min(MAX_BACK_OFF.0));
-                if now.since(*at) < wait {
+                if now.since(*at) < fence_again_after(*attempts) {
                     return false;
                 }
                 *attempts
@@ -167,6 +164,7 @@ impl Power {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quorate_types::Millis;
 
     struct Works;
 

@@ -238,14 +238,111 @@ async fn events_are_followed_one_per_line() {
 #[tokio::test]
 async fn completions_and_manual_pages_are_made() {
     let site = Site::start(Limits::default()).await;
-    let bash = run(&site, "completion bash").await;
-    assert!(bash.out.contains("confirm-dead"));
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&site, &format!("completion {shell}")).await;
+        assert_eq!(script.status, 0, "{}", script.err);
+        assert!(script.out.contains("QUORATE_COMPLETE"), "{}", script.out);
+    }
     let man = run(&site, "man").await;
     assert!(man.out.contains(".TH quorate 1"), "{}", &man.out[..200]);
     let dir = tempfile::tempdir().unwrap();
     let ran = run(&site, &format!("man --to {}", dir.path().display())).await;
     assert_eq!(ran.status, 0, "{}", ran.err);
     assert!(dir.path().join("quorate-vm-migrate.1").exists());
+}
+
+#[tokio::test]
+async fn make_install_puts_everything_in_place_and_takes_it_away_again() {
+    let root = tempfile::tempdir().unwrap();
+    let make = |target: &str| {
+        let mut command = Command::new("make");
+        command
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .args(["--no-print-directory", target, "PREFIX=/opt/q"])
+            .arg(concat!("BINARY=", env!("CARGO_BIN_EXE_quorate")))
+            .arg(format!("DESTDIR={}", root.path().display()))
+            .env_remove("MAKEFLAGS");
+        command.output()
+    };
+    let ran = make("install").await.unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    let place = root.path().join("opt/q");
+    let read = |path: &str| std::fs::read_to_string(place.join(path)).unwrap();
+    let unit = read("lib/systemd/system/quorate.service");
+    assert!(
+        unit.contains("ExecStart=/opt/q/bin/quorate serve"),
+        "{unit}"
+    );
+    assert!(read("share/man/man1/quorate-host-drain.1").contains(".TH"));
+    for path in [
+        "share/bash-completion/completions/quorate",
+        "share/zsh/site-functions/_quorate",
+        "share/fish/vendor_completions.d/quorate.fish",
+    ] {
+        assert!(read(path).contains("QUORATE_COMPLETE"), "{path}");
+    }
+    let ran = make("uninstall").await.unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(!place.join("bin/quorate").exists());
+    let left = std::fs::read_dir(place.join("share/man/man1")).unwrap();
+    assert_eq!(left.count(), 0);
+}
+
+/// What Tab offers at the end of a line.
+async fn tab(dir: &std::path::Path, line: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+    command.arg("--").args(line.split(' '));
+    let output = command
+        .env("QUORATE_COMPLETE", "fish")
+        .env("QUORATE_DIR", dir)
+        .output();
+    let output = tokio::time::timeout(SOON, output).await.unwrap().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn names_are_completed_and_a_daemon_that_does_not_answer_is_not_waited_for() {
+    let site = Site::start(Limits::default()).await;
+    let dir = site.socket.parent().unwrap();
+    assert!(tab(dir, "quorate hos").await.starts_with("host"));
+    run_with(&site, "apply -f -", TWO).await;
+    let vms = tab(dir, "quorate vm show d").await;
+    assert!(vms.starts_with("db") && !vms.contains("app"), "{vms}");
+    let hosts = tab(dir, "quorate vm migrate db --to h").await;
+    assert!(hosts.starts_with("h1"), "{hosts}");
+    // Nobody there.
+    let none = tempfile::tempdir().unwrap();
+    assert!(!tab(none.path(), "quorate vm show d").await.contains("db"));
+    // Somebody who takes the connection and says nothing.
+    let _deaf = tokio::net::UnixListener::bind(none.path().join(quorate_api::SOCKET)).unwrap();
+    let begin = std::time::Instant::now();
+    assert!(!tab(none.path(), "quorate vm show d").await.contains("db"));
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn bash_completes_with_the_script() {
+    let bin = std::path::Path::new(env!("CARGO_BIN_EXE_quorate"));
+    let path = format!(
+        "{}:{}",
+        bin.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let session = "source <(quorate completion bash) && COMP_WORDS=(quorate vm mig) COMP_CWORD=2 COMP_TYPE=9 \
+        && _clap_complete_quorate quorate mig vm && echo \"${COMPREPLY[*]}\"";
+    let output = Command::new("bash")
+        .args(["-c", session])
+        .env("PATH", path)
+        .output()
+        .await;
+    let Ok(output) = output else {
+        return eprintln!("skipped: there is no bash");
+    };
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "migrate\n");
 }
 
 #[tokio::test]

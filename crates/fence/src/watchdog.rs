@@ -140,7 +140,17 @@ impl Watchdog {
             });
         }
         let device = OpenOptions::new().write(true).open(path).map_err(failed)?;
-        match Self::set_up(path, &device, timeout) {
+        Self::arm(path, device, &ioctls::Kernel, timeout)
+    }
+
+    /// Sets an open device up and arms it; `controls` are the driver's ioctls.
+    fn arm(
+        path: &Path,
+        device: File,
+        controls: &impl Controls,
+        timeout: Duration,
+    ) -> Result<Self, WatchdogError> {
+        match Self::set_up(path, &device, controls, timeout) {
             Ok((bound, identity)) => {
                 let watchdog = Self {
                     path: path.to_owned(),
@@ -162,11 +172,14 @@ impl Watchdog {
     fn set_up(
         path: &Path,
         device: &File,
+        controls: &impl Controls,
         timeout: Duration,
     ) -> Result<(Duration, String), WatchdogError> {
-        let support = ioctls::support(device).map_err(|_| WatchdogError::NotAWatchdog {
-            path: path.to_owned(),
-        })?;
+        let support = controls
+            .support(device)
+            .map_err(|_| WatchdogError::NotAWatchdog {
+                path: path.to_owned(),
+            })?;
         if !support.magic_close {
             return Err(WatchdogError::StopsOnClose {
                 path: path.to_owned(),
@@ -174,8 +187,8 @@ impl Watchdog {
         }
         let wanted_s = whole_seconds(timeout);
         // What counts is what the device then says, whether it took the wish or not.
-        let set = ioctls::set_timeout(device, wanted_s);
-        let actual_s = ioctls::timeout(device).or(set);
+        let set = controls.set_timeout(device, wanted_s);
+        let actual_s = controls.timeout(device).or(set);
         let actual_s = actual_s.map_err(|source| WatchdogError::NoTimeout {
             path: path.to_owned(),
             source,
@@ -258,6 +271,22 @@ fn whole_seconds(timeout: Duration) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
+/// What a driver says of itself.
+struct Support {
+    magic_close: bool,
+    identity: String,
+}
+
+/// The ioctls of a watchdog's driver. The kernel's, except in tests: no machine has a watchdog that a test
+/// may arm.
+trait Controls {
+    fn support(&self, device: &File) -> io::Result<Support>;
+    /// Asks for a timeout and returns the one the driver made of it, in seconds.
+    fn set_timeout(&self, device: &File, timeout_s: u32) -> io::Result<u32>;
+    /// The timeout in force, in seconds.
+    fn timeout(&self, device: &File) -> io::Result<u32>;
+}
+
 /// The ioctls of `linux/watchdog.h`.
 ///
 /// A named module with `unsafe`, because ioctls are untyped.
@@ -266,6 +295,7 @@ mod ioctls {
     use std::fs::File;
     use std::io;
 
+    use super::{Controls, Support};
     use rustix::ioctl::{Getter, Opcode, Updater, ioctl, opcode};
 
     const GETSUPPORT: Opcode = opcode::read::<Info>(b'W', 0);
@@ -281,34 +311,32 @@ mod ioctls {
         identity: [u8; 32],
     }
 
-    pub(super) struct Support {
-        pub(super) magic_close: bool,
-        pub(super) identity: String,
-    }
+    /// The real ones.
+    pub(super) struct Kernel;
 
-    pub(super) fn support(device: &File) -> io::Result<Support> {
-        // SAFETY: WDIOC_GETSUPPORT fills a `struct watchdog_info`, which `Info` mirrors.
-        let info: Info = unsafe { ioctl(device, Getter::<GETSUPPORT, Info>::new()) }?;
-        let identity = info.identity.split(|byte| *byte == 0).next();
-        Ok(Support {
-            magic_close: info.options & MAGICCLOSE != 0,
-            identity: String::from_utf8_lossy(identity.unwrap_or_default()).into_owned(),
-        })
-    }
+    impl Controls for Kernel {
+        fn support(&self, device: &File) -> io::Result<Support> {
+            // SAFETY: WDIOC_GETSUPPORT fills a `struct watchdog_info`, which `Info` mirrors.
+            let info: Info = unsafe { ioctl(device, Getter::<GETSUPPORT, Info>::new()) }?;
+            let identity = info.identity.split(|byte| *byte == 0).next();
+            Ok(Support {
+                magic_close: info.options & MAGICCLOSE != 0,
+                identity: String::from_utf8_lossy(identity.unwrap_or_default()).into_owned(),
+            })
+        }
 
-    /// Asks for a timeout and returns the one the driver made of it, in seconds.
-    pub(super) fn set_timeout(device: &File, timeout_s: u32) -> io::Result<u32> {
-        let mut value = i32::try_from(timeout_s).unwrap_or(i32::MAX);
-        // SAFETY: WDIOC_SETTIMEOUT reads and writes an `int` that lives across the call.
-        unsafe { ioctl(device, Updater::<SETTIMEOUT, i32>::new(&mut value)) }?;
-        positive(value)
-    }
+        fn set_timeout(&self, device: &File, timeout_s: u32) -> io::Result<u32> {
+            let mut value = i32::try_from(timeout_s).unwrap_or(i32::MAX);
+            // SAFETY: WDIOC_SETTIMEOUT reads and writes an `int` that lives across the call.
+            unsafe { ioctl(device, Updater::<SETTIMEOUT, i32>::new(&mut value)) }?;
+            positive(value)
+        }
 
-    /// The timeout in force, in seconds.
-    pub(super) fn timeout(device: &File) -> io::Result<u32> {
-        // SAFETY: WDIOC_GETTIMEOUT fills an `int`.
-        let value: i32 = unsafe { ioctl(device, Getter::<GETTIMEOUT, i32>::new()) }?;
-        positive(value)
+        fn timeout(&self, device: &File) -> io::Result<u32> {
+            // SAFETY: WDIOC_GETTIMEOUT fills an `int`.
+            let value: i32 = unsafe { ioctl(device, Getter::<GETTIMEOUT, i32>::new()) }?;
+            positive(value)
+        }
     }
 
     fn positive(seconds: i32) -> io::Result<u32> {
@@ -412,6 +440,106 @@ mod tests {
         );
         let error = Watchdog::open("/dev/no-such-watchdog", TIMEOUT).unwrap_err();
         assert!(matches!(error, WatchdogError::Open { .. }), "{error}");
+    }
+
+    /// A driver that answers as it is told; the device is the writing end of a pipe.
+    struct FakeDriver {
+        magic_close: bool,
+        set: Option<u32>,
+        get: Option<u32>,
+    }
+
+    const GOOD: FakeDriver = FakeDriver {
+        magic_close: true,
+        set: Some(1),
+        get: Some(1),
+    };
+
+    impl Controls for FakeDriver {
+        fn support(&self, _: &File) -> io::Result<Support> {
+            Ok(Support {
+                magic_close: self.magic_close,
+                identity: "fake".into(),
+            })
+        }
+        fn set_timeout(&self, _: &File, timeout_s: u32) -> io::Result<u32> {
+            assert_eq!(timeout_s, 1, "rounded up");
+            self.set.ok_or(io::ErrorKind::Unsupported.into())
+        }
+        fn timeout(&self, _: &File) -> io::Result<u32> {
+            self.get.ok_or(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// What the device was told so far, once it is closed.
+    fn told(mut pipe: io::PipeReader) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut pipe, &mut bytes).unwrap();
+        bytes
+    }
+
+    fn arm(driver: &FakeDriver) -> (Result<Watchdog, WatchdogError>, io::PipeReader) {
+        let (reader, writer) = io::pipe().unwrap();
+        let device = File::from(std::os::fd::OwnedFd::from(writer));
+        let path = Path::new("/dev/fake");
+        (Watchdog::arm(path, device, driver, TIMEOUT), reader)
+    }
+
+    #[test]
+    fn a_device_is_armed_fed_and_disarmed_by_magic_close() {
+        let (watchdog, pipe) = arm(&GOOD);
+        let watchdog = watchdog.unwrap();
+        assert_eq!(watchdog.identity(), "fake");
+        watchdog.feed().unwrap();
+        watchdog.disarm().unwrap();
+        assert_eq!(told(pipe), b"\0\0V");
+    }
+
+    #[test]
+    fn a_device_that_is_dropped_stays_armed() {
+        let (watchdog, pipe) = arm(&GOOD);
+        drop(watchdog.unwrap());
+        assert_eq!(told(pipe), b"\0");
+    }
+
+    #[test]
+    fn the_bound_is_what_the_device_says() {
+        for (set, get, bound_s) in [
+            (Some(1), Some(10), 10), // A driver with a minimum.
+            (None, Some(60), 60),    // A fixed timeout.
+            (Some(2), None, 2),      // No way to ask; what it made of the wish counts.
+        ] {
+            let (watchdog, _pipe) = arm(&FakeDriver { set, get, ..GOOD });
+            assert_eq!(watchdog.unwrap().bound(), Duration::from_secs(bound_s));
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_protect_is_refused_and_disarmed_again() {
+        let (none, pipe) = arm(&FakeDriver {
+            magic_close: false,
+            ..GOOD
+        });
+        let error = none.unwrap_err();
+        assert!(matches!(error, WatchdogError::StopsOnClose { .. }));
+        assert_eq!(told(pipe), b"V");
+        let (none, pipe) = arm(&FakeDriver {
+            set: None,
+            get: None,
+            ..GOOD
+        });
+        let error = none.unwrap_err();
+        assert!(matches!(error, WatchdogError::NoTimeout { .. }), "{error}");
+        assert_eq!(told(pipe), b"V");
+    }
+
+    #[test]
+    fn a_device_that_takes_no_feeding_is_an_error() {
+        let (watchdog, pipe) = arm(&GOOD);
+        let watchdog = watchdog.unwrap();
+        drop(pipe);
+        let error = watchdog.feed().unwrap_err();
+        assert!(matches!(error, WatchdogError::Talk { .. }), "{error}");
     }
 
     #[test]

@@ -50,6 +50,23 @@ async fn the_facts_of_this_host() {
 }
 
 #[tokio::test]
+async fn a_qemu_that_cannot_be_confined_as_guests_are_is_used_unconfined() {
+    let Some(bench) = bench() else { return };
+    let site = tempfile::tempdir().unwrap();
+    for (refuses, sandbox) in [("*spawn=deny*", false), ("nothing", true)] {
+        let binary = site.path().join("qemu");
+        let script =
+            format!("#!/bin/sh\ncase \"$*\" in {refuses}) exit 1 ;; esac\nexec {QEMU} \"$@\"\n");
+        std::fs::write(&binary, script).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&binary, mode).unwrap();
+        let mut options = ProbeOptions::new(&binary, bench.dir.path());
+        options.accel = AccelChoice::Fixed(Accel::Tcg);
+        assert_eq!(probe(&options).await.unwrap().sandbox, sandbox, "{refuses}");
+    }
+}
+
+#[tokio::test]
 async fn a_trial_boot_tells_a_working_accelerator_from_a_broken_one() {
     let Some(bench) = bench() else { return };
     let mut options = ProbeOptions::new(QEMU, bench.dir.path());

@@ -2,12 +2,12 @@
 //! its new place, and when to send them. Pure; a driver only sends.
 //!
 //! A reverse ARP request teaches switches which port leads to the MAC and needs no
-//! address; a gratuitous ARP request in addition refreshes neighbours where the
-//! guest's IPv4 address is known. Both are broadcasts *from the guest's MAC*. Frames
-//! are lost while links and spanning trees settle, hence several rounds, soon dense and
+//! address. Where the guest's address is known, neighbours are refreshed in addition: a
+//! gratuitous ARP request for IPv4, an unsolicited neighbour advertisement to all nodes
+//! for IPv6. All come *from the guest's MAC*. Frames are lost while links and spanning trees settle, hence several rounds, soon dense and
 //! later sparse, and never endless.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::MacAddr;
 
 /// The shortest Ethernet frame, without its checksum.
-pub const FRAME_LEN: usize = 60;
+const FRAME_LEN: usize = 60;
 
 /// One guest NIC to announce.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +24,8 @@ pub struct Announcement {
     pub bridge: String,
     /// The guest's address.
     pub mac: MacAddr,
-    /// The guest's IPv4 address, where known.
-    pub ipv4: Option<Ipv4Addr>,
+    /// The guest's address, where known.
+    pub address: Option<IpAddr>,
 }
 
 /// When the rounds of an announcement are sent, counted from its start.
@@ -61,7 +61,7 @@ impl Schedule {
 
 impl Announcement {
     /// The frames of one round.
-    pub fn frames(&self) -> Vec<[u8; FRAME_LEN]> {
+    pub fn frames(&self) -> Vec<Vec<u8>> {
         const ETHERTYPE_RARP: u16 = 0x8035;
         const ETHERTYPE_ARP: u16 = 0x0806;
         const RARP_REQUEST: u16 = 3;
@@ -74,9 +74,10 @@ impl Announcement {
             nobody,
             self.mac.octets(),
         )];
-        if let Some(address) = self.ipv4 {
-            frames.push(frame(self.mac, ETHERTYPE_ARP, ARP_REQUEST, address, [0; 6]));
-        }
+        frames.extend(self.address.map(|address| match address {
+            IpAddr::V4(address) => frame(self.mac, ETHERTYPE_ARP, ARP_REQUEST, address, [0; 6]),
+            IpAddr::V6(address) => neighbour_advertisement(self.mac, address),
+        }));
         frames
     }
 }
@@ -88,19 +89,70 @@ fn frame(
     operation: u16,
     address: Ipv4Addr,
     target: [u8; 6],
-) -> [u8; FRAME_LEN] {
-    let mut frame = [0; FRAME_LEN];
-    frame[0..6].copy_from_slice(&MacAddr::BROADCAST.octets());
-    frame[6..12].copy_from_slice(&source.octets());
-    frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+) -> Vec<u8> {
+    let mut frame = ethernet(MacAddr::BROADCAST.octets(), source, ethertype);
     // Ethernet and IPv4, with addresses of 6 and 4 bytes.
-    frame[14..20].copy_from_slice(&[0, 1, 8, 0, 6, 4]);
-    frame[20..22].copy_from_slice(&operation.to_be_bytes());
-    frame[22..28].copy_from_slice(&source.octets());
-    frame[28..32].copy_from_slice(&address.octets());
-    frame[32..38].copy_from_slice(&target);
-    frame[38..42].copy_from_slice(&address.octets());
+    frame.extend([0, 1, 8, 0, 6, 4]);
+    frame.extend(operation.to_be_bytes());
+    frame.extend(source.octets());
+    frame.extend(address.octets());
+    frame.extend(target);
+    frame.extend(address.octets());
+    frame.resize(FRAME_LEN, 0);
     frame
+}
+
+fn ethernet(to: [u8; 6], source: MacAddr, ethertype: u16) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(96);
+    frame.extend(to);
+    frame.extend(source.octets());
+    frame.extend(ethertype.to_be_bytes());
+    frame
+}
+
+/// An unsolicited neighbour advertisement to all nodes (RFC 4861, 7.2.6), which replaces the link-layer
+/// address that neighbours have. It says that the guest is no router, since that is not known here: hosts
+/// that use the guest as a default router take it up again with its next router advertisement.
+fn neighbour_advertisement(source: MacAddr, address: Ipv6Addr) -> Vec<u8> {
+    const ETHERTYPE_IPV6: u16 = 0x86dd;
+    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    const ICMPV6: u8 = 58;
+    const ADVERTISEMENT: u8 = 136;
+    const OVERRIDE: u8 = 0x20;
+    const TARGET_LINK_LAYER: u8 = 2;
+    let mut message = vec![ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0];
+    message.extend(address.octets());
+    message.extend([TARGET_LINK_LAYER, 1]);
+    message.extend(source.octets());
+    let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
+    // The checksum covers a pseudo header of both addresses, the length and the protocol.
+    let mut summed = [address.octets(), ALL_NODES.octets()].concat();
+    summed.extend(u32::from(length).to_be_bytes());
+    summed.extend([0, 0, 0, ICMPV6]);
+    summed.extend(&message);
+    message[2..4].copy_from_slice(&internet_checksum(&summed).to_be_bytes());
+    // The group's MAC (RFC 2464, 7).
+    let mut frame = ethernet([0x33, 0x33, 0, 0, 0, 1], source, ETHERTYPE_IPV6);
+    frame.extend([0x60, 0, 0, 0]);
+    frame.extend(length.to_be_bytes());
+    // The hop limit proves that no router passed it on.
+    frame.extend([ICMPV6, 255]);
+    frame.extend(address.octets());
+    frame.extend(ALL_NODES.octets());
+    frame.extend(message);
+    frame
+}
+
+/// The checksum of RFC 1071 over an even number of bytes.
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks_exact(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]
@@ -109,11 +161,11 @@ mod tests {
 
     const MAC: MacAddr = MacAddr::new([2, 0x5e, 0x10, 0, 0, 1]);
 
-    fn announcement(ipv4: Option<Ipv4Addr>) -> Announcement {
+    fn announcement(address: Option<IpAddr>) -> Announcement {
         Announcement {
             bridge: "br0".into(),
             mac: MAC,
-            ipv4,
+            address,
         }
     }
 
@@ -133,7 +185,7 @@ mod tests {
 
     #[test]
     fn with_an_address_an_arp_announcement_follows() {
-        let frames = announcement(Some(Ipv4Addr::new(10, 1, 2, 3))).frames();
+        let frames = announcement(Some([10, 1, 2, 3].into())).frames();
         assert_eq!(frames.len(), 2);
         // RFC 5227: sender and target address are both the announced one.
         assert_eq!(
@@ -143,6 +195,34 @@ mod tests {
                 6, 4, 0, 1, 2, 0x5e, 0x10, 0, 0, 1, 10, 1, 2, 3, 0, 0, 0, 0, 0, 0, 10, 1, 2, 3
             ]
         );
+    }
+
+    #[test]
+    fn with_an_ipv6_address_a_neighbour_advertisement_follows() {
+        let address: Ipv6Addr = "fd00::5".parse().unwrap();
+        let frames = announcement(Some(address.into())).frames();
+        assert_eq!(frames.len(), 2);
+        let frame = &frames[1];
+        assert_eq!(frame.len(), 14 + 40 + 32);
+        // To all nodes, from the guest; IPv6 with 32 bytes of ICMPv6 and hop limit 255.
+        assert_eq!(
+            frame[..22],
+            [
+                0x33, 0x33, 0, 0, 0, 1, 2, 0x5e, 0x10, 0, 0, 1, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 32,
+                58, 255
+            ]
+        );
+        assert_eq!(frame[22..38], address.octets());
+        assert_eq!(frame[38..40], [0xff, 0x02]);
+        // An advertisement that overrides and answers nobody, with the target's link-layer address.
+        assert_eq!((frame[54], frame[58]), (136, 0x20));
+        assert_eq!(frame[62..78], address.octets());
+        assert_eq!(frame[78..], [2, 1, 2, 0x5e, 0x10, 0, 0, 1]);
+        // A receiver's sum over the pseudo header and the message, checksum included, is zero.
+        let mut summed = frame[22..54].to_vec();
+        summed.extend([0, 0, 0, 32, 0, 0, 0, 58]);
+        summed.extend(&frame[54..]);
+        assert_eq!(internet_checksum(&summed), 0);
     }
 
     #[test]

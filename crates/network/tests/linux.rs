@@ -373,7 +373,7 @@ fn an_announcement_moves_the_guest_in_the_next_switch() {
         let what = Announcement {
             bridge: "br0".into(),
             mac: nic_mac("test", "guest", 0),
-            ipv4: Some("10.1.2.3".parse().unwrap()),
+            address: Some("10.1.2.3".parse().unwrap()),
         };
         let begin = Instant::now();
         let sent = site.driver.announce(&what).await.unwrap();
@@ -392,12 +392,46 @@ fn an_announcement_moves_the_guest_in_the_next_switch() {
 }
 
 #[test]
+fn an_ipv6_announcement_replaces_what_neighbours_remember() {
+    in_namespace(async |site: Site| {
+        if !std::path::Path::new("/proc/sys/net/ipv6/conf/peer0").exists() {
+            eprintln!("skipped: this kernel has no IPv6");
+            return;
+        }
+        std::fs::write("/proc/sys/net/ipv6/conf/peer0/disable_ipv6", "0").unwrap();
+        let address = "fd00::5";
+        let neighbour = || {
+            let show = ["-6", "neigh", "show", "dev", "peer0", "to", address];
+            let output = Command::new("ip").args(show).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        ip("-6 neigh replace fd00::5 lladdr 02:00:00:00:00:99 dev peer0 nud stale");
+        assert!(neighbour().contains("02:00:00:00:00:99"));
+        let what = Announcement {
+            bridge: "br0".into(),
+            mac: nic_mac("test", "guest", 0),
+            address: Some(address.parse().unwrap()),
+        };
+        site.driver.announce(&what).await.unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        let advertisement = &what.frames()[1];
+        while receive(&site.peer, deadline) != *advertisement {}
+        // The kernel that plays the neighbour believed it: checksum and flags are right.
+        let mac = what.mac.to_string();
+        while !neighbour().contains(&mac) {
+            assert!(Instant::now() < deadline, "{}", neighbour());
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
 fn announcing_on_a_dead_bridge_is_an_error() {
     in_namespace(async |site: Site| {
         let mut what = Announcement {
             bridge: "br0".into(),
             mac: nic_mac("test", "guest", 0),
-            ipv4: None,
+            address: None,
         };
         ip("link set br0 down");
         let error = site.driver.announce(&what).await.unwrap_err();

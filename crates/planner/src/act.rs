@@ -82,6 +82,18 @@ impl Work<'_> {
         self.push(action, reason);
     }
 
+    pub(crate) fn abandon_save(&mut self, vm: usize, reason: Reason) {
+        let Own::Owned { host, epoch, .. } = self.vms[vm].own else {
+            return;
+        };
+        let action = Action::AbandonSave {
+            vm: self.vms[vm].name.clone(),
+        };
+        let order = OrderKind::Run;
+        self.set_own(vm, Own::Owned { host, epoch, order }, |_| {});
+        self.push(action, reason);
+    }
+
     pub(crate) fn migrate(&mut self, vm: usize, to: usize, reason: Reason) {
         let Own::Owned {
             host,

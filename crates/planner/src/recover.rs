@@ -3,6 +3,7 @@
 //! ```text
 //! owner's ledger closed the epoch ------------> Release (StoppedByOwner)
 //! a proof covers the whole host --------------> Release (that proof)
+//! owner cannot save it, tries used up ---------> AbandonSave: the guest goes on there
 //! owner is up but says nothing of the VM -----> nothing: its agent starts it again, same epoch
 //! owner is silent, nothing proven ------------> nothing: unknown is not dead
 //! ```
@@ -11,6 +12,7 @@
 use crate::work::{Own, Work};
 use quorate_membership::{Evidence, FenceProof, HostHealth};
 use quorate_state::{OrderKind, Reason, StopMode};
+use quorate_types::report::SAVE_TRIES;
 use quorate_types::{Epoch, VmPhase};
 
 pub(crate) fn run(work: &mut Work<'_>) {
@@ -28,7 +30,10 @@ pub(crate) fn run(work: &mut Work<'_>) {
 
 fn recover(work: &mut Work<'_>, vm: usize, host: usize, epoch: Epoch, order: OrderKind) {
     let Some(proof) = work.proof(vm, host, epoch) else {
-        work.note_owner(vm, host, epoch, order);
+        match work.failed_save(vm, host, epoch, order) {
+            Some(reason) => work.abandon_save(vm, reason),
+            None => work.note_owner(vm, host, epoch, order),
+        }
         return;
     };
     let report = work.report(vm, host);
@@ -74,17 +79,55 @@ impl Work<'_> {
             .then(|| wide.clone())
     }
 
+    /// Its owner has given up saving its memory. The policy `quick` allows no stop that loses it, so it goes on there.
+    fn failed_save(
+        &self,
+        vm: usize,
+        host: usize,
+        epoch: Epoch,
+        order: OrderKind,
+    ) -> Option<Reason> {
+        if order != OrderKind::Stop(StopMode::Save) || !self.vms[vm].wanted || !self.hosts[host].up
+        {
+            return None;
+        }
+        let report = self
+            .report(vm, host)
+            .filter(|report| report.epoch == epoch)?;
+        if report.save_failures < SAVE_TRIES || report.phase != VmPhase::Running {
+            return None;
+        }
+        let (vm, name) = (self.vms[vm].name, self.hosts[host].name);
+        let error = report.error.as_deref().unwrap_or("no cause was reported");
+        Some(Reason {
+            summary: format!(
+                "{name} cannot save its memory; mend that, or allow a stop with `migration: cold` in the manifest of {vm}"
+            ),
+            evidence: vec![format!("{name} reports: {error}")],
+            candidates: Vec::new(),
+        })
+    }
+
     /// Notes what an owned VM waits for, if it is not as wanted.
     fn note_owner(&mut self, vm: usize, host: usize, epoch: Epoch, order: OrderKind) {
         if !self.hosts[host].up {
             self.note(vm, |work| work.silent_owner(host));
             return;
         }
-        if order != OrderKind::Run || !self.vms[vm].wanted {
+        let saving = order == OrderKind::Stop(StopMode::Save);
+        if !(saving || order == OrderKind::Run) || !self.vms[vm].wanted {
             return;
         }
         let name = self.hosts[host].name;
         let report = self.report(vm, host).filter(|report| report.epoch == epoch);
+        if saving {
+            let failed = report.filter(|report| report.save_failures > 0);
+            let error = failed.and_then(|report| report.error.as_deref());
+            let error = error.map_or(String::new(), |error| format!(": {error}"));
+            return self.note(vm, |_| {
+                format!("{name} saves its memory for a quick migration{error}")
+            });
+        }
         let Some(report) = report else {
             self.note(vm, |_| {
                 format!("{name} has the order to run it and has not reported it yet")

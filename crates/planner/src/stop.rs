@@ -33,6 +33,11 @@ fn stop(work: &mut Work<'_>, vm: usize) {
             }),
             None => work.stop(vm, StopMode::Graceful, Reason::new(why)),
         },
+        // The move that it was saved for is not wanted any more, and a save that fails would never end it.
+        Own::Owned {
+            order: OrderKind::Stop(StopMode::Save),
+            ..
+        } => work.stop(vm, StopMode::Graceful, Reason::new(why)),
         Own::Owned { host, .. } => {
             let name = work.hosts[host].name;
             work.note(vm, |_| format!("{name} is shutting it down"));

@@ -423,6 +423,7 @@ pub(crate) fn blank(epoch: Epoch) -> VmReport {
         restarts: 0,
         since: Timestamp(0),
         error: None,
+        save_failures: 0,
         migration: None,
         resident: ByteSize(0),
     }

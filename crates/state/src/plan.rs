@@ -146,6 +146,11 @@ pub enum Action {
         /// Which VM.
         vm: VmName,
     },
+    /// The owner could not save its memory for a quick migration: the guest goes on there.
+    AbandonSave {
+        /// Which VM.
+        vm: VmName,
+    },
 }
 
 impl Action {
@@ -159,7 +164,8 @@ impl Action {
             | Self::CancelMigration { vm, .. }
             | Self::FinishMigration { vm, .. }
             | Self::ClearMove { vm, .. }
-            | Self::Forget { vm } => Some(vm),
+            | Self::Forget { vm }
+            | Self::AbandonSave { vm } => Some(vm),
             Self::SetHostMode { .. } => None,
         }
     }
@@ -205,6 +211,9 @@ impl Action {
                 format!("host {host} is now {mode:?}").to_lowercase()
             }
             Self::Forget { vm } => format!("forget {vm}"),
+            Self::AbandonSave { vm } => {
+                format!("quick migration of {vm} failed, it goes on where it is")
+            }
         }
     }
 }

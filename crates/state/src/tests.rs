@@ -391,6 +391,27 @@ fn a_save_that_was_not_ordered_is_not_believed() {
 }
 
 #[test]
+fn a_save_that_failed_gives_the_guest_back_to_its_owner() {
+    let mut world = World::new(&["db"]);
+    world.start("db", 1);
+    let abandon = || vec![Action::AbandonSave { vm: vm("db") }];
+    world.act_refused(abandon());
+    let stop = |mode| vec![Action::Stop { vm: vm("db"), mode }];
+    world.act(stop(StopMode::Save));
+    world.act(abandon());
+    assert!(matches!(
+        world.0.orders_for(&host(1))[&vm("db")],
+        Order::Run {
+            epoch: Epoch(1),
+            ..
+        }
+    ));
+    assert_eq!(world.0.vms[&vm("db")].failed_moves, 1);
+    world.act(stop(StopMode::Graceful));
+    world.act_refused(abandon());
+}
+
+#[test]
 fn a_token_admits_one_host_until_it_expires() {
     let mut world = World::new(&[]);
     world.ok(Command::CreateToken {

@@ -149,6 +149,9 @@ pub struct VmReport {
     /// The last thing that went wrong, as a sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Attempts to save its memory, as ordered, that failed under the present order.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub save_failures: u32,
     /// A migration that this host takes part in, or took part in last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<MigrationReport>,
@@ -156,6 +159,14 @@ pub struct VmReport {
     #[serde(default)]
     pub resident: ByteSize,
 }
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// A host gives an ordered save up after this many failed attempts; the cluster then lets the guest go on there.
+pub const SAVE_TRIES: u32 = 3;
 
 /// Where a quick migration keeps a guest's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

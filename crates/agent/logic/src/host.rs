@@ -165,11 +165,6 @@ impl HostLogic {
         self.applied
     }
 
-    /// Whether orders are acted upon yet.
-    pub fn is_synced(&self) -> bool {
-        self.synced
-    }
-
     fn with(
         &mut self,
         name: &VmName,

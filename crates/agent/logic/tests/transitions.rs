@@ -318,6 +318,60 @@ fn a_save_is_durable_before_it_is_reported() {
 }
 
 #[test]
+fn a_save_that_fails_is_tried_three_times_and_the_guest_goes_on() {
+    let (mut bench, _) = Bench::running(1);
+    bench.order(Some(stop(1, StopMode::Save)));
+    for (n, wait) in [(1, 10), (2, 20), (3, 0)] {
+        let (op, act) = bench.act();
+        assert!(matches!(act, Act::Save { .. }), "{act:?}");
+        bench.event(
+            op,
+            GuestEvent::SaveFailed {
+                detail: "no space".into(),
+            },
+        );
+        let (query, act) = bench.act();
+        assert_eq!(act, Act::Query);
+        bench.event(query, GuestEvent::State(Observed::Running));
+        let report = bench.report();
+        assert_eq!((report.save_failures, report.phase), (n, VmPhase::Running));
+        let error = report.error.unwrap();
+        assert!(
+            error.contains("of 3") && error.contains("no space"),
+            "{error}"
+        );
+        if wait > 0 {
+            bench.held(Millis(wait * 1000 - 1));
+            assert!(bench.acts().is_empty(), "{n}");
+            bench.held(Millis(1));
+        }
+    }
+    bench.held(Millis::secs(600));
+    assert!(bench.acts().is_empty(), "now the cluster decides");
+    bench.order(Some(run(1)));
+    assert_eq!(bench.report().save_failures, 0);
+    bench.order(Some(stop(1, StopMode::Save)));
+    assert!(
+        matches!(bench.act().1, Act::Save { .. }),
+        "another order, another try"
+    );
+}
+
+#[test]
+fn what_has_no_disk_is_not_shut_down_instead_of_saved() {
+    let (mut bench, _) = Bench::running(1);
+    let mut order = stop(1, StopMode::Save);
+    if let quorate_state::Order::Stop { spec, .. } = &mut order {
+        spec.disks.clear();
+    }
+    bench.order(Some(order));
+    assert!(bench.acts().is_empty());
+    let report = bench.report();
+    assert_eq!(report.save_failures, 3);
+    assert!(report.error.unwrap().contains("no disk"));
+}
+
+#[test]
 fn a_ready_check_counts_again_after_each_start() {
     let mut bench = Bench::new();
     let mut spec = spec();

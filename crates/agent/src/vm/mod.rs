@@ -95,6 +95,12 @@ impl Shared {
         Ok(pools.get(&*self.drivers.pools, name, &pool.spec))
     }
 
+    /// VMs that have a process here.
+    pub(crate) fn living(&self) -> Vec<VmName> {
+        let pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
+        pids.keys().cloned().collect()
+    }
+
     pub(crate) fn set_pid(&self, vm: &VmName, pid: Option<i32>) {
         let mut pids = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
         match pid {

@@ -1,13 +1,15 @@
 //! A guard as a real process, guests to kill, and a QMP server that plays QEMU.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod peers;
+
 use quorate_agent::guard::GuardOptions;
 use quorate_agent::guard::client::{GuardClient, GuardConfig, GuardEvent, Registration};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::os::unix::net::UnixDatagram;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -93,8 +95,7 @@ impl Site {
     }
 
     pub async fn guest(&self, vm: &str, qmp: &Path) -> Guest {
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        let guest = Guest { child };
+        let guest = Guest::spawn(&[]);
         self.register(vm, 1, &guest, qmp).await;
         guest
     }
@@ -157,6 +158,19 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// A process that waits for the end of its input, which is the end of this program at the latest: however a
+    /// test ends, nothing is left behind. It has no child, and these words on its command line.
+    pub fn spawn(words: &[&str]) -> Self {
+        let child = Command::new("sh")
+            .args(["-c", "read line", "qemu"])
+            .args(words)
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
     /// The signal that ended it; waits for the end.
     pub async fn signal(&mut self) -> Option<i32> {
         let end = Instant::now() + SOON;

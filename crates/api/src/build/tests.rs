@@ -102,6 +102,7 @@ impl Scene {
             restarts: 0,
             since: Timestamp(5),
             error: None,
+            save_failures: 0,
             migration: None,
             resident: ByteSize(0),
         };

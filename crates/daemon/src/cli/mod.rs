@@ -6,6 +6,7 @@
 //! files; `init`, `join` and `serve` are the daemon's own work.
 
 pub(crate) mod args;
+mod completion;
 mod console;
 mod error;
 mod events;
@@ -90,6 +91,11 @@ pub(crate) fn main() -> ExitCode {
     if arguments.next().is_some_and(|word| word == "guard") {
         return quorate_agent::guard::main(arguments);
     }
+    match completion::answer() {
+        Ok(false) => {}
+        // What was to be completed is nonsense: the shell shows nothing.
+        Ok(true) | Err(_) => return ExitCode::SUCCESS,
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -162,7 +168,8 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         // Ran before there was a runtime.
         Command::Lab(_) | Command::LabTool(_) => Ok(()),
         Command::Completion { shell } => {
-            setup::completion(shell);
+            use std::io::Write as _;
+            std::io::stdout().write_all(&completion::script(shell)?)?;
             Ok(())
         }
         Command::Man { to } => setup::man(to.as_deref()),

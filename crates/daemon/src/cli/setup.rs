@@ -1,4 +1,4 @@
-//! `init`, `join`, `completion` and `man`.
+//! `init`, `join` and `man`.
 
 use super::args::{Cli, InitArgs, JoinArgs, Profile};
 use super::error::CliError;
@@ -93,15 +93,6 @@ fn at(dir: &Path) -> String {
     } else {
         format!(" --dir {}", dir.display())
     }
-}
-
-pub(crate) fn completion(shell: clap_complete::Shell) {
-    clap_complete::generate(
-        shell,
-        &mut Cli::command(),
-        "quorate",
-        &mut std::io::stdout(),
-    );
 }
 
 pub(crate) fn man(to: Option<&Path>) -> Result<(), CliError> {

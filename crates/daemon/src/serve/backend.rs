@@ -108,8 +108,12 @@ impl Backend for Daemon {
         })
     }
 
-    async fn fence(&self, _by: &str, host: &HostName) -> Result<String, ApiError> {
-        self.done(Ask::Fence { host: host.clone() }).await
+    async fn fence(&self, by: &str, host: &HostName) -> Result<String, ApiError> {
+        self.done(Ask::Fence {
+            host: host.clone(),
+            who: by.to_owned(),
+        })
+        .await
     }
 
     async fn confirm_dead(&self, by: &str, host: &HostName) -> Result<String, ApiError> {

@@ -195,6 +195,14 @@ pub(crate) async fn logs(
     )))
 }
 
+/// Waits a moment. Returns whether the reader is still there: a log to which nothing is added for long must not be
+/// polled for ever for somebody who has gone.
+async fn pause(reader: &mut DuplexStream) -> bool {
+    let mut nothing = [0; 1];
+    let gone = tokio::time::timeout(POLL, reader.read(&mut nothing)).await;
+    !matches!(gone, Ok(Ok(0) | Err(_)))
+}
+
 /// Copies what comes until the reader goes away. A guest that moves goes on in another host's log.
 async fn follow(core: &Core, vm: &VmName, mut at: u64, out: &mut DuplexStream) {
     loop {
@@ -206,7 +214,8 @@ async fn follow(core: &Core, vm: &VmName, mut at: u64, out: &mut DuplexStream) {
                     return;
                 }
             }
-            _ => tokio::time::sleep(POLL).await,
+            _ if pause(out).await => {}
+            _ => return,
         }
     }
 }
@@ -254,4 +263,17 @@ pub(crate) async fn console(core: Arc<Core>, vm: VmName) -> Result<Console, ApiE
         copy.abort();
     });
     Ok(Box::new(theirs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reader_that_has_gone_is_noticed_although_nothing_is_written() {
+        let (mut ours, theirs) = tokio::io::duplex(64);
+        assert!(pause(&mut ours).await);
+        drop(theirs);
+        assert!(!pause(&mut ours).await);
+    }
 }

@@ -103,15 +103,16 @@ impl Core {
                 Ok(outcome) => Ok(Answer::Proposed(Ok(outcome))),
                 Err(ProposeFailure::Refused(refusal)) => Ok(Answer::Proposed(Err(refusal))),
                 Err(ProposeFailure::NotDone(why)) => Err(RpcStatus::new(NOT_LEADER, why)),
+                Err(ProposeFailure::TooLarge(why)) => Err(RpcStatus::new(413, why)),
                 Err(ProposeFailure::Unknown(why)) => Err(RpcStatus::new(504, why)),
             },
             Ask::Picture => {
                 let picture = self.controller.picture().ok_or_else(|| self.not_leader())?;
                 Ok(Answer::Picture(Box::new(picture)))
             }
-            Ask::Fence { host } => self
+            Ask::Fence { host, who } => self
                 .controller
-                .fence(host)
+                .fence(host, who)
                 .await
                 .map(Answer::Done)
                 .map_err(refused),
@@ -153,6 +154,7 @@ fn refused_here(status: RpcStatus) -> ApiError {
     match status.code {
         504 => unknown_outcome(status.message),
         404 => ApiError::new(ErrorCode::NotFound, status.message),
+        413 => ApiError::new(ErrorCode::TooLarge, status.message),
         500 => ApiError::new(ErrorCode::Internal, status.message),
         _ => ApiError::new(ErrorCode::Conflict, status.message),
     }

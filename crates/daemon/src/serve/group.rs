@@ -101,6 +101,9 @@ impl Group for RaftGroup {
             Err(error @ (ProposeError::OutcomeUnknown { .. } | ProposeError::Stopped(_))) => {
                 Err(ProposeFailure::Unknown(error.to_string()))
             }
+            Err(error @ ProposeError::TooLarge { .. }) => {
+                Err(ProposeFailure::TooLarge(error.to_string()))
+            }
             Err(error) => Err(ProposeFailure::NotDone(error.to_string())),
         }
     }

@@ -37,9 +37,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tracing::{info, warn};
+
+/// Bound for closing the replicated log; what is acknowledged is on the disk already.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs until a signal or a failure of the replicated log.
 pub(crate) async fn serve(dir: &Path) -> Result<()> {
@@ -100,11 +103,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
 
     tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
-    let factory = quorate_agent::Pools {
-        cluster_id: node.cluster_id.clone(),
-        host: node.host.clone(),
-    };
-    tokio::spawn(pools::prepare(Arc::clone(&core), factory));
+    tokio::spawn(pools::prepare(Arc::clone(&core)));
     let book = address_book(node.node, states, peers, server);
     let api = wiring::serve_api(dir, Arc::clone(&core), stopped);
     sd_notify();
@@ -122,9 +121,26 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     info!("stopping; guests go on");
     // Nobody listens any more if the tasks have ended already.
     let _ = stop.send(true);
+    if outcome.is_ok() {
+        retire_guard(&core).await;
+    }
     core.agent.shutdown().await;
-    consensus.shutdown().await;
+    if tokio::time::timeout(STOP_WITHIN, consensus.shutdown())
+        .await
+        .is_err()
+    {
+        warn!("the replicated log did not close in time: the disk may be stuck");
+    }
     outcome
+}
+
+/// A host without guests needs no guard: with its end the watchdog is disarmed, so that a machine that is being
+/// switched off is not reset by it half-way. With guests the guard goes on.
+async fn retire_guard(core: &Core) {
+    match core.agent.retire_guard().await {
+        Ok(()) => info!("no guest is here: the guard has ended and the watchdog is disarmed"),
+        Err(error) => info!(%error, "the guard goes on"),
+    }
 }
 
 /// Waits for a part to fail, and says why.
@@ -163,11 +179,21 @@ fn sd_notify() {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
-    let result = std::os::unix::net::UnixDatagram::unbound()
-        .and_then(|socket| socket.send_to(b"READY=1", &path));
-    if let Err(error) = result {
+    if let Err(error) = tell_systemd(&path, b"READY=1") {
         warn!(%error, "systemd cannot be told that the service is up");
     }
+}
+
+/// `@name` is a socket without a file, as in containers.
+fn tell_systemd(address: &std::ffi::OsStr, text: &[u8]) -> std::io::Result<()> {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let to = match address.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(address)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(text, &to).map(drop)
 }
 
 /// Keeps the peers' addresses, and the list of removed hosts, in step with the state.
@@ -219,4 +245,26 @@ pub(crate) fn log_to_stderr() {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::UnixDatagram;
+
+    #[test]
+    fn systemd_is_told_at_a_path_and_at_a_name() {
+        let mut buffer = [0; 16];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let at_path = UnixDatagram::bind(&path).unwrap();
+        tell_systemd(path.as_os_str(), b"READY=1").unwrap();
+        assert_eq!(at_path.recv(&mut buffer).unwrap(), 7);
+        let name = format!("quorate-test-{}", std::process::id());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let at_name = UnixDatagram::bind_addr(&address).unwrap();
+        tell_systemd(format!("@{name}").as_ref(), b"READY=1").unwrap();
+        assert_eq!(at_name.recv(&mut buffer).unwrap(), 7);
+    }
 }

@@ -22,7 +22,11 @@ pub(crate) enum Ask {
     /// To the leader: its picture.
     Picture,
     /// To the leader: cut a host's power.
-    Fence { host: HostName },
+    Fence {
+        host: HostName,
+        #[serde(default)]
+        who: String,
+    },
     /// To the leader: an operator's word.
     ConfirmDead { host: HostName, who: String },
     /// To the leader: can the VM be moved, and where to?

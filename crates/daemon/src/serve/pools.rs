@@ -2,7 +2,6 @@
 //! replicated state. From then on a host that finds no identity at the pool's path has not mounted it.
 
 use super::core::Core;
-use quorate_agent::{PoolFactory as _, Pools};
 use quorate_controller::Group as _;
 use quorate_state::{Command, State};
 use quorate_types::{HostName, PoolName};
@@ -12,11 +11,9 @@ use tracing::{info, warn};
 
 /// A pool that could not be prepared is tried again after this.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Longest time that preparing one pool may take.
-const WITHIN: Duration = Duration::from_secs(20);
 
 /// Runs for the life of the daemon.
-pub(crate) async fn prepare(core: Arc<Core>, factory: Pools) {
+pub(crate) async fn prepare(core: Arc<Core>) {
     let mut states = core.states.clone();
     let mut leadership = core.group.leadership();
     loop {
@@ -28,7 +25,7 @@ pub(crate) async fn prepare(core: Arc<Core>, factory: Pools) {
             leader.and_then(|node| state.host_of_node(node)),
             &core.me,
         ) {
-            failed |= !prepare_one(&core, &factory, &state, &pool).await;
+            failed |= !prepare_one(&core, &state, &pool).await;
         }
         let again = async {
             if failed {
@@ -61,17 +58,16 @@ fn duties(state: &State, leader: Option<&HostName>, me: &HostName) -> Vec<PoolNa
         .collect()
 }
 
-async fn prepare_one(core: &Core, factory: &Pools, state: &State, name: &PoolName) -> bool {
+async fn prepare_one(core: &Core, state: &State, name: &PoolName) -> bool {
     let Some(object) = state.pools.get(name) else {
         return true;
     };
-    let pool = factory.open(name, &object.spec);
-    match tokio::time::timeout(WITHIN, pool.define()).await {
-        Ok(Ok(marker)) => {
-            info!(pool = %name, marker = %marker.id, "pool prepared");
+    match core.agent.define_pool(name, &object.spec).await {
+        Ok(marker) => {
+            info!(pool = %name, marker, "pool prepared");
             let command = Command::RecordPoolMarker {
                 pool: name.clone(),
-                marker: marker.id,
+                marker,
             };
             let recorded = core.propose("pools", command).await;
             if let Err(error) = &recorded {
@@ -79,13 +75,46 @@ async fn prepare_one(core: &Core, factory: &Pools, state: &State, name: &PoolNam
             }
             recorded.is_ok()
         }
-        Ok(Err(error)) => {
-            warn!(pool = %name, %error, "the pool cannot be prepared");
+        Err(error) => {
+            warn!(pool = %name, error, "the pool cannot be prepared");
             false
         }
-        Err(_) => {
-            warn!(pool = %name, "the pool does not answer");
-            false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_state::Object;
+    use quorate_types::Revision;
+
+    fn host(name: &str) -> HostName {
+        HostName::new(name).unwrap()
+    }
+
+    #[test]
+    fn exactly_one_host_prepares_a_pool_and_only_once() {
+        let mut state = State::default();
+        for (name, hosts) in [("all", &[][..]), ("some", &["h2", "h3"])] {
+            let spec = serde_json::json!({ "kind": "directory", "path": "/p", "hosts": hosts });
+            let pool = Object {
+                spec: serde_json::from_value(spec).unwrap(),
+                changed: Revision(1),
+            };
+            state.pools.insert(PoolName::new(name).unwrap(), pool);
         }
+        let names = |leader: &str, me: &str| -> Vec<String> {
+            let duties = duties(&state, Some(&host(leader)), &host(me));
+            duties.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names("h1", "h1"), ["all"]);
+        assert_eq!(names("h1", "h2"), ["some"], "the leader does not reach it");
+        assert!(names("h1", "h3").is_empty());
+        assert_eq!(names("h3", "h3"), ["all", "some"]);
+        assert!(names("h3", "h2").is_empty());
+        assert!(duties(&state, None, &host("h1")).is_empty(), "no leader");
+        let marked = state.pools.keys().map(|name| (name.clone(), "m".into()));
+        state.pool_markers = marked.collect();
+        assert!(duties(&state, Some(&host("h3")), &host("h3")).is_empty());
     }
 }

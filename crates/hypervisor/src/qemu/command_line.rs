@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use crate::config::{Boot, DiskConfig, GuestConfig, NicConfig, StartMode};
 
 /// The system calls QEMU may not make: no programs, no privileges, no priorities.
-const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+pub(crate) const SANDBOX: &str =
+    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 /// Name of the guest agent's port, fixed by the agent.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 

@@ -101,6 +101,64 @@ fn each_policy_has_its_way() {
 }
 
 #[test]
+fn a_guest_that_cannot_be_saved_goes_on_and_is_not_tried_at_once_again() {
+    let mut world = world(
+        json!({ "a": { "memory": "64MiB", "migration": "quick" } }),
+        json!({}),
+    );
+    world.put("a", "h1");
+    world.drain("h1");
+    assert_eq!(world.step(), ["save a for a quick migration"]);
+    for (failures, gives_up) in [(1, false), (2, false), (3, true)] {
+        world.says("h1", "a", |report| {
+            report.phase = VmPhase::Running;
+            report.closed = quorate_types::Epoch(0);
+            report.saved = None;
+            report.save_failures = failures;
+            report.error = Some("the pool is full".into());
+        });
+        assert_eq!(!world.words().is_empty(), gives_up, "{failures}");
+        if !gives_up {
+            let said = waiting(&world.input()).remove(&vm("a")).unwrap();
+            assert!(said.contains("the pool is full"), "{said}");
+        }
+    }
+    let planned = crate::plan(&world.input()).actions.remove(0);
+    assert!(planned.reason.summary.contains("migration: cold"));
+    assert!(planned.reason.evidence[0].contains("the pool is full"));
+    let words = world.step();
+    assert_eq!(
+        words,
+        ["quick migration of a failed, it goes on where it is"]
+    );
+    world.says("h1", "a", |report| report.save_failures = 0);
+    assert!(world.words().is_empty(), "right after the failure");
+    let said = waiting(&world.input()).remove(&vm("a")).unwrap();
+    assert!(said.contains("the next try is in"), "{said}");
+    world.pass(Millis::secs(6));
+    assert_eq!(world.step(), ["save a for a quick migration"]);
+}
+
+#[test]
+fn a_guest_that_is_being_saved_in_vain_can_be_stopped() {
+    let mut world = world(
+        json!({ "a": { "memory": "64MiB", "migration": "quick" } }),
+        json!({}),
+    );
+    world.put("a", "h1");
+    world.drain("h1");
+    assert_eq!(world.step(), ["save a for a quick migration"]);
+    world.says("h1", "a", |report| {
+        report.phase = VmPhase::Running;
+        report.closed = quorate_types::Epoch(0);
+        report.saved = None;
+        report.save_failures = 3;
+    });
+    world.power("a", quorate_types::spec::Power::Stopped);
+    assert_eq!(world.words(), ["shut a down"]);
+}
+
+#[test]
 fn nothing_is_stopped_for_a_move_that_has_no_target() {
     let mut world = world(
         json!({ "a": { "memory": "64MiB", "migration": "cold", "hosts": ["h1"] } }),

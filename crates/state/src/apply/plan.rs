@@ -55,6 +55,7 @@ fn step(change: &mut Change<'_>, planned: &PlannedAction) -> Result<(), Refusal>
                 EventKind::Refused
             }
         }
+        Action::AbandonSave { vm } => abandon_save(change, action, vm)?,
         Action::SetHostMode { host, mode } => {
             // Within a plan the mode only follows what the plan already saw: no staleness of itself.
             let topology = change.state.topology_changed;
@@ -212,6 +213,28 @@ fn stop(
         }
     }
     Ok(EventKind::Stop)
+}
+
+/// The guest was never ended: it goes on under the same epoch, and that its move failed is remembered.
+fn abandon_save(
+    change: &mut Change<'_>,
+    action: &Action,
+    vm: &VmName,
+) -> Result<EventKind, Refusal> {
+    let record = vm_mut(change, vm)?;
+    if !record.wanted() {
+        return Err(refuse(action, "it shall not run"));
+    }
+    match &mut record.ownership {
+        Ownership::Owned { order, .. } if *order == OrderKind::Stop(StopMode::Save) => {
+            *order = OrderKind::Run;
+        }
+        _ => return Err(refuse(action, "it is not being saved")),
+    }
+    record.failed_moves = record.failed_moves.saturating_add(1);
+    // As with a failed live migration: the operator's wish is answered with the reason.
+    record.move_request = None;
+    Ok(EventKind::Migration)
 }
 
 fn migrate(

@@ -4,6 +4,7 @@
 use super::*;
 use quorate_state::{GuestAbi, StopMode};
 use quorate_types::VmSpec;
+use quorate_types::report::SAVE_TRIES;
 
 /// Rounds of one drive; each changes the stage, and no path is longer.
 const ROUNDS: u32 = 8;
@@ -134,7 +135,7 @@ impl VmMachine {
                 start,
             } => {
                 self.stop = None;
-                self.save_at = None;
+                self.forget_save();
                 let epoch = order.map_or(Epoch(0), Order::epoch);
                 if self.stage == Stage::Absent {
                     if start {
@@ -155,7 +156,7 @@ impl VmMachine {
                 spec,
             } => {
                 self.stop = None;
-                self.save_at = None;
+                self.forget_save();
                 self.drive_send(cx, &entry, id, to, cancel, spec);
             }
             Wanted::Receive {
@@ -274,6 +275,7 @@ impl VmMachine {
         self.noticed = false;
         self.doomed = None;
         self.saved = None;
+        self.forget_save();
         self.stop = None;
         self.thaw_failures = 0;
         self.started_at = cx.now;
@@ -338,7 +340,10 @@ impl VmMachine {
         }
         match mode {
             StopMode::Save => self.drive_save(cx, epoch, spec),
-            _ => self.drive_shutdown(cx, spec, done()),
+            _ => {
+                self.forget_save();
+                self.drive_shutdown(cx, spec, done());
+            }
         }
     }
 
@@ -376,9 +381,16 @@ impl VmMachine {
     }
 
     fn drive_save(&mut self, cx: &mut Ctx<'_>, epoch: Epoch, spec: &VmSpec) {
+        if self.save_failures >= SAVE_TRIES {
+            // The cluster decides what follows. Only the guest's pauses are still seen to.
+            if let Stage::Paused { .. } = self.stage {
+                self.drive_run(cx, spec);
+            }
+            return;
+        }
         let Some(disk) = spec.disks.first() else {
-            self.set_error("it has no disk, so there is no pool to save its memory to");
-            return self.drive_shutdown(cx, spec, "it was shut down: it cannot be saved".into());
+            self.save_failures = SAVE_TRIES;
+            return self.set_error("it has no disk, so there is no pool to save its memory to");
         };
         match &self.stage {
             Stage::Running if self.save_at.is_none_or(|at| cx.now >= at) => {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::input::{Exit, GuestEvent};
 use crate::ledger::LedgerRecord;
+use quorate_types::report::SAVE_TRIES;
 
 impl VmMachine {
     pub(crate) fn on_event(&mut self, cx: &mut Ctx<'_>, token: Token, event: GuestEvent) {
@@ -319,8 +320,13 @@ impl VmMachine {
                 self.kill(cx, Some("its memory was saved as ordered".into()));
             }
             (GuestEvent::SaveFailed { detail }, Stage::Saving { op, .. }) if *op == token => {
-                self.set_error(detail);
-                self.save_at = Some(cx.now.plus(SAVE_AGAIN));
+                self.save_failures += 1;
+                let n = self.save_failures;
+                self.set_error(format!(
+                    "its memory could not be saved (attempt {n} of {SAVE_TRIES}): {detail}"
+                ));
+                let wait = Millis(SAVE_AGAIN.0 << (n - 1).min(SAVE_TRIES));
+                self.save_at = (n < SAVE_TRIES).then(|| cx.now.plus(wait));
                 self.observed(cx, Observed::Unknown);
             }
             (event, Stage::Thawing { op }) if *op == token => self.on_thaw(cx, event),

@@ -69,7 +69,7 @@ const REFUSED_AGAIN: Millis = Millis(100);
 const IO_AGAIN: Millis = Millis(5_000);
 /// The power button is pressed again after this: a guest that boots misses the first press.
 const PRESS_AGAIN: Millis = Millis(5_000);
-/// A failed save is tried again after this.
+/// A failed save is tried again after this; the wait doubles.
 const SAVE_AGAIN: Millis = Millis(10_000);
 /// The target of a migration is asked again after this.
 const ASK_AGAIN: Millis = Millis(100);
@@ -234,6 +234,8 @@ pub(crate) struct VmMachine {
     migration: Option<MigrationReport>,
     stop: Option<StopProgress>,
     save_at: Option<Instant>,
+    /// Failed saves under the present order.
+    save_failures: u32,
     /// The epoch is to be closed when the process is gone; why.
     doomed: Option<String>,
     saved: Option<SavedState>,
@@ -270,6 +272,7 @@ impl VmMachine {
             migration: None,
             stop: None,
             save_at: None,
+            save_failures: 0,
             doomed: None,
             saved: None,
             asking: None,
@@ -322,6 +325,13 @@ impl VmMachine {
             act,
         });
         token
+    }
+
+    /// The order is not to save it, or not any more.
+    fn forget_save(&mut self) {
+        self.save_at = None;
+        self.dirty |= self.save_failures > 0;
+        self.save_failures = 0;
     }
 
     fn set_error(&mut self, text: impl Into<String>) {

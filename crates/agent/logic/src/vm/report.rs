@@ -34,6 +34,7 @@ impl VmMachine {
             restarts: self.restarts,
             since: Timestamp(since),
             error: self.error.clone(),
+            save_failures: self.save_failures,
             migration: self.migration.clone(),
             resident: ByteSize(0),
         }

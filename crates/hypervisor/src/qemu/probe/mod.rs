@@ -17,6 +17,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::command_line::SANDBOX;
 use super::qmp::{QmpClient, QmpError};
 use crate::config::Accel;
 use crate::error::HypervisorError;
@@ -78,7 +79,7 @@ pub struct HostFacts {
     pub machines: Vec<MachineType>,
     /// The CPU models, under that accelerator.
     pub cpu_models: Vec<CpuModel>,
-    /// System calls can be confined.
+    /// System calls can be confined, in the way guests are.
     pub sandbox: bool,
     /// A frozen guest can give up its disks (`blockdev-set-active`).
     pub releases_disks: bool,
@@ -218,7 +219,12 @@ impl Asked {
             .args(["-accel", accel.as_str()])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.path_escaped()))
-            .args(sandbox.then_some(["-sandbox", "on"]).into_iter().flatten())
+            .args(
+                sandbox
+                    .then_some(["-sandbox", SANDBOX])
+                    .into_iter()
+                    .flatten(),
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,5 +1,7 @@
-//! The leader's volatile picture: lease table and newest reports, shared between the heartbeat
-//! handler and the controller's loop. Locked for microseconds, never across an await.
+//! The leader's volatile picture of one term: lease table, newest reports, seals.
+//!
+//! In the daemon the heartbeat handler and the controller's loop share it under a lock that is held for microseconds,
+//! never across an await.
 
 use crate::wire::{HeartbeatReply, HeartbeatRequest};
 use quorate_membership::{Heartbeat, Instant, LeaseTable};
@@ -9,20 +11,27 @@ use quorate_types::{HostName, HostReport, Millis};
 use std::collections::BTreeMap;
 
 /// What one leader knows in one term.
-pub(crate) struct Leases {
-    pub(crate) term: u64,
-    pub(crate) elected: Instant,
-    pub(crate) table: LeaseTable,
-    pub(crate) reports: BTreeMap<HostName, HostReport>,
-    pub(crate) memory: Memory,
+pub struct Leases {
+    /// The term.
+    pub term: u64,
+    /// When this host was elected.
+    pub elected: Instant,
+    /// Leases as the leader counts them.
+    pub table: LeaseTable,
+    /// Newest report of each host.
+    pub reports: BTreeMap<HostName, HostReport>,
+    /// What the planner remembers between two rounds.
+    pub memory: Memory,
     /// Since when a host is sealed; sealed for good only as long as a commit is under way.
-    pub(crate) sealed_at: BTreeMap<HostName, Instant>,
+    pub sealed_at: BTreeMap<HostName, Instant>,
     /// A commit's outcome is not known: seals stay until a later one has been applied.
-    pub(crate) uncertain: bool,
+    pub uncertain: bool,
 }
 
 impl Leases {
-    pub(crate) fn new(term: u64, state: &State, now: Instant) -> Self {
+    /// An empty picture: every host has been heard at the election, and has no lease from this leader.
+    #[must_use]
+    pub fn new(term: u64, state: &State, now: Instant) -> Self {
         let settings = state.settings();
         let mut table = LeaseTable::new(&settings, now);
         table.configure(&settings, state.hosts.keys(), now);
@@ -38,7 +47,7 @@ impl Leases {
     }
 
     /// A heartbeat was received. Returns the answer and whether the picture changed.
-    pub(crate) fn heartbeat(
+    pub fn heartbeat(
         &mut self,
         request: HeartbeatRequest,
         state: &State,
@@ -120,7 +129,8 @@ impl Leases {
     }
 
     /// Hosts whose armed state differs from what is recorded, from their newest reports.
-    pub(crate) fn armed_changes(&self, state: &State) -> Vec<(HostName, Option<Millis>)> {
+    #[must_use]
+    pub fn armed_changes(&self, state: &State) -> Vec<(HostName, Option<Millis>)> {
         let differs = |(name, report): (&HostName, &HostReport)| {
             let armed = report
                 .guard_armed
@@ -136,7 +146,7 @@ impl Leases {
     /// Lets sealed hosts have leases again once nothing can hang on their proofs any more. Returns them:
     /// whatever was proven about them is of no use from now on.
     #[must_use]
-    pub(crate) fn unseal_settled(
+    pub fn unseal_settled(
         &mut self,
         state: &State,
         now: Instant,
@@ -168,7 +178,8 @@ impl Leases {
     }
 
     /// Every live host has had the time to be heard.
-    pub(crate) fn settled(&self, state: &State, now: Instant) -> bool {
+    #[must_use]
+    pub fn settled(&self, state: &State, now: Instant) -> bool {
         state.hosts.keys().all(|host| {
             self.reports.contains_key(host) || now > self.elected.plus(self.table.bound(host))
         })
@@ -176,7 +187,8 @@ impl Leases {
 }
 
 /// Whether a host owns, or may have, any VM.
-pub(crate) fn owns_something(state: &State, host: &HostName) -> bool {
+#[must_use]
+pub fn owns_something(state: &State, host: &HostName) -> bool {
     state
         .vms
         .values()

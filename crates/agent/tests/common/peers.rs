@@ -1,0 +1,38 @@
+//! Hosts that ask each other's agents without a network.
+
+use async_trait::async_trait;
+use quorate_agent::{AgentHandle, PeerAsk};
+use quorate_agent_logic::TargetSays;
+use quorate_types::{HostName, MigrationId, VmName};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// Peers in one process.
+#[derive(Default, Clone)]
+pub struct Peers(pub Arc<Mutex<BTreeMap<HostName, AgentHandle>>>);
+
+impl Peers {
+    pub fn get(&self, host: &HostName) -> Option<AgentHandle> {
+        self.0.lock().unwrap().get(host).cloned()
+    }
+}
+
+#[async_trait]
+impl PeerAsk for Peers {
+    async fn ask_incoming(
+        &self,
+        to: HostName,
+        vm: VmName,
+        id: MigrationId,
+        ready: bool,
+    ) -> Result<String, String> {
+        let agent = self.get(&to).ok_or("unreachable")?;
+        agent.incoming_address(vm, id, ready).await
+    }
+    async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
+        match self.get(&to) {
+            Some(agent) => agent.outcome(vm, id).await,
+            None => TargetSays::Unknown,
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What a leader knows and decides beside the planner: leases and reports, seals, voters, when to fence again.
+//!
+//! ```text
+//!   heartbeat --> Leases --> grant            Leases --> proofs, health --> planner (pure too)
+//!                                             GroupMembers + Leases --> next_change --> voters
+//! ```
+//! Owns: the leader's volatile picture of one term, and the heartbeat's wire format. Always holds: every decision is a
+//! function of its arguments, so the daemon's controller and the simulator run the very same code. Must not: know
+//! a clock, a task or the network; the shell around it is `quorate-controller`.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod leases;
+mod retry;
+mod voters;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use leases::{Leases, owns_something};
+pub use retry::fence_again_after;
+pub use voters::{Change, GroupMembers, next_change};
+pub use wire::{HeartbeatReply, HeartbeatRequest};

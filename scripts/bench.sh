@@ -1,0 +1,30 @@
+#!/bin/sh
+# Measures what README names. Each measurement prints a table and writes $QUORATE_BENCH_DIR/NAME.json.
+# BENCH="consensus planner" runs only those.
+set -u
+
+cd "$(dirname "$0")/.." || exit 1
+PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+QUORATE_BENCH_DIR=${QUORATE_BENCH_DIR:-$PWD/target/bench}
+export PATH QUORATE_BENCH_DIR
+failed=0
+
+bench() {
+    name=$1
+    shift
+    case " ${BENCH:-$name} " in *" $name "*) ;; *) return 0 ;; esac
+    echo "bench $name: $*"
+    "$@" || { echo "bench $name: FAILED"; failed=1; }
+}
+
+lab() {
+    cargo test --quiet --locked -p quorate-daemon --test lab -- --test-threads=1 --nocapture "$1"
+}
+
+bench planner cargo test --quiet --locked --release -p quorate-planner speed -- --ignored --nocapture
+bench consensus cargo test --quiet --locked --release -p quorate-consensus --test throughput -- --ignored --nocapture
+bench failover lab t01_failover
+bench migration lab a_blackout_is_hardly_longer
+bench memory lab t11_memory
+ls -l "$QUORATE_BENCH_DIR"/*.json
+exit $failed

@@ -465,7 +465,13 @@ impl Loop {
             memory: &leases.memory,
             settled,
         };
-        let plan = quorate_planner::plan(&input);
+        // Code of its own looks at every plan before it is committed; what would break a promise is
+        // left out, and people are told.
+        let (plan, broken) = quorate_planner::checked(&input, quorate_planner::plan(&input));
+        for violation in broken {
+            tracing::error!(%violation, "a planned action was held back");
+            problems.push(format!("a planned action was held back: {violation}"));
+        }
         let waiting = quorate_planner::waiting(&input);
         let armed = leases.armed_changes(state);
         let uncertain = leases.uncertain;

@@ -7,6 +7,9 @@ use super::site::{Body, HostId, Role, Strategy, UnitId};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Most units whose needs are summed up because they must share a host.
+const MAX_TOGETHER: usize = 1_000;
+
 impl Placing<'_> {
     /// Decides every unit.
     pub(super) fn assign_all(&mut self) {
@@ -304,6 +307,9 @@ impl Placing<'_> {
     fn gather_together(&self, unit: UnitId, origin: UnitId, found: &mut BTreeSet<UnitId>) {
         let mut open = vec![unit];
         while let Some(unit) = open.pop() {
+            if found.len() >= MAX_TOGETHER {
+                return;
+            }
             if let Some(group) = self.site.group(unit)
                 && group.colocated
             {

@@ -185,10 +185,13 @@ impl Placing<'_> {
         direction: Direction,
         active: bool,
     ) {
-        if self.merging[source] || self.depth >= MAX_CHAIN || self.merges_left == 0 {
+        let scores = self.site.hosts.len() as u64 + 16;
+        let spent = self.merges_left == 0 || self.scores_left < scores;
+        if self.merging[source] || self.depth >= MAX_CHAIN || spent {
             return;
         }
         self.merges_left -= 1;
+        self.scores_left -= scores;
         self.merging[source] = true;
         self.depth += 1;
         if let Some(group) = self.site.group(source) {

@@ -12,7 +12,10 @@ use std::cmp::Ordering;
 pub(super) const MAX_CHAIN: u32 = 400;
 
 /// How many steps one weighing of others' wishes may take.
-pub(super) const MAX_MERGES: u32 = 20_000;
+pub(super) const MAX_MERGES: u32 = 5_000;
+
+/// How many scores all weighings together may touch. Ordinary sites need a thousandth of it.
+const MAX_SCORES: u64 = 400_000_000;
 
 /// Scores of one unit by host; `None` where it may not run at all.
 pub(super) type Table = Vec<Option<Score>>;
@@ -40,6 +43,7 @@ pub(super) struct Placing<'a> {
     pub(super) next: Vec<Option<Role>>,
     pub(super) depth: u32,
     pub(super) merges_left: u32,
+    pub(super) scores_left: u64,
 }
 
 impl<'a> Placing<'a> {
@@ -75,6 +79,7 @@ impl<'a> Placing<'a> {
             next: vec![None; units],
             depth: 0,
             merges_left: MAX_MERGES,
+            scores_left: MAX_SCORES,
         };
         placing.fill();
         placing.apply_wishes();

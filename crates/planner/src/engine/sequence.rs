@@ -67,6 +67,18 @@ struct Steps<'a, 'b> {
     steps: Vec<Option<Step>>,
 }
 
+/// What arrivals had better wait for.
+struct Wishes {
+    /// Room is scarce: a host is left by all that leave before anything arrives.
+    tight: bool,
+    /// The steps by which units leave hosts.
+    leaving: BTreeMap<(UnitId, HostId), usize>,
+    /// How many are still to leave each host.
+    left: BTreeMap<HostId, usize>,
+    /// Per step: those of units that must not meet its unit.
+    clashes: Vec<Vec<usize>>,
+}
+
 impl<'a, 'b> Steps<'a, 'b> {
     fn new(placing: &'a Placing<'b>, made: &'a Made) -> Self {
         let graph = &made.graph;
@@ -169,9 +181,14 @@ impl<'a, 'b> Steps<'a, 'b> {
         before
     }
 
-    /// Steps that had better come first: leaving before arriving where the two would clash.
-    fn wishes(&self) -> Vec<BTreeSet<usize>> {
-        let mut leaving: BTreeMap<HostId, Vec<(usize, UnitId)>> = BTreeMap::new();
+    /// What arrivals had better wait for: leaving where the two would clash.
+    fn wishes(&self) -> Wishes {
+        let mut wishes = Wishes {
+            tight: self.placing.site.rules.strategy != Strategy::Spread,
+            leaving: BTreeMap::new(),
+            left: BTreeMap::new(),
+            clashes: vec![Vec::new(); self.steps.len()],
+        };
         for (node, step) in self.steps.iter().enumerate() {
             if let Some(
                 Step::Stop { unit, host }
@@ -180,40 +197,51 @@ impl<'a, 'b> Steps<'a, 'b> {
                 },
             ) = step
             {
-                leaving.entry(*host).or_default().push((node, *unit));
+                wishes.leaving.insert((*unit, *host), node);
+                *wishes.left.entry(*host).or_default() += 1;
             }
         }
-        let mut wishes = vec![BTreeSet::new(); self.steps.len()];
         for (node, step) in self.steps.iter().enumerate() {
-            let (unit, host) = match step {
-                Some(Step::Start { unit, host } | Step::Migrate { unit, to: host, .. }) => {
-                    (*unit, *host)
-                }
-                _ => continue,
-            };
-            let tight = self.placing.site.rules.strategy != Strategy::Spread;
-            for (other, leaver) in leaving.get(&host).into_iter().flatten() {
-                if *leaver != unit && (tight || self.clash(unit, *leaver)) {
-                    wishes[node].insert(*other);
-                }
+            if let Some(Step::Start { unit, host } | Step::Migrate { unit, to: host, .. }) = step {
+                wishes.clashes[node] = self
+                    .repelled_by(*unit)
+                    .filter_map(|other| wishes.leaving.get(&(other, *host)).copied())
+                    .collect();
             }
         }
         wishes
     }
 
-    fn clash(&self, one: UnitId, other: UnitId) -> bool {
-        let rules = self.placing.this_with[one]
-            .iter()
-            .chain(&self.placing.with_this[one]);
-        rules.into_iter().any(|rule| {
-            let rule = &self.placing.together[*rule];
-            rule.score <= -INFINITY && (rule.dependent == other || rule.primary == other)
-        })
+    /// Units that must not meet this one.
+    fn repelled_by(&self, unit: UnitId) -> impl Iterator<Item = UnitId> {
+        let own = self.placing.this_with[unit].iter();
+        own.chain(&self.placing.with_this[unit])
+            .filter_map(move |rule| {
+                let rule = &self.placing.together[*rule];
+                let other = match rule.dependent == unit {
+                    true => rule.primary,
+                    false => rule.dependent,
+                };
+                (rule.score <= -INFINITY).then_some(other)
+            })
+    }
+
+    /// Whether nothing is left that this step had better wait for.
+    fn is_free(&self, node: usize, wishes: &Wishes, open: &BTreeSet<usize>) -> bool {
+        let (Some(Step::Start { unit, host }) | Some(Step::Migrate { unit, to: host, .. })) =
+            &self.steps[node]
+        else {
+            return true;
+        };
+        let own = wishes.leaving.get(&(*unit, *host));
+        let own = usize::from(own.is_some_and(|node| open.contains(node)));
+        let left = wishes.left.get(host).copied().unwrap_or(0);
+        (!wishes.tight || left <= own) && wishes.clashes[node].iter().all(|n| !open.contains(n))
     }
 
     fn sort(&self) -> Vec<Step> {
         let mut before = self.edges();
-        let wishes = self.wishes();
+        let mut wishes = self.wishes();
         let mut after = vec![Vec::new(); self.steps.len()];
         for (then, firsts) in before.iter().enumerate() {
             for first in firsts {
@@ -228,15 +256,19 @@ impl<'a, 'b> Steps<'a, 'b> {
             .collect();
         let mut order = Vec::new();
         while let Some(first) = open.first().copied() {
-            let free = |(_, node): &&((u8, usize), usize)| {
-                wishes[*node].iter().all(|other| !open.contains(other))
-            };
+            let free = |(_, node): &&((u8, usize), usize)| self.is_free(*node, &wishes, &open);
             let next = ready.iter().find(free).or_else(|| ready.first()).copied();
             // Nothing is ready: the rules go round in a circle. Begin somewhere.
             let node = next.map_or(first, |(_, node)| node);
             ready.remove(&(rank(node), node));
             open.remove(&node);
             order.extend(self.steps[node]);
+            if let Some(Step::Stop { host, .. } | Step::Migrate { from: host, .. }) =
+                self.steps[node]
+                && let Some(left) = wishes.left.get_mut(&host)
+            {
+                *left -= 1;
+            }
             for then in &after[node] {
                 before[*then].remove(&node);
                 if before[*then].is_empty() && open.contains(then) {

@@ -555,10 +555,7 @@ impl<'a> Telling<'a> {
     }
 
     pub(super) fn named(&self, name: &str) -> Option<usize> {
-        let hosts = &self.judged.hosts;
-        hosts
-            .iter()
-            .position(|host| host.name.eq_ignore_ascii_case(name))
+        self.judged.host_named(name)
     }
 }
 

@@ -61,8 +61,9 @@ pub(super) fn judge(cib: &Cib, options: &Options, now: i64) -> Vec<HostNow> {
             }
         })
         .collect();
+    let finder = Finder::new(&hosts);
     for state in &cib.states {
-        let Some(at) = find(&hosts, state) else {
+        let Some(at) = finder.find(state) else {
             continue;
         };
         Judge {
@@ -93,17 +94,33 @@ pub(super) fn judge(cib: &Cib, options: &Options, now: i64) -> Vec<HostNow> {
     hosts
 }
 
-/// The host that a state is about.
-pub(super) fn find(hosts: &[HostNow], state: &NodeState) -> Option<usize> {
-    let by_id = hosts
-        .iter()
-        .position(|host| host.id.eq_ignore_ascii_case(&state.id));
-    by_id.or_else(|| {
-        let name = state.name.as_ref()?;
-        hosts
-            .iter()
-            .position(|host| host.name.eq_ignore_ascii_case(name))
-    })
+/// Finds the host that a state is about.
+pub(super) struct Finder {
+    ids: BTreeMap<String, usize>,
+    names: BTreeMap<String, usize>,
+}
+
+impl Finder {
+    pub(super) fn new(hosts: &[HostNow]) -> Self {
+        let mut finder = Self {
+            ids: BTreeMap::new(),
+            names: BTreeMap::new(),
+        };
+        for (at, host) in hosts.iter().enumerate() {
+            finder.ids.entry(host.id.to_lowercase()).or_insert(at);
+            finder.names.entry(host.name.to_lowercase()).or_insert(at);
+        }
+        finder
+    }
+
+    pub(super) fn find(&self, state: &NodeState) -> Option<usize> {
+        let by_id = self.ids.get(&state.id.to_lowercase()).copied();
+        by_id.or_else(|| {
+            self.names
+                .get(&state.name.as_ref()?.to_lowercase())
+                .copied()
+        })
+    }
 }
 
 struct Judge<'a> {

@@ -13,6 +13,7 @@ pub(super) use options::{NoQuorum, Options};
 pub(super) use things::{GroupNow, Thing};
 
 use super::model::{Cib, Event};
+use super::read::MAX_SCORES;
 use history::Telling;
 use std::collections::BTreeMap;
 use things::Maker;
@@ -27,6 +28,9 @@ pub(super) struct Judged {
     pub(super) now: i64,
     pub(super) has_fence_device: bool,
     pub(super) quorate: bool,
+    /// Places of the histories of each host and resource.
+    histories: BTreeMap<(usize, String), Vec<(usize, usize)>>,
+    names: BTreeMap<String, usize>,
 }
 
 impl Judged {
@@ -49,7 +53,10 @@ impl Judged {
             groups,
             now,
             quorate: cib.has_quorum,
+            histories: BTreeMap::new(),
+            names: BTreeMap::new(),
         };
+        judged.index(cib);
         judged.tell(cib);
         judged.ban_after_failures();
         judged
@@ -62,6 +69,26 @@ impl Judged {
             && (self.quorate || self.options.no_quorum == NoQuorum::Ignore || self.hosts[host].up)
     }
 
+    fn index(&mut self, cib: &Cib) {
+        for (at, host) in self.hosts.iter().enumerate() {
+            self.names.entry(host.name.to_lowercase()).or_insert(at);
+        }
+        for (state_at, state) in cib.states.iter().enumerate() {
+            let Some(host) = state.name.as_ref().and_then(|name| self.host_named(name)) else {
+                continue;
+            };
+            for (at, history) in state.histories.iter().enumerate() {
+                let key = (host, history.resource.clone());
+                self.histories.entry(key).or_default().push((state_at, at));
+            }
+        }
+    }
+
+    /// The host with a name.
+    pub(super) fn host_named(&self, name: &str) -> Option<usize> {
+        self.names.get(&name.to_lowercase()).copied()
+    }
+
     /// Reads the histories of all hosts: first of those that are up.
     fn tell(&mut self, cib: &Cib) {
         let mut index: BTreeMap<String, usize> = BTreeMap::new();
@@ -69,12 +96,13 @@ impl Judged {
             index.entry(thing.id.clone()).or_insert(at);
         }
         let mut told = vec![false; self.hosts.len()];
+        let finder = hosts::Finder::new(&self.hosts);
         for up_only in [true, false] {
             if !up_only && !self.options.fencing {
                 break;
             }
             for state in &cib.states {
-                let Some(host) = hosts::find(&self.hosts, state) else {
+                let Some(host) = finder.find(state) else {
                     continue;
                 };
                 let wait = up_only && !self.options.fencing && !self.hosts[host].up;
@@ -89,7 +117,7 @@ impl Judged {
                     let thing = match index.get(&history.resource) {
                         Some(thing) => *thing,
                         // It may belong to what is not understood.
-                        None if !cib.unsupported.is_empty() => continue,
+                        None if !cib.unsupported.is_empty() || self.is_full() => continue,
                         None => {
                             let thing = self.remember(cib, history);
                             index.insert(history.resource.clone(), thing);
@@ -111,6 +139,11 @@ impl Judged {
             now: self.now,
         };
         maker.copy(clone)
+    }
+
+    /// No more resources can be remembered than there may be scores.
+    fn is_full(&self) -> bool {
+        self.things.len().saturating_mul(self.hosts.len()) > MAX_SCORES
     }
 
     /// A resource that was removed from the configuration but may still run.
@@ -136,12 +169,9 @@ impl Judged {
 
 /// The events of a resource on a host.
 fn events_of<'a>(cib: &'a Cib, judged: &Judged, resource: &str, host: usize) -> Vec<&'a Event> {
-    let name = &judged.hosts[host].name;
-    cib.states
-        .iter()
-        .filter(|state| state.name.as_ref() == Some(name))
-        .flat_map(|state| &state.histories)
-        .filter(|history| history.resource == resource)
-        .flat_map(|history| &history.events)
+    let key = (host, resource.to_owned());
+    let places = judged.histories.get(&key).into_iter().flatten();
+    places
+        .flat_map(|(state, history)| &cib.states[*state].histories[*history].events)
         .collect()
 }

@@ -4,6 +4,7 @@ use super::super::model::{AttributeSet, Condition, Node as HostNode, Rule};
 use super::super::values;
 use super::{Reader, all_attributes, child, children, named, owned};
 use roxmltree::Node;
+use std::collections::BTreeSet;
 
 impl<'a> Reader<'a> {
     /// The sets of a kind below an element.
@@ -117,6 +118,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn nodes(&mut self, section: Node<'a, 'a>) {
+        let mut names = BTreeSet::new();
         for node in named(section, "node") {
             let Some(id) = self.id(node) else { continue };
             if matches!(node.attribute("type"), Some("remote")) {
@@ -133,7 +135,7 @@ impl<'a> Reader<'a> {
                 attributes: self.sets(node, "instance_attributes"),
                 utilization: self.sets(node, "utilization"),
             };
-            if self.cib.nodes.iter().any(|other| other.name == read.name) {
+            if !names.insert(read.name.clone()) {
                 let message = format!("node \"{}\" is there twice", read.name);
                 self.error(node, message, "remove one of the two <node> elements");
                 continue;

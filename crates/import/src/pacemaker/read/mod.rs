@@ -9,12 +9,15 @@ mod resources;
 mod status;
 
 use super::guard;
-use super::model::Cib;
+use super::model::{Cib, Resource};
 use super::values;
 use crate::{Place, Problem, Problems};
 use quorate_planner::engine::Score;
 use roxmltree::{Document, Node, ParsingOptions};
 use std::collections::BTreeMap;
+
+/// Most resources times nodes.
+pub(super) const MAX_SCORES: usize = 25_000_000;
 
 /// Most warnings that are kept; what more there is changes nothing for the reader.
 const MAX_WARNINGS: usize = 500;
@@ -148,8 +151,24 @@ impl<'a> Reader<'a> {
             return;
         };
         self.configuration(configuration);
+        self.size(configuration);
         if let Some(status) = child(root, "status") {
             self.status(status);
+        }
+    }
+
+    /// Every resource has a score for every host: that has a bound, too.
+    fn size(&mut self, configuration: Node<'a, 'a>) {
+        let members = |resource: &Resource| match resource {
+            Resource::Primitive(_) => 1,
+            Resource::Group(group) => group.members.len(),
+        };
+        let resources: usize = self.cib.resources.iter().map(members).sum();
+        let nodes = self.cib.nodes.len();
+        if resources.saturating_mul(nodes) > MAX_SCORES {
+            let message = format!("{resources} resources on {nodes} nodes are too many");
+            let hint = format!("their product may be {MAX_SCORES} at most");
+            self.error(configuration, message, &hint);
         }
     }
 

@@ -33,11 +33,14 @@ pub(super) struct Question {
 /// Makes the question.
 pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
     let mut builder = Builder {
+        judgements: 0,
+        too_many: None,
         cib,
         judged,
         site: Site::default(),
         things: Vec::new(),
         names: BTreeMap::new(),
+        of_template: BTreeMap::new(),
         dimensions: Vec::new(),
         labels: Vec::new(),
         warnings: Vec::new(),
@@ -50,9 +53,11 @@ pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
     builder.dimensions();
     builder.hosts();
     builder.units();
+    builder.templates();
     builder.wish_for_health();
     builder.constraints();
     builder.fill_labels();
+    let too_many = builder.too_many;
     let mut question = Question {
         site: builder.site,
         things: builder.things,
@@ -65,6 +70,13 @@ pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
         contradictions: Vec::new(),
     };
     question.contradictions = contradictions::find(&question, &sources(cib));
+    if let Some(place) = too_many {
+        let message = "from here on the constraints come to too many rules";
+        let hint = "split its sets, or name a group instead";
+        question
+            .contradictions
+            .push(Problem::new(place, message).hint(hint));
+    }
     question
 }
 
@@ -80,12 +92,24 @@ pub(super) fn sources(cib: &Cib) -> Vec<(String, Place)> {
         .collect()
 }
 
+/// Most warnings that are kept.
+const MAX_WARNINGS: usize = 500;
+
+/// Most rules that constraints may come to: sets of sets multiply.
+const MAX_RULES: usize = 500_000;
+
+/// Most pairs of resource and host that location constraints may be judged for.
+const MAX_JUDGEMENTS: usize = 50_000_000;
+
 struct Builder<'a> {
+    judgements: usize,
+    too_many: Option<Place>,
     cib: &'a Cib,
     judged: &'a Judged,
     site: Site,
     things: Vec<Option<usize>>,
     names: BTreeMap<String, UnitId>,
+    of_template: BTreeMap<String, Vec<UnitId>>,
     /// Names of kinds of capacity.
     dimensions: Vec<String>,
     /// Host attributes by which things are together.
@@ -106,7 +130,19 @@ struct Named {
 
 impl Builder<'_> {
     fn warn(&mut self, place: Place, message: String) {
-        self.warnings.push(Problem::new(place, message));
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(Problem::new(place, message));
+        }
+    }
+
+    /// Whether so many more rules can be taken. If not, no more constraints are read.
+    fn room_for(&mut self, rules: usize, place: Place) -> bool {
+        let now = self.site.orders.len() + self.site.together.len();
+        let room = rules <= MAX_RULES.saturating_sub(now);
+        if !room {
+            self.too_many.get_or_insert(place);
+        }
+        room
     }
 
     fn rules(&mut self) {
@@ -200,6 +236,23 @@ impl Builder<'_> {
         }
     }
 
+    fn templates(&mut self) {
+        let all = self
+            .cib
+            .resources
+            .iter()
+            .flat_map(|resource| match resource {
+                Resource::Primitive(one) => std::slice::from_ref(one),
+                Resource::Group(group) => &group.members,
+            });
+        for one in all {
+            if let (Some(template), Some(unit)) = (&one.template, self.names.get(&one.id)) {
+                let units = self.of_template.entry(template.clone()).or_default();
+                units.push(*unit);
+            }
+        }
+    }
+
     fn unit_of(&mut self, at: usize, parent: Option<UnitId>) {
         let thing = &self.judged.things[at];
         self.names
@@ -255,6 +308,9 @@ impl Builder<'_> {
         // Wishes for healthy hosts come from no constraint.
         self.prefer_ids.resize(self.site.prefer.len(), usize::MAX);
         for (at, constraint) in self.cib.constraints.iter().enumerate() {
+            if self.too_many.is_some() {
+                break;
+            }
             match constraint {
                 Constraint::Location(location) => self.location(location),
                 Constraint::Colocation(colocation) => self.colocation(colocation),
@@ -282,20 +338,10 @@ impl Builder<'_> {
                 single: true,
             });
         }
-        let cib = self.cib;
-        let derived = cib.resources.iter().flat_map(|resource| match resource {
-            Resource::Primitive(one) => std::slice::from_ref(one),
-            Resource::Group(group) => &group.members,
-        });
-        let of_template = derived.filter(|one| one.template.as_deref() == Some(name));
-        let mut members: Vec<&str> = of_template.map(|one| one.id.as_str()).collect();
-        if let Some(tagged) = cib.tags.get(name) {
-            members.extend(tagged.iter().map(String::as_str));
+        let mut units = self.of_template.get(name).cloned().unwrap_or_default();
+        for member in self.cib.tags.get(name).into_iter().flatten() {
+            units.extend(self.names.get(member));
         }
-        let units: Vec<UnitId> = members
-            .iter()
-            .filter_map(|member| self.names.get(*member).copied())
-            .collect();
         if units.is_empty() {
             self.warn(
                 place,

@@ -49,6 +49,9 @@ impl Builder<'_> {
         let Some(thens) = self.named(then, order.place, &order.id) else {
             return;
         };
+        if !self.room_for(firsts.units.len() * thens.units.len() * 2, order.place) {
+            return;
+        }
         for first in &firsts.units {
             for then in &thens.units {
                 let pair = (*first, first_act, *then, then_act);
@@ -137,6 +140,9 @@ impl Builder<'_> {
             return;
         };
         if own == Strength::Serialized {
+            if !self.room_for(members.len() * members.len() / 2, order.place) {
+                return;
+            }
             for (at, first) in members.iter().enumerate() {
                 for then in &members[at + 1..] {
                     self.push_order((*first, act, *then, act), own, false);
@@ -188,6 +194,9 @@ impl Builder<'_> {
             (Some(true), true) => &thens[thens.len().saturating_sub(1)..],
             _ => thens,
         };
+        if !self.room_for(firsts.len() * thens.len(), one.place) {
+            return;
+        }
         for first in firsts {
             for then in thens.iter().filter(|then| *then != first) {
                 self.site.orders.push(Order {

@@ -76,6 +76,12 @@ impl Builder<'_> {
                 colocation.with_role.as_deref(),
             ),
         };
+        if !self.room_for(
+            dependents.units.len() * primaries.units.len(),
+            colocation.place,
+        ) {
+            return;
+        }
         for dependent in &dependents.units {
             for primary in &primaries.units {
                 self.pair(&pairing, *dependent, *primary);
@@ -131,6 +137,9 @@ impl Builder<'_> {
             roles: (set.role.as_deref(), set.role.as_deref()),
         };
         if score < 0 {
+            if !self.room_for(members.len() * members.len() / 2, colocation.place) {
+                return;
+            }
             for (at, member) in members.iter().enumerate() {
                 for earlier in &members[..at] {
                     self.pair(&pairing, *member, *earlier);
@@ -168,6 +177,9 @@ impl Builder<'_> {
             Some(false) => primaries,
             _ => &primaries[primaries.len().saturating_sub(1)..],
         };
+        if !self.room_for(dependents.len() * primaries.len(), colocation.place) {
+            return;
+        }
         for dependent in dependents {
             for primary in primaries {
                 self.pair(&pairing, *dependent, *primary);

@@ -3,7 +3,7 @@
 use super::super::model::{Location, Rule};
 use super::super::rules::{Facts, holds, resolve, score};
 use super::super::values;
-use super::Builder;
+use super::{Builder, MAX_JUDGEMENTS};
 use quorate_planner::engine::{Body, INFINITY, Prefer, Role, Score, UnitId};
 use regex_lite::RegexBuilder;
 
@@ -64,8 +64,9 @@ impl Builder<'_> {
                 return;
             }
         };
+        self.judgements += self.site.units.len();
         for unit in 0..self.site.units.len() {
-            if self.site.units[unit].parent.is_some() {
+            if self.site.units[unit].parent.is_some() || self.too_many.is_some() {
                 continue;
             }
             let name = self.site.units[unit].name.clone();
@@ -83,6 +84,14 @@ impl Builder<'_> {
     }
 
     fn wish(&mut self, location: &Location, whose: &Whose<'_>) {
+        self.judgements += match location.rules.len() {
+            0 => 1,
+            rules => rules * self.judged.hosts.len(),
+        };
+        if self.judgements > MAX_JUDGEMENTS {
+            self.too_many.get_or_insert(location.place);
+            return;
+        }
         let mut hosts = Vec::new();
         let given = whose.score.or(location.score);
         if let (Some(node), Some(given)) = (&location.node, given) {
@@ -90,7 +99,7 @@ impl Builder<'_> {
             if !self.role_fits(role, whose.unit) {
                 return;
             }
-            match self.judged.hosts.iter().position(|host| &host.name == node) {
+            match self.judged.host_named(node) {
                 Some(host) => hosts.push((host, given)),
                 None => {
                     let message = format!(

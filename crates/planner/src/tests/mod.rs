@@ -6,4 +6,3 @@ mod placement;
 mod properties;
 mod quality;
 mod recovery;
-mod speed;

@@ -21,7 +21,8 @@ lab() {
     cargo test --quiet --locked -p quorate-daemon --test lab -- --test-threads=1 --nocapture "$1"
 }
 
-bench planner cargo test --quiet --locked --release -p quorate-planner speed -- --ignored --nocapture
+bench planner cargo run --quiet --locked --release -p quorate-planner-bench -- measure
+bench questions cargo test --quiet --locked --release -p quorate-planner speed -- --ignored --nocapture
 bench consensus cargo test --quiet --locked --release -p quorate-consensus --test throughput -- --ignored --nocapture
 bench failover lab t01_failover
 bench migration lab a_blackout_is_hardly_longer

@@ -75,11 +75,11 @@ impl Work<'_> {
     }
 
     /// A host for a start that leaves the least room; or, if not `tight`, the best one.
-    pub(crate) fn tightest_start(&self, vm: usize, tight: bool) -> Option<usize> {
+    pub(crate) fn tightest_start(&self, vm: usize, tight: bool, alone: bool) -> Option<usize> {
         if !tight {
-            return self.best_start(vm, false);
+            return self.best_start(vm, alone);
         }
-        self.pick(vm, false, |work, query, ask, at| {
+        self.pick(vm, alone, |work, query, ask, at| {
             let score = work.score(query, ask, at);
             -score.free()
         })

@@ -15,9 +15,9 @@ use std::collections::BTreeMap;
 /// Hosts looked at, over all ejections of one priority.
 const EJECT_STEPS: u32 = 20_000;
 /// VMs held against hosts, over all retries of one priority.
-const RETRY_STEPS: usize = 400_000;
+const RETRY_STEPS: usize = 200_000;
 /// Most retries.
-const MAX_RETRIES: u64 = 400;
+const MAX_RETRIES: u64 = 1500;
 /// How many VMs may be moved one for the other.
 const DEPTH: u32 = 3;
 
@@ -163,6 +163,8 @@ fn retry(work: &mut Work<'_>, tasks: &[Task], first: usize) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut steps = RETRY_STEPS;
     for round in 0..MAX_RETRIES {
+        // A member without its companions: only where that places more.
+        let alone = round % 5 == 4;
         let mut order = lift(work, tasks, round, &mut random);
         let cost = order.len().saturating_mul(work.hosts.len());
         let before = seats(work, tasks);
@@ -178,8 +180,8 @@ fn retry(work: &mut Work<'_>, tasks: &[Task], first: usize) {
         order.sort_by_cached_key(|at| {
             let vm = tasks[*at].vm;
             let size = work.room.size(vm, &largest).max(1);
-            // Now and then the small ones go first: more of them may fit.
-            let size = if round % 3 == 2 {
+            // Mostly the small ones go first: more of them may fit.
+            let size = if round % 3 > 0 {
                 1_000_000 / size
             } else {
                 size
@@ -190,12 +192,12 @@ fn retry(work: &mut Work<'_>, tasks: &[Task], first: usize) {
         });
         for at in &order {
             let vm = tasks[*at].vm;
-            if let Some(host) = work.tightest_start(vm, round % 2 == 0) {
+            if let Some(host) = work.tightest_start(vm, round % 2 == 0, alone) {
                 work.put(vm, host);
             }
         }
         let found = outcome(work, tasks);
-        if found < best {
+        if found < best || (alone && found == best) {
             restore(work, tasks, &before);
         } else {
             best = found;

@@ -317,6 +317,7 @@ fn as_many_vms_are_placed_as_an_exact_solver_finds() {
         all += exact;
         if placed < exact {
             missing += exact - placed;
+            println!("seed {seed}: {placed} of {exact}: {site:?}\n{seats:?}");
             short.push((seed, placed, exact));
         }
     }

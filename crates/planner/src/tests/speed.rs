@@ -1,12 +1,11 @@
-//! How long a plan takes. Run it with
+//! How long questions take (plans themselves: `bench/planner`). Run it with
 //! `cargo test --release -p quorate-planner speed -- --ignored --nocapture`.
 
 use crate::testing::*;
-use crate::{plan, waiting};
-use quorate_membership::HostHealth;
+use crate::plan;
 use quorate_state::Command;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Chains of five VMs, every tenth pair kept apart, another kept together.
 fn cluster(hosts: u32, vms: usize) -> World {
@@ -30,51 +29,6 @@ fn cluster(hosts: u32, vms: usize) -> World {
         report.capacity.cpus = 16;
     }
     world
-}
-
-fn measure(world: &mut World, what: &str) -> Duration {
-    world.observe();
-    let mut best = Duration::MAX;
-    let mut actions = 0;
-    for _ in 0..5 {
-        let begun = Instant::now();
-        actions = plan(&world.input()).actions.len();
-        best = best.min(begun.elapsed());
-    }
-    let begun = Instant::now();
-    let waits = waiting(&world.input()).len();
-    let (hosts, vms) = (world.state.hosts.len(), world.state.vms.len());
-    let took = begun.elapsed();
-    println!("{hosts}x{vms} {what}: plan {best:?} ({actions} actions), waiting {took:?} ({waits})");
-    best
-}
-
-#[test]
-#[ignore = "measures time: run it alone, in release"]
-fn speed() {
-    for (hosts, vms) in [(10, 100), (200, 5000), (1000, 20000)] {
-        let mut world = cluster(hosts, vms);
-        let mut worst = measure(&mut world, "cold start");
-        for _ in 0..20 {
-            let made = plan(&world.input());
-            if made.actions.is_empty() {
-                break;
-            }
-            world.command(Command::CommitPlan(made));
-            world.act();
-            world.observe();
-        }
-        worst = worst.max(measure(&mut world, "at rest"));
-        world.kill("h1");
-        worst = worst.max(measure(&mut world, "one host down"));
-        world.proofs.clear();
-        world.health.insert(host("h1"), HostHealth::Up);
-        world.drain("h2");
-        worst = worst.max(measure(&mut world, "one host drained"));
-        if vms == 100 {
-            assert!(worst < Duration::from_millis(5), "{worst:?}");
-        }
-    }
 }
 
 /// How long questions take.

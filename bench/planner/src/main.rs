@@ -1,0 +1,265 @@
+//! How long the planner takes, on synthetic sites.
+//!
+//! ```text
+//! quorate-planner-bench measure               table and $QUORATE_BENCH_DIR/planner.json
+//! quorate-planner-bench site --hosts 200 --vms 5000 [--cib]   the site itself
+//! ```
+//! Owns: the generator of sites and the measurement. Must not: judge; it says what was asked for
+//! beside what was measured, and ends with status 1 where that was missed.
+#![expect(clippy::disallowed_methods, reason = "it measures time")]
+
+mod cib;
+mod site;
+
+use clap::{Parser, Subcommand};
+use quorate_bench::Report;
+use quorate_planner::{checked, plan, waiting};
+use site::Site;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+/// Rounds until a site is at rest: chains of five start link by link.
+const ROUNDS: usize = 20;
+/// Samples of each figure.
+const SAMPLES: usize = 5;
+/// Sites with their limits in milliseconds: one host down, cold start.
+const SITES: [(usize, usize, f64, f64); 3] = [
+    (10, 100, 2.0, 2.0),
+    (200, 5_000, 150.0, 10_000.0),
+    (1_000, 20_000, 1_000.0, 10_000.0),
+];
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Measure, and print a table.
+    Measure,
+    /// Print a site: its manifest as JSON, or a Pacemaker configuration.
+    Site {
+        /// Hosts.
+        #[arg(long, default_value_t = 10)]
+        hosts: usize,
+        /// VMs.
+        #[arg(long, default_value_t = 100)]
+        vms: usize,
+        /// As a Pacemaker configuration.
+        #[arg(long)]
+        cib: bool,
+    },
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Args::parse().command {
+        Task::Site { hosts, vms, cib } => {
+            let text = if cib {
+                cib::write(hosts, vms)?
+            } else {
+                serde_json::to_string_pretty(&site::manifest(hosts, vms))?
+            };
+            println!("{text}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Measure => measure(),
+    }
+}
+
+/// What a site took, in milliseconds.
+struct Times {
+    /// The first plan of a cold start.
+    cold: Vec<f64>,
+    /// All plans until everything runs.
+    cold_all: f64,
+    /// A host has died.
+    down: Vec<f64>,
+    /// The same with the linter's second look.
+    linted: f64,
+    /// Why each VM waits, after the death.
+    waiting: f64,
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
+
+fn times(hosts: usize, vms: usize) -> anyhow::Result<Times> {
+    let mut site = Site::new(hosts, vms)?;
+    let sample = |site: &Site| {
+        let begun = Instant::now();
+        std::hint::black_box(plan(&site.input()));
+        ms(begun)
+    };
+    let samples = if vms > 10_000 { 2 } else { SAMPLES };
+    let cold = (0..samples).map(|_| sample(&site)).collect();
+    let mut cold_all = 0.0;
+    for _ in 0..ROUNDS {
+        let begun = Instant::now();
+        let made = plan(&site.input());
+        cold_all += ms(begun);
+        if made.actions.is_empty() {
+            break;
+        }
+        site.commit(made)?;
+    }
+    let placed = site
+        .state
+        .vms
+        .values()
+        .filter(|vm| !vm.ownership.hosts().is_empty());
+    anyhow::ensure!(placed.count() == vms, "not every VM was placed");
+    site.kill(1)?;
+    let down = (0..SAMPLES).map(|_| sample(&site)).collect();
+    let begun = Instant::now();
+    let (_, broken) = checked(&site.input(), plan(&site.input()));
+    let linted = ms(begun);
+    anyhow::ensure!(broken.is_empty(), "the linter found {broken:?}");
+    let begun = Instant::now();
+    std::hint::black_box(waiting(&site.input()));
+    Ok(Times {
+        cold,
+        cold_all,
+        down,
+        linted,
+        waiting: ms(begun),
+    })
+}
+
+fn measure() -> anyhow::Result<ExitCode> {
+    let mut report = Report::new();
+    let mut missed = Vec::new();
+    for (hosts, vms, down_limit, cold_limit) in SITES {
+        let times = times(hosts, vms)?;
+        let name = |what: &str| format!("{hosts} hosts x {vms} VMs, {what}");
+        let mut judge = |what: &str, samples: &[f64], limit: f64| {
+            let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
+            if least > limit {
+                missed.push(format!(
+                    "{}: {least:.1} ms, more than {limit} ms",
+                    name(what)
+                ));
+            }
+        };
+        judge("one host down", &times.down, down_limit);
+        judge("cold start", &times.cold, cold_limit);
+        judge(
+            "cold start, all rounds",
+            &[times.cold_all],
+            cold_limit.max(10_000.0),
+        );
+        report.add(&name("cold start"), "ms", &times.cold, None);
+        report.add(
+            &name("cold start, all rounds"),
+            "ms",
+            &[times.cold_all],
+            None,
+        );
+        let pacemaker = pacemaker(hosts, vms)?;
+        report.add(&name("one host down"), "ms", &times.down, None);
+        report.add(&name("one host down, linted"), "ms", &[times.linted], None);
+        report.add(&name("why each VM waits"), "ms", &[times.waiting], None);
+        if let Some(theirs) = pacemaker {
+            report.add(
+                &name("cold start against crm_simulate"),
+                "ms",
+                &times.cold,
+                Some(theirs),
+            );
+        }
+    }
+    let curve = curve(&mut report)?;
+    let peak = peak_mib();
+    if let Some(peak) = peak {
+        report.add("peak memory of all this", "MiB", &[peak], None);
+        if peak > 1024.0 {
+            missed.push(format!("{peak:.0} MiB of memory, more than 1 GiB"));
+        }
+    }
+    report.publish("planner")?;
+    println!("{curve}");
+    if !has_crm_simulate() {
+        println!("crm_simulate is not installed (package pacemaker-cli-utils): not compared");
+    }
+    for text in &missed {
+        println!("missed: {text}");
+    }
+    Ok(if missed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// How the time grows with the number of VMs, on 200 hosts.
+fn curve(report: &mut Report) -> anyhow::Result<String> {
+    let mut text = String::from(
+        "growth on 200 hosts (time over n log n, the first is 1):\n     VMs  host down    /n log n  cold start    /n log n\n",
+    );
+    let mut first: Option<(f64, f64)> = None;
+    for vms in [1_250usize, 2_500, 5_000, 10_000, 20_000] {
+        let times = times(200, vms)?;
+        let least = |samples: &[f64]| samples.iter().copied().fold(f64::INFINITY, f64::min);
+        let (down, cold) = (least(&times.down), least(&times.cold));
+        let scale = vms as f64 * (vms as f64).ln();
+        let (down_first, cold_first) = *first.get_or_insert((down / scale, cold / scale));
+        text.push_str(&format!(
+            "{vms:>8} {down:>8.1} ms {:>11.2} {cold:>8.1} ms {:>11.2}\n",
+            down / scale / down_first,
+            cold / scale / cold_first
+        ));
+        report.add(
+            &format!("200 hosts x {vms} VMs, host down (curve)"),
+            "ms",
+            &times.down,
+            None,
+        );
+        report.add(
+            &format!("200 hosts x {vms} VMs, cold start (curve)"),
+            "ms",
+            &times.cold,
+            None,
+        );
+    }
+    Ok(text)
+}
+
+/// Most memory that this process had.
+fn peak_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+fn has_crm_simulate() -> bool {
+    Command::new("crm_simulate")
+        .arg("--version")
+        .output()
+        .is_ok()
+}
+
+/// What `crm_simulate` takes for a cold start of the same site, in milliseconds. Not for the
+/// largest: it would take hours.
+fn pacemaker(hosts: usize, vms: usize) -> anyhow::Result<Option<f64>> {
+    if vms > 5_000 || !has_crm_simulate() {
+        return Ok(None);
+    }
+    let path = std::env::temp_dir().join(format!("quorate-bench-{}.xml", std::process::id()));
+    std::fs::write(&path, cib::write(hosts, vms)?)?;
+    let begun = Instant::now();
+    let done = Command::new("crm_simulate")
+        .arg("--simulate")
+        .arg("--xml-file")
+        .arg(&path)
+        .output();
+    let took = ms(begun);
+    std::fs::remove_file(&path)?;
+    let good = done.is_ok_and(|done| done.status.success());
+    if !good {
+        println!("crm_simulate did not take the site of {hosts} hosts x {vms} VMs: not compared");
+    }
+    Ok(good.then_some(took))
+}

@@ -272,6 +272,8 @@ impl World {
             }
             Act::Kill => self.kill_process(host, vm, run),
             Act::Clean => self.check_clean(host, &vm, run),
+            // There are no taps here.
+            Act::Open => {}
             Act::Probe(_) => {
                 if let Some(proc) = self.proc_of(host, run) {
                     self.daemon_after(host, 100 * MS, D::Probe(proc));

@@ -546,6 +546,40 @@ async fn agents_restarted_in_a_migration_end_it_safely() {
 }
 
 #[tokio::test]
+async fn a_guest_that_arrives_while_no_agent_watches_is_reachable() {
+    let world = World::running().await;
+    world.site.copy_takes(Duration::from_millis(500));
+    let id = world.migrate(2);
+    world
+        .until(1, "sending", |vm| {
+            vm.migration.as_ref().is_some_and(|one| one.remaining.0 > 0)
+        })
+        .await;
+    world.stop_agent(2).await;
+    let end = Instant::now() + SOON;
+    while world.executing() != [world.runtime(2)] {
+        assert!(Instant::now() < end, "{:?}", world.executing());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let muted = async || {
+        let taps = world.networks[1].list_taps().await.unwrap();
+        taps.iter().any(|tap| tap.muted)
+    };
+    assert!(muted().await, "who opened them?");
+    world.start_agent(2).await;
+    let arrived = |vm: &VmReport| {
+        let ours = vm.migration.as_ref().filter(|one| one.id == id);
+        ours.is_some_and(|one| one.outcome == MigrationOutcome::Arrived)
+    };
+    world.until(2, "arrived", arrived).await;
+    while muted().await {
+        assert!(Instant::now() < end, "nobody reaches the guest");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!world.networks[1].announced().is_empty());
+}
+
+#[tokio::test]
 async fn an_io_error_pauses_and_the_guest_goes_on() {
     let world = World::running().await;
     world.guest(1).unwrap().io_error("disk0");

@@ -79,6 +79,8 @@ pub enum Act {
     },
     /// Cancel the migration that is under way, if any.
     Cancel,
+    /// It arrived while no agent watched: open its taps and announce it. Not answered.
+    Open,
     /// No process is left: remove taps and runtime files.
     Clean,
 }

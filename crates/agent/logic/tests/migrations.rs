@@ -456,6 +456,9 @@ fn a_restarted_target_finds_out_whether_the_guest_has_arrived() {
         bench.event(op, GuestEvent::State(state));
         if arrived {
             assert_eq!(outcome(&bench), MigrationOutcome::Arrived);
+            // The agent that would have opened its taps is gone.
+            let opened = bench.acts().iter().any(|(_, act)| *act == Act::Open);
+            assert!(opened, "nobody reaches the guest");
         } else {
             assert_eq!(bench.act().1, Act::Kill);
             bench.event(Token(1), exit("killed"));

@@ -257,7 +257,7 @@ impl World {
                 }
                 return self.bench.event(send, event);
             }
-            Act::Probe(_) | Act::Cancel | Act::Clean => return,
+            Act::Probe(_) | Act::Cancel | Act::Clean | Act::Open => return,
         };
         self.bench.event(token, event);
     }

@@ -279,6 +279,9 @@ impl VmTask {
                 self.shared
                     .spawn(outgoing::send(shared, vm, live, token, id, address, done));
             }
+            Act::Open => drop(shared.clone().spawn(async move {
+                watch::open_adopted(&shared, &vm, &live).await;
+            })),
             Act::Attach => {
                 self.shared
                     .spawn(outgoing::attach(shared, vm, live, token, self.done.clone()));

@@ -10,6 +10,7 @@ use quorate_hypervisor::{
     self as hypervisor, ExitInfo, GuestState, IncomingMigration, IncomingOutcome, MigrationStatus,
     Vm,
 };
+use quorate_network::tap_name;
 use quorate_types::VmName;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -204,10 +205,23 @@ async fn open_taps(shared: &Shared, vm: &VmName, live: &Live, watching: &mut Wat
         return;
     };
     let taps = std::mem::take(&mut arrival.taps);
-    if taps.is_empty() {
-        return;
+    if !taps.is_empty() {
+        open(shared, vm, live, &taps).await;
     }
-    for tap in &taps {
+}
+
+/// The same for a guest that arrived while no agent watched. Its taps have the names they were made with.
+pub(super) async fn open_adopted(shared: &Shared, vm: &VmName, live: &Live) {
+    let state = shared.state();
+    let nics = state.vms.get(vm).map_or(0, |record| {
+        u32::try_from(record.effective().nics.len()).unwrap_or(u32::MAX)
+    });
+    let taps: Vec<String> = (0..nics).map(|nic| tap_name(vm.as_str(), nic)).collect();
+    open(shared, vm, live, &taps).await;
+}
+
+async fn open(shared: &Shared, vm: &VmName, live: &Live, taps: &[String]) {
+    for tap in taps {
         if let Err(error) = shared.drivers.network.unmute(tap).await {
             tracing::error!(%vm, tap, error = text(&error), "a tap stays mute");
         }

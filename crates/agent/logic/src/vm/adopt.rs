@@ -118,7 +118,11 @@ impl VmMachine {
                 let why = "the target's agent was restarted before the guest arrived";
                 self.kill(cx, Some(why.into()));
             }
-            _ => self.arrived(cx, id, state),
+            _ => {
+                // The earlier agent may have ended before it could.
+                self.act(cx, Act::Open);
+                self.arrived(cx, id, state);
+            }
         }
     }
 

@@ -26,5 +26,6 @@ bench consensus cargo test --quiet --locked --release -p quorate-consensus --tes
 bench failover lab t01_failover
 bench migration lab a_blackout_is_hardly_longer
 bench memory lab t11_memory
+bench drain lab t13_chain
 ls -l "$QUORATE_BENCH_DIR"/*.json
 exit $failed

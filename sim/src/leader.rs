@@ -255,11 +255,14 @@ impl World {
             memory: &leases.memory,
             settled: leases.settled(&state, now),
         };
-        let plan = quorate_planner::plan(&input);
+        let (plan, broken) = quorate_planner::checked(&input, quorate_planner::plan(&input));
         if self.setup.want_waiting {
             daemon.leader.waiting = quorate_planner::waiting(&input);
         }
         let armed = leases.armed_changes(&state);
+        if let Some(first) = broken.first() {
+            self.fail("linted", format!("the planner broke a promise: {first}"));
+        }
         self.look_at_voters(host, &state, now);
         for (name, armed) in armed {
             let command = Command::RecordArmed { host: name, armed };

@@ -8,8 +8,9 @@ use quorate_types::spec::{
     Probe, ReadyCheck,
 };
 use quorate_types::{
-    ByteSize, ClusterSettings, Dependency, HostName, LeaseTimings, Manifest, Millis, NetworkName,
-    NetworkSpec, PoolName, RuleName, RuleSpec, VmName, VmSpec,
+    Balancing, BalancingMode, ByteSize, ClusterSettings, Dependency, HostName, LeaseTimings,
+    Manifest, Millis, NetworkName, NetworkSpec, PoolName, Preemption, RuleName, RuleSpec, VmName,
+    VmSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,6 +87,10 @@ pub struct Setup {
     pub active_ns: u64,
     /// Ask the planner why VMs wait.
     pub want_waiting: bool,
+    /// Load is evened out automatically, eagerly.
+    pub balancing: bool,
+    /// VMs of lower priority make room.
+    pub preemption: bool,
 }
 
 /// The one pool.
@@ -180,6 +185,8 @@ impl Setup {
             op_every: 0,
             active_ns: 0,
             want_waiting: false,
+            balancing: false,
+            preemption: false,
         }
     }
 
@@ -208,6 +215,11 @@ impl Setup {
         setup.dangers(rng);
         setup.random_vms(rng);
         setup.habits(rng);
+        // In calm nothing moves but what an operator moves.
+        if setup.profile != Profile::Calm {
+            setup.balancing = rng.chance(300);
+            setup.preemption = rng.chance(250);
+        }
         setup
     }
 
@@ -323,6 +335,18 @@ impl Setup {
             fencing: fenced
                 .filter_map(|(at, _)| Some((host_name(at)?, vec![device()])))
                 .collect(),
+            balancing: Balancing {
+                mode: match self.balancing {
+                    true => BalancingMode::Auto,
+                    false => BalancingMode::Advise,
+                },
+                min_gain_percent: 5,
+                moves_per_hour: 60,
+            },
+            preemption: match self.preemption {
+                true => Preemption::LowerPriority,
+                false => Preemption::Off,
+            },
             ..ClusterSettings::default()
         }
     }

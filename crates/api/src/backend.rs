@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use axum::body::Bytes;
 use futures_util::Stream;
 use prometheus_client::registry::Registry;
+use quorate_planner::Snapshot;
 use quorate_state::{Command, Outcome, State};
 use quorate_types::{HostName, Millis, Revision, VmName};
 use std::pin::Pin;
@@ -68,6 +69,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Where the leader's planner would put a VM now; `None` when it cannot be asked.
     async fn placement(&self, _vm: &VmName) -> Option<PlacementView> {
         None
+    }
+
+    /// State and the leader's picture of one moment, for questions.
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        Err(ApiError::no_quorum())
     }
 
     /// Adds the daemon's own metrics; called once.

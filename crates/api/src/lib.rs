@@ -10,12 +10,14 @@
 //! state lives in the state machine, the picture with the leader.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod answers;
 mod backend;
 mod build;
 pub mod client;
 mod error;
 mod metrics;
 mod openapi;
+pub mod questions;
 mod routes;
 mod server;
 pub mod view;

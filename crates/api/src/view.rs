@@ -1,13 +1,15 @@
 //! What clients see of the cluster. Stable JSON: fields are added, never changed.
 
+use crate::answers::ThenView;
 use quorate_state::{Candidate, HostMode};
 use quorate_types::report::Capacity;
 use quorate_types::spec::Power;
 use quorate_types::{
-    ByteSize, Epoch, HostName, Millis, NetworkName, NetworkSpec, PoolName, PoolSpec, Revision,
-    RuleName, RuleSpec, Timestamp, VmName,
+    ByteSize, Epoch, HostName, LabelName, Millis, NetworkName, NetworkSpec, PoolName, PoolSpec,
+    Revision, RuleName, RuleSpec, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use utoipa::ToSchema;
 
 /// Everything that `quorate status` shows.
@@ -49,6 +51,9 @@ pub struct ClusterSummary {
     pub version: String,
     /// What is wrong, the lowest layer first.
     pub problems: Vec<ProblemView>,
+    /// What would even out load, one sentence. Nothing is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
 }
 
 /// How bad a problem is.
@@ -390,6 +395,9 @@ pub struct Applied {
     /// VMs that the manifest names.
     #[schema(value_type = Vec<String>)]
     pub vms: Vec<VmName>,
+    /// VMs that would find no place when hosts fail, and did before: one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// A token that lets one host join.
@@ -423,6 +431,9 @@ pub struct Explanation {
     pub rules: Vec<RuleView>,
     /// Where it would go now, and every host with its score or its rejection.
     pub placement: Option<PlacementView>,
+    /// Where it was at the time that was asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub then: Option<ThenView>,
     /// The latest decisions about it, newest first.
     pub decisions: Vec<DecisionView>,
     /// The latest events about it, newest first.
@@ -464,6 +475,10 @@ pub struct DecisionView {
     pub revision: Revision,
     /// The action in words.
     pub action: String,
+    /// The host that had the VM after it; absent: none, or not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub host: Option<HostName>,
     /// Why, one sentence.
     pub summary: String,
     /// Facts it rests on.
@@ -479,6 +494,7 @@ impl From<&quorate_state::Decision> for DecisionView {
             at: decision.at,
             revision: decision.revision,
             action: decision.action.clone(),
+            host: decision.host.clone(),
             summary: decision.reason.summary.clone(),
             evidence: decision.reason.evidence.clone(),
             candidates: decision.reason.candidates.clone(),
@@ -534,6 +550,32 @@ pub struct MigrateRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub to: Option<HostName>,
+    /// Go ahead although running VMs need it and it can only move by being stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_stops: bool,
+}
+
+/// How a host is drained.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Go ahead although VMs that others need can only move by being stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_stops: bool,
+}
+
+/// Labels of a host that are set or removed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LabelRequest {
+    /// New or changed labels.
+    #[serde(default)]
+    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    pub set: BTreeMap<LabelName, LabelName>,
+    /// Labels to remove.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub remove: BTreeSet<LabelName>,
 }
 
 /// A manifest as the operator wrote it.

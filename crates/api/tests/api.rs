@@ -150,6 +150,7 @@ async fn vms_are_started_stopped_moved_and_deleted() {
     assert_eq!(error.code, ErrorCode::Conflict);
     let to = MigrateRequest {
         to: Some(host("h9")),
+        accept_stops: false,
     };
     let error = refused(client.post::<Changed>("/api/v1/vms/app/migrate", &to).await);
     assert_eq!(error.code, ErrorCode::NotFound);

@@ -13,7 +13,7 @@ use quorate_controller_logic::{
     Change, HeartbeatReply, HeartbeatRequest, Leases, next_change, owns_something,
 };
 use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError};
-use quorate_planner::Input;
+use quorate_planner::{Input, Seen};
 use quorate_state::{Command, Plan, Refusal, State};
 use quorate_types::{HostName, Millis, VmName};
 use std::collections::BTreeMap;
@@ -28,6 +28,8 @@ const IDLE_ROUND: Duration = Duration::from_millis(250);
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// Time between two looks at the voters.
 const VOTERS_EVERY: Millis = Millis(500);
+/// Time between two looks at how evenly hosts are loaded.
+const ADVISE_EVERY: Millis = Millis::secs(10);
 /// Bound for one change of membership.
 const VOTERS_DEADLINE: Duration = Duration::from_secs(15);
 
@@ -93,6 +95,10 @@ struct Shown {
     waiting: BTreeMap<VmName, String>,
     problems: Vec<String>,
     fencing: BTreeMap<HostName, String>,
+    proofs: Vec<FenceProof>,
+    /// What would even out load, and when that was looked at.
+    advice: Option<String>,
+    advised: Option<Instant>,
 }
 
 struct Inner {
@@ -190,7 +196,17 @@ impl Controller {
                 .collect(),
             waiting: shown.waiting.clone(),
             problems: shown.problems.clone(),
+            advice: shown.advice.clone(),
         })
+    }
+
+    /// All that this leader sees, for questions that are answered elsewhere.
+    pub fn seen(&self) -> Option<Seen> {
+        let mut seen = self.with_input(Seen::of)?;
+        seen.proofs.clone_from(&lock(&self.inner.shown).proofs);
+        seen.leader = Some(self.inner.me.clone());
+        seen.voters = self.inner.group.members().voters;
+        Some(seen)
     }
 
     /// Runs `look` on the planner's input as it is now, if this host leads.
@@ -449,7 +465,13 @@ impl Loop {
             memory: &leases.memory,
             settled,
         };
-        let plan = quorate_planner::plan(&input);
+        // Code of its own looks at every plan before it is committed; what would break a promise is
+        // left out, and people are told.
+        let (plan, broken) = quorate_planner::checked(&input, quorate_planner::plan(&input));
+        for violation in broken {
+            tracing::error!(%violation, "a planned action was held back");
+            problems.push(format!("a planned action was held back: {violation}"));
+        }
         let waiting = quorate_planner::waiting(&input);
         let armed = leases.armed_changes(state);
         let uncertain = leases.uncertain;
@@ -457,11 +479,21 @@ impl Loop {
             .hosts
             .keys()
             .filter_map(|host| Some((host.clone(), self.power.problem(host)?.to_owned())));
-        *lock(&self.inner.shown) = Shown {
+        let mut shown = lock(&self.inner.shown);
+        let due = shown.advised.is_none_or(|at| now.since(at) >= ADVISE_EVERY);
+        let (advised, advice) = match due {
+            true => (Some(now), quorate_planner::balance(&input).headline()),
+            false => (shown.advised, shown.advice.take()),
+        };
+        *shown = Shown {
             waiting,
             problems,
             fencing: fencing.collect(),
+            proofs: proofs.clone(),
+            advice,
+            advised,
         };
+        drop(shown);
         Some(Look {
             plan,
             armed,
@@ -512,9 +544,8 @@ impl Loop {
                 Err(error) => problems.push(error.to_string()),
             }
             if let Some(why) = self.power.problem(host) {
-                problems.push(format!(
-                    "cannot prove that {host} is off: {why}; switch it off by hand and run `quorate host confirm-dead {host}`"
-                ));
+                // It says what to do, `quorate host confirm-dead` among it.
+                problems.push(format!("cannot prove that {host} is off: {why}"));
             }
         }
         proofs.extend(self.power.proofs().cloned());

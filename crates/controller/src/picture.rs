@@ -22,6 +22,9 @@ pub struct Picture {
     pub waiting: BTreeMap<VmName, String>,
     /// Whole-cluster problems, each a sentence that says what to do.
     pub problems: Vec<String>,
+    /// What would even out load, one sentence.
+    #[serde(default)]
+    pub advice: Option<String>,
 }
 
 /// A host in the leader's picture.

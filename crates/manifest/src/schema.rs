@@ -266,6 +266,58 @@ static CLUSTER: Struct = Struct {
             Kind::Map("host", &Kind::List(&Kind::Struct(&FENCE_DEVICE))),
             "Power fencing devices by host.",
         ),
+        optional(
+            "admission",
+            Kind::Struct(&ADMISSION),
+            "Room kept for failures of hosts.",
+        ),
+        optional(
+            "preemption",
+            Kind::Choice(&["off", "lower_priority"]),
+            "Whether a VM that finds no room may have VMs of lower priority stopped.",
+        ),
+        optional(
+            "balancing",
+            Kind::Struct(&BALANCING),
+            "Evening out load between hosts.",
+        ),
+    ],
+};
+
+static ADMISSION: Struct = Struct {
+    what: "the admission control",
+    fields: &[
+        optional(
+            "failures",
+            Kind::Int(1, 8),
+            "So many hosts may fail at once and every VM still finds a place.",
+        ),
+        optional(
+            "mode",
+            Kind::Choice(&["off", "warn", "refuse"]),
+            "What happens to a change that would make it fewer.",
+        ),
+    ],
+};
+
+static BALANCING: Struct = Struct {
+    what: "the balancing",
+    fields: &[
+        optional(
+            "mode",
+            Kind::Choice(&["off", "advise", "auto"]),
+            "Whether load is evened out, or only advice is given.",
+        ),
+        optional(
+            "min_gain_percent",
+            Kind::Int(2, 100),
+            "What a move must take off the fuller host, in percent of a host.",
+        ),
+        optional(
+            "moves_per_hour",
+            Kind::Int(1, 1000),
+            "Most moves in an hour.",
+        ),
     ],
 };
 

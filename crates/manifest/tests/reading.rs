@@ -21,6 +21,9 @@ cluster:
   make_room: true
   max_fence_percent: 34
   migration_mib_per_s: 100
+  admission: {failures: 2, mode: refuse}
+  preemption: lower_priority
+  balancing: {mode: off, min_gain_percent: 15, moves_per_hour: 3}
   fencing:
     h1:
       - {agent: fence_ipmilan, options: {ip: 10.0.0.1, lanplus: 1, password: secret}, timeout: 10s}

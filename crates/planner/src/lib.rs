@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Input{state, reports, health, proofs, now, memory} --plan()--> Plan{base, actions with reasons}
-//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> host modes
+//!   settle migrations -> release what is proven stopped -> stop -> start -> asked moves -> relocate -> make room -> host modes -> balance
 //! ```
 //!
 //! Owns: every choice (who runs where, what moves, what waits). Always holds:
@@ -20,32 +20,48 @@
 
 mod abi;
 mod act;
+mod balance;
+mod capacity;
 mod choose;
 mod depends;
 mod domains;
 pub mod engine;
 mod explain;
 mod fit;
+mod forecast;
 mod groups;
 mod hosts;
 mod lint;
+mod make_room;
 mod memory;
 mod migrate;
 mod moves;
 mod place;
+mod preempt;
 mod reach;
 mod recover;
 mod relocate;
 mod repair;
 mod room;
 mod score;
+mod snapshot;
 mod stop;
 mod work;
 
 pub use abi::{cpu_baseline, guest_abi};
+pub use balance::{Advice, Balance, HostLoad, balance};
+pub use capacity::{
+    Bound, Broken, Capacity, CapacityQuestion, FailureSet, Restart, RestartPlan, Shortfall,
+    capacity, shortfall,
+};
 pub use explain::{Explanation, explain, waiting, waiting_hosts, what_move};
-pub use lint::{Violation, lint};
+pub use forecast::{
+    End, Forecast, ForecastError, Foreseen, Moved, Outage, Stage, Stays, Step, Unplaced, forecast,
+    forecast_on,
+};
+pub use lint::{Violation, checked, lint};
 pub use memory::Memory;
+pub use snapshot::{SNAPSHOT_FORMAT, Seen, Snapshot, SnapshotError};
 
 use quorate_membership::{FenceProof, HostHealth, Instant};
 use quorate_state::{Plan, State};
@@ -101,7 +117,9 @@ fn decide<'a>(input: &Input<'a>, notes: bool) -> Work<'a> {
     place::run(&mut work);
     moves::run(&mut work);
     relocate::run(&mut work);
+    make_room::run(&mut work);
     hosts::run(&mut work);
+    balance::run(&mut work);
     work
 }
 

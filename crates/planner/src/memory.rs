@@ -4,8 +4,10 @@
 //! empty one and decides nothing unsafe for it. Safety rests on the state, reports and proofs.
 
 use quorate_membership::Instant;
-use quorate_state::{OrderKind, Ownership, State, VmRecord};
-use quorate_types::{Epoch, HostName, HostReport, MigrationId, Millis, VmName, VmPhase, VmReport};
+use quorate_state::{ActionKind, OrderKind, Ownership, State, VmRecord};
+use quorate_types::{
+    Epoch, HostName, HostReport, MigrationId, Millis, Revision, VmName, VmPhase, VmReport,
+};
 use std::collections::BTreeMap;
 
 /// First wait after a failed move or a crash loop; doubles each time.
@@ -30,16 +32,20 @@ const OLD_AFTER: Millis = Millis::secs(1800);
 const CONVERGE_WITHIN: Millis = Millis::secs(600);
 /// After the switchover both sides know how it ended within moments.
 const HANDED_OVER_FOR: Millis = Millis::secs(10);
+/// The budget of balancing moves is for so long.
+const BALANCED_WITHIN: Millis = Millis::secs(3600);
 /// How long a source may take to act on a cancel.
 const CANCEL_WITHIN: Millis = Millis::secs(30);
 
 /// A leader's volatile memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Memory {
     vms: BTreeMap<VmName, VmMemory>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 struct VmMemory {
     failed_moves: u32,
     failed_at: Option<Instant>,
@@ -58,10 +64,16 @@ struct VmMemory {
     overcome: (Epoch, u32),
     /// It keeps failing under this epoch.
     looping: Option<Epoch>,
+    /// Since when it shall run and has not been started, and the next limit of that wait.
+    waiting: Option<(Instant, Option<Instant>)>,
     crashed_on: BTreeMap<HostName, Instant>,
+    /// Newest balancing move that was counted, by its revision.
+    balanced: Revision,
+    /// When balancing moves of it were seen to begin.
+    balanced_at: Vec<Instant>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct MigrationMemory {
     id: MigrationId,
     began: Instant,
@@ -89,7 +101,9 @@ impl Memory {
             let of = |host: &HostName| reports.get(host).and_then(|report| report.vms.get(name));
             let memory = self.vms.entry(name.clone()).or_default();
             memory.observe_moves(record, now);
+            memory.observe_balancing(record, now);
             memory.observe_run(record, &of, now);
+            memory.observe_wait(record, now);
             memory.observe_migration(record, &of, now);
         }
     }
@@ -119,6 +133,11 @@ impl Memory {
     pub(crate) fn failed_targets(&self, vm: &VmName, host: &HostName) -> u32 {
         let count = |memory: &VmMemory| memory.failed_targets.get(host).copied();
         self.vm(vm).and_then(count).unwrap_or(0)
+    }
+
+    /// Since when a VM shall run and has not been started, if it has dependencies with limits.
+    pub(crate) fn waiting_since(&self, vm: &VmName) -> Option<Instant> {
+        self.vm(vm)?.waiting.map(|(since, _)| since)
     }
 
     /// Moves to some host failed, or it could not stay up on one.
@@ -168,6 +187,22 @@ impl Memory {
         at.is_some_and(|at| now > at.plus(CANCEL_WITHIN))
     }
 
+    /// Balancing moves within the last hour.
+    pub(crate) fn balanced(&self, now: Instant) -> u32 {
+        let moves = self.vms.values().flat_map(|memory| &memory.balanced_at);
+        let lately = moves.filter(|at| now < at.plus(BALANCED_WITHIN)).count();
+        u32::try_from(lately).unwrap_or(u32::MAX)
+    }
+
+    /// The VM was moved within the last hour just to even out load.
+    pub(crate) fn balanced_lately(&self, vm: &VmName, now: Instant) -> bool {
+        let moves = self
+            .vm(vm)
+            .into_iter()
+            .flat_map(|memory| &memory.balanced_at);
+        moves.into_iter().any(|at| now < at.plus(BALANCED_WITHIN))
+    }
+
     fn migration(&self, vm: &VmName, id: MigrationId) -> Option<&MigrationMemory> {
         let seen = self.vm(vm)?.migration.as_ref()?;
         (seen.id == id).then_some(seen)
@@ -175,6 +210,24 @@ impl Memory {
 }
 
 impl VmMemory {
+    fn observe_wait(&mut self, record: &VmRecord, now: Instant) {
+        let limits = record.spec.depends_on.values();
+        let mut limits = limits
+            .filter_map(|dependency| dependency.timeout)
+            .peekable();
+        let waits = record.wanted() && record.ownership == Ownership::Free;
+        if !waits || limits.peek().is_none() {
+            self.waiting = None;
+            return;
+        }
+        let since = self.waiting.map_or(now, |(since, _)| since);
+        let due = limits
+            .map(|limit| since.plus(limit))
+            .filter(|at| *at > now)
+            .min();
+        self.waiting = Some((since, due));
+    }
+
     fn observe_moves(&mut self, record: &VmRecord, now: Instant) {
         if record.failed_moves == 0 {
             self.failed_at = None;
@@ -189,6 +242,21 @@ impl VmMemory {
         if let Ownership::Migrating { to, .. } = &record.ownership {
             self.target = Some(to.clone());
         }
+    }
+
+    /// Counts moves that evened out load. Those of an earlier leader count as begun now: that is late
+    /// rather than early.
+    fn observe_balancing(&mut self, record: &VmRecord, now: Instant) {
+        self.balanced_at.retain(|at| now < at.plus(BALANCED_WITHIN));
+        let fresh = record.decisions.iter().rev();
+        for decision in fresh.take_while(|decision| decision.revision > self.balanced) {
+            let moves = decision.kind == Some(ActionKind::Migrate);
+            if moves && decision.reason.summary.starts_with(crate::balance::PREFIX) {
+                self.balanced_at.push(now);
+            }
+        }
+        let newest = record.decisions.last().map(|decision| decision.revision);
+        self.balanced = newest.unwrap_or(self.balanced).max(self.balanced);
     }
 
     fn observe_run<'r>(
@@ -352,7 +420,12 @@ impl VmMemory {
         let waits = self.move_after().into_iter().chain(self.start_after());
         let avoided = self.crashed_on.values().map(|at| at.plus(AVOID_FOR));
         let failing = self.failing.map(|(_, at)| just_after(at.plus(NOT_UP_FOR)));
-        waits.chain(avoided).chain(failing).chain(migration)
+        let limit = self.waiting.and_then(|(_, due)| due);
+        waits
+            .chain(avoided)
+            .chain(failing)
+            .chain(limit)
+            .chain(migration)
     }
 }
 

@@ -4,6 +4,7 @@
 //! policy live  -> Migrate                     phase back-off   -> Stop(Hard), then Start elsewhere
 //! policy quick -> Stop(Save), then Start      starting, frozen -> wait
 //! policy cold  -> Stop(Graceful), then Start  policy never     -> not moved
+//!                 (Stop(Save) where running dependents bear a pause and no stop)
 //! ```
 //! Always holds: companions that are kept together move together, to one host; nothing is stopped
 //! for a move before a host is found that can take it; a wish that cannot be met is answered with
@@ -58,6 +59,7 @@ impl Work<'_> {
         match report.map(|report| report.phase) {
             Some(VmPhase::Running) => match policy {
                 MigrationPolicy::Quick => Mobility::By(StopMode::Save),
+                MigrationPolicy::Cold if self.pause_is_borne(vm) => Mobility::By(StopMode::Save),
                 MigrationPolicy::Cold => Mobility::By(StopMode::Graceful),
                 MigrationPolicy::Live | MigrationPolicy::Never => Mobility::Live,
             },

@@ -5,12 +5,13 @@
 //!   what can start now, the most limited first -> best host   (tentative)
 //!   what still waits for something             -> best host   (tentative: keeps its room)
 //!   something without a host? -> repair: move tentative ones aside, try other orders
+//!   still none? -> preempt, where that is allowed: VMs of lower priority are stopped for it
 //! then: what can start is started where it is; what waits gives its place back
 //! ```
 //! Always holds: VMs are taken by priority (of themselves or of what needs them); one that waits
 //! for a dependency keeps room from those of lower priority, and never takes the place of one that
 //! can start at once with the same priority; none is given to a host that does not fit
-//! ([`crate::fit`]); only what this very plan starts is moved aside, nothing that runs.
+//! ([`crate::fit`]); only what this very plan starts is moved aside, nothing that runs (but see [`crate::preempt`]).
 
 use crate::choose::Choice;
 use crate::fit::{Query, mib};
@@ -31,14 +32,19 @@ pub(crate) struct Task {
     asked: bool,
     /// Its place was changed for others: the first choice does not explain it.
     pub(crate) moved: bool,
+    /// Its place is only being made free ([`crate::preempt`]).
+    claims: bool,
 }
 
 impl Task {
     /// Only one host will do, or has been found already: it is not moved aside.
     pub(crate) fn fixed(&self, work: &Work<'_>) -> bool {
-        work.vms[self.vm].record.move_request.is_some()
+        self.claims || work.vms[self.vm].record.move_request.is_some()
     }
 }
+
+/// Passes: what ran into nothing frees what only followed it in order.
+const PASSES: u32 = 3;
 
 pub(crate) fn run(work: &mut Work<'_>) {
     let free = |work: &Work<'_>, vm: usize| work.vms[vm].wanted && work.vms[vm].own == Own::Free;
@@ -56,10 +62,32 @@ pub(crate) fn run(work: &mut Work<'_>) {
         }
         return;
     }
-    let (levels, lowest) = sort(work, &order);
+    let mut order = order;
+    for _ in 0..PASSES {
+        pass(work, &order);
+        order.retain(|vm| {
+            let waits = work.vms[*vm].own == Own::Free && !work.stuck.contains(vm);
+            waits
+                && work.vms[*vm]
+                    .record
+                    .spec
+                    .depends_on
+                    .values()
+                    .any(|one| one.advisory)
+        });
+        order.retain(|vm| work.unmet(*vm).is_empty());
+        if order.is_empty() || work.stuck.is_empty() {
+            return;
+        }
+    }
+}
+
+fn pass(work: &mut Work<'_>, order: &[usize]) {
+    let (levels, lowest) = sort(work, order);
+    let tight = tight(work, order);
     let mut tasks: Vec<Task> = Vec::new();
     for (priority, (now, later)) in levels.into_iter().rev() {
-        let keeps = priority > lowest || tight(work, &order);
+        let keeps = priority > lowest || tight;
         let first = tasks.len();
         for vm in now {
             let (choice, asked) = choose(work, vm);
@@ -73,6 +101,9 @@ pub(crate) fn run(work: &mut Work<'_>) {
             }
         }
         repair::run(work, &mut tasks, first);
+        for task in tasks[first..].iter_mut().filter(|task| task.starts) {
+            claim(work, task);
+        }
         work.room.let_go();
         for task in tasks.iter().filter(|task| !task.starts) {
             if let Some(host) = work.seat(task.vm) {
@@ -81,7 +112,7 @@ pub(crate) fn run(work: &mut Work<'_>) {
         }
     }
     work.room.let_go();
-    settle(work, tasks, &order);
+    settle(work, tasks, order);
 }
 
 type Levels = BTreeMap<i32, (Vec<usize>, Vec<usize>)>;
@@ -167,6 +198,19 @@ fn task(work: &mut Work<'_>, vm: usize, starts: bool, choice: Choice, asked: boo
         choice,
         asked,
         moved: false,
+        claims: false,
+    }
+}
+
+/// What found no host may have others make room: it waits there meanwhile, and so keeps its room.
+fn claim(work: &mut Work<'_>, task: &mut Task) {
+    if work.vms[task.vm].own != Own::Free {
+        return;
+    }
+    if let Some(host) = crate::preempt::make_room(work, task.vm, &task.choice) {
+        work.put(task.vm, host);
+        task.starts = false;
+        task.claims = true;
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! eject: put it where one or two tentative VMs make room, and find these other hosts (3 deep)
-//! retry: place all tentative ones anew in other orders, tightly, and keep the best outcome
+//! retry: take some of them up, place them anew in another order, and keep what is no worse
 //! ```
 //! Always holds: deterministic (the seed is fixed) and bounded in steps; an outcome is only kept
 //! if it places more, compared priority by priority; only what this plan starts is moved.
@@ -10,13 +10,14 @@
 use crate::fit::Query;
 use crate::place::Task;
 use crate::work::{Own, Work};
+use std::collections::BTreeMap;
 
 /// Hosts looked at, over all ejections of one priority.
 const EJECT_STEPS: u32 = 20_000;
 /// VMs held against hosts, over all retries of one priority.
 const RETRY_STEPS: usize = 400_000;
 /// Most retries.
-const MAX_RETRIES: u64 = 120;
+const MAX_RETRIES: u64 = 400;
 /// How many VMs may be moved one for the other.
 const DEPTH: u32 = 3;
 
@@ -27,14 +28,19 @@ pub(crate) fn run(work: &mut Work<'_>, tasks: &mut [Task], first: usize) {
         return;
     }
     let before: Vec<Own> = tasks.iter().map(|task| work.vms[task.vm].own).collect();
-    let mut steps = EJECT_STEPS;
+    let mut search = Eject {
+        steps: EJECT_STEPS,
+        changes: Vec::new(),
+    };
     for at in first..tasks.len() {
         if open(work, &tasks[at]) && !tasks[at].fixed(work) {
             let movable = movable(work, tasks);
-            eject(work, tasks[at].vm, &movable, DEPTH, &mut steps);
+            search.place(work, tasks[at].vm, &movable, DEPTH);
         }
     }
-    if tasks[first..].iter().any(|task| open(work, task)) {
+    // Where nothing has a place that could be changed, other orders change nothing.
+    let some = tasks.iter().any(|task| !open(work, task));
+    if some && tasks[first..].iter().any(|task| open(work, task)) {
         retry(work, tasks, first);
     }
     for (task, before) in tasks.iter_mut().zip(before) {
@@ -52,133 +58,170 @@ fn movable(work: &Work<'_>, tasks: &[Task]) -> Vec<bool> {
     movable
 }
 
-/// Places a VM, directly or by moving others. Leaves everything as it was when that fails.
-fn eject(work: &mut Work<'_>, vm: usize, movable: &[bool], depth: u32, steps: &mut u32) -> bool {
-    if let Some(host) = work.best_start(vm, false) {
+/// A search by ejection, with what it changed so far.
+struct Eject {
+    steps: u32,
+    /// VM and the tentative host that it had, oldest first.
+    changes: Vec<(usize, Option<usize>)>,
+}
+
+impl Eject {
+    fn put(&mut self, work: &mut Work<'_>, vm: usize, host: usize) {
+        self.changes.push((vm, work.seat(vm)));
         work.put(vm, host);
-        return true;
     }
-    if depth == 0 {
-        return false;
+
+    fn lift(&mut self, work: &mut Work<'_>, vm: usize) {
+        self.changes.push((vm, work.seat(vm)));
+        work.take_back(vm);
     }
-    for host in work.reachable(vm) {
-        let here: Vec<usize> = work
-            .tentative(host, movable)
-            .filter(|at| *at != vm)
-            .collect();
-        let alone = here.iter().map(|at| vec![*at]);
-        let pairs = here.iter().enumerate();
-        let pairs = pairs.flat_map(|(n, a)| here[n + 1..].iter().map(|b| vec![*a, *b]));
-        let sets: Vec<Vec<usize>> = alone.chain(pairs.filter(|_| depth > 1)).collect();
-        for set in sets {
-            let Some(left) = steps.checked_sub(1) else {
-                return false;
-            };
-            *steps = left;
-            if swap(work, vm, host, &set, movable, depth, steps) {
-                return true;
+
+    /// Undoes what was done after the first `mark` changes.
+    fn undo(&mut self, work: &mut Work<'_>, mark: usize) {
+        while self.changes.len() > mark {
+            match self.changes.pop() {
+                Some((vm, Some(host))) => {
+                    if work.vms[vm].own != Own::Free {
+                        work.take_back(vm);
+                    }
+                    work.put(vm, host);
+                }
+                Some((vm, None)) => work.take_back(vm),
+                None => {}
             }
         }
     }
-    false
-}
 
-/// Puts a VM in the place of others, and those elsewhere.
-fn swap(
-    work: &mut Work<'_>,
-    vm: usize,
-    host: usize,
-    set: &[usize],
-    movable: &[bool],
-    depth: u32,
-    steps: &mut u32,
-) -> bool {
-    for other in set {
-        work.take_back(*other);
-    }
-    let query = Query {
-        vm,
-        only: Some(host),
-        ..Query::default()
-    };
-    if work.fit(&query, host).is_ok() {
-        work.put(vm, host);
-        let mut kept = movable.to_vec();
-        kept[vm] = false;
-        let mut done = 0;
-        while done < set.len() && eject(work, set[done], &kept, depth - 1, steps) {
-            kept[set[done]] = false;
-            done += 1;
-        }
-        if done == set.len() {
+    /// Places a VM, directly or by moving others. Leaves everything as it was when that fails.
+    fn place(&mut self, work: &mut Work<'_>, vm: usize, movable: &[bool], depth: u32) -> bool {
+        if let Some(host) = work.best_start(vm, false) {
+            self.put(work, vm, host);
             return true;
         }
-        for other in &set[..done] {
-            work.take_back(*other);
+        if depth == 0 {
+            return false;
         }
-        work.take_back(vm);
+        for host in work.reachable(vm) {
+            let here = work.tentative(host, movable).filter(|at| *at != vm);
+            let here: Vec<usize> = here.collect();
+            let alone = here.iter().map(|at| vec![*at]);
+            let pairs = here.iter().enumerate();
+            let pairs = pairs.flat_map(|(n, a)| here[n + 1..].iter().map(|b| vec![*a, *b]));
+            let sets: Vec<Vec<usize>> = alone.chain(pairs.filter(|_| depth > 1)).collect();
+            for set in sets {
+                let Some(left) = self.steps.checked_sub(1) else {
+                    return false;
+                };
+                self.steps = left;
+                let mark = self.changes.len();
+                if self.swap(work, vm, host, &set, movable, depth) {
+                    return true;
+                }
+                self.undo(work, mark);
+            }
+        }
+        false
     }
-    for other in set {
-        work.put(*other, host);
+
+    /// Puts a VM in the place of others, and those elsewhere.
+    fn swap(
+        &mut self,
+        work: &mut Work<'_>,
+        vm: usize,
+        host: usize,
+        set: &[usize],
+        movable: &[bool],
+        depth: u32,
+    ) -> bool {
+        for other in set {
+            self.lift(work, *other);
+        }
+        let query = Query {
+            vm,
+            only: Some(host),
+            ..Query::default()
+        };
+        if work.fit(&query, host).is_err() {
+            return false;
+        }
+        self.put(work, vm, host);
+        let mut kept = movable.to_vec();
+        kept[vm] = false;
+        set.iter().all(|other| {
+            let placed = self.place(work, *other, &kept, depth - 1);
+            kept[*other] = false;
+            placed
+        })
     }
-    false
 }
 
-/// Other orders. What an ejection moved deeper down is undone by the next one that is kept.
-fn retry(work: &mut Work<'_>, tasks: &mut [Task], first: usize) {
-    let movable: Vec<usize> = (0..tasks.len())
-        .filter(|at| !tasks[*at].fixed(work))
-        .collect();
-    let cost = movable.len().saturating_mul(work.hosts.len()).max(1);
-    let retries = u64::try_from(RETRY_STEPS / cost)
-        .unwrap_or(0)
-        .min(MAX_RETRIES);
+/// Takes some tentative ones up, at random, and places them anew with those that have no place.
+fn retry(work: &mut Work<'_>, tasks: &[Task], first: usize) {
     let good = (0..work.hosts.len()).filter(|at| work.hosts[*at].good());
     let largest = work.room.largest(good);
     let mut best = outcome(work, tasks);
-    let mut seats = seats(work, tasks);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    for round in 0..retries {
-        let mut order: Vec<(bool, std::cmp::Reverse<i32>, u64, usize)> = movable
-            .iter()
-            .map(|at| {
-                let vm = tasks[*at].vm;
-                let size = work.room.size(vm, &largest).max(1);
-                let spread = 50 + random.below(1 + 25 * (round % 8));
-                // Every other round the small ones go first: more of them may fit.
-                let size = if round % 4 == 3 {
-                    1_000_000 / size
-                } else {
-                    size
-                };
-                let few = u64::from(work.choices(vm)) + 1;
-                let key = u64::MAX - size * spread * 1000 / few;
-                let priority = std::cmp::Reverse(work.vms[vm].priority);
-                (*at >= first && !tasks[*at].starts, priority, key, *at)
-            })
-            .collect();
-        order.sort_unstable();
-        for at in &movable {
+    let mut steps = RETRY_STEPS;
+    for round in 0..MAX_RETRIES {
+        let mut order = lift(work, tasks, round, &mut random);
+        let cost = order.len().saturating_mul(work.hosts.len());
+        let before = seats(work, tasks);
+        let Some(left) = steps.checked_sub(cost.max(1)) else {
+            return;
+        };
+        steps = left;
+        for at in &order {
             if work.vms[tasks[*at].vm].own != Own::Free {
                 work.take_back(tasks[*at].vm);
             }
         }
-        for (_, _, _, at) in &order {
+        order.sort_by_cached_key(|at| {
+            let vm = tasks[*at].vm;
+            let size = work.room.size(vm, &largest).max(1);
+            // Now and then the small ones go first: more of them may fit.
+            let size = if round % 3 == 2 {
+                1_000_000 / size
+            } else {
+                size
+            };
+            let few = u64::from(work.choices(vm)) + 1;
+            let key = u64::MAX - size * (40 + random.below(60)) * 1000 / few;
+            (std::cmp::Reverse(work.vms[vm].priority), key, *at)
+        });
+        for at in &order {
             let vm = tasks[*at].vm;
             if let Some(host) = work.tightest_start(vm, round % 2 == 0) {
                 work.put(vm, host);
             }
         }
         let found = outcome(work, tasks);
-        if found > best {
+        if found < best {
+            restore(work, tasks, &before);
+        } else {
             best = found;
-            seats = self::seats(work, tasks);
         }
-        if best.iter().all(|level| level.missing == 0) {
-            break;
+        if tasks[first..]
+            .iter()
+            .all(|task| work.vms[task.vm].own != Own::Free)
+        {
+            return;
         }
     }
-    restore(work, tasks, &seats);
+}
+
+/// Tasks to be placed anew: all without a place, and some or all of the others.
+fn lift(work: &Work<'_>, tasks: &[Task], round: u64, random: &mut Random) -> Vec<usize> {
+    let movable = (0..tasks.len()).filter(|at| !tasks[*at].fixed(work));
+    let share = [30, 50, 70, 100][usize::try_from(round % 4).unwrap_or(0)];
+    // Two hosts are cleared at a time, or a share of everything.
+    let hosts = u64::try_from(work.hosts.len()).unwrap_or(1);
+    let pair = [random.below(hosts), random.below(hosts)];
+    let chosen = |at: &usize, random: &mut Random| match work.seat(tasks[*at].vm) {
+        None => true,
+        Some(seat) if round % 2 == 1 => pair.contains(&u64::try_from(seat).unwrap_or(0)),
+        Some(_) => random.below(100) < share,
+    };
+    movable.filter(|at| chosen(at, random)).collect()
 }
 
 fn seats(work: &Work<'_>, tasks: &[Task]) -> Vec<Option<usize>> {
@@ -198,31 +241,19 @@ fn restore(work: &mut Work<'_>, tasks: &[Task], seats: &[Option<usize>]) {
     }
 }
 
-/// How many of a priority have a place: those that start count before those that wait.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Level {
-    start: u32,
-    wait: u32,
-    missing: u32,
-}
-
-/// Outcome by priority, the highest first.
-fn outcome(work: &Work<'_>, tasks: &[Task]) -> Vec<Level> {
-    let mut levels = std::collections::BTreeMap::new();
+/// How many have a place, by priority, the highest first. One that waits for another without a
+/// place counts for nothing.
+fn outcome(work: &Work<'_>, tasks: &[Task]) -> Vec<u32> {
+    let mut levels = BTreeMap::new();
     for task in tasks {
         let vm = &work.vms[task.vm];
-        let level = levels
-            .entry(std::cmp::Reverse(vm.priority))
-            .or_insert(Level {
-                start: 0,
-                wait: 0,
-                missing: 0,
-            });
-        match (vm.own == Own::Free, task.starts) {
-            (true, _) => level.missing += 1,
-            (false, true) => level.start += 1,
-            (false, false) => level.wait += 1,
-        }
+        let level = levels.entry(std::cmp::Reverse(vm.priority)).or_insert(0);
+        let mut needs = vm.record.spec.depends_on.keys();
+        let lost = needs.any(|other| {
+            let other = work.vm_index.get(other).map(|at| &work.vms[*at]);
+            other.is_some_and(|other| other.wanted && other.own == Own::Free)
+        });
+        *level += u32::from(vm.own != Own::Free && !lost);
     }
     levels.into_values().collect()
 }
@@ -241,7 +272,7 @@ impl Random {
 
 impl Work<'_> {
     /// Hosts that could take a VM that starts, if they were empty.
-    fn reachable(&self, vm: usize) -> Vec<usize> {
+    pub(crate) fn reachable(&self, vm: usize) -> Vec<usize> {
         let query = Query {
             vm,
             ..Query::default()

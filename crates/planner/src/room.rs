@@ -151,6 +151,16 @@ impl<'a> Room<'a> {
         })
     }
 
+    /// Whether a host would have room for `need` if `relief` were not used there any more.
+    pub(crate) fn suffices_without(&self, host: usize, need: &[u64], relief: &[u64]) -> bool {
+        let from = host * self.columns;
+        (0..self.columns).all(|n| {
+            let used = self.used[from + n].saturating_sub(relief[n]);
+            let taken = used.saturating_add(self.reserved[from + n]);
+            need[n] == 0 || taken.saturating_add(need[n]) <= self.have[from + n]
+        })
+    }
+
     /// What does not suffice, for people.
     pub(crate) fn short(&self, host: usize, need: &[u64], own: Option<&[u64]>) -> Option<Short> {
         let from = host * self.columns;

@@ -3,7 +3,7 @@
 //! Owns: the builder of the tests' inputs and agents that carry out every order at once. Every
 //! plan that is committed through it is linted, and must be taken by `apply`.
 
-use crate::{Input, Memory, lint, plan};
+use crate::{Input, Memory, Snapshot, lint, plan};
 use quorate_membership::{Evidence, FenceProof, HostHealth, Instant};
 use quorate_state::{
     Action, Command, Envelope, FORMAT, HostMode, Order, Outcome, Ownership, Plan, State, StopMode,
@@ -141,6 +141,21 @@ impl World {
         }
     }
 
+    /// All of it as a file would keep it.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::of(&self.input(), "0.1.0", Timestamp(1_000_000));
+        snapshot.seen.voters = self.state.hosts.values().map(|host| host.node).collect();
+        snapshot
+    }
+
+    /// Guards and watchdogs of all hosts are armed.
+    pub(crate) fn arm(&mut self) {
+        for host in self.state.hosts.keys().cloned().collect::<Vec<_>>() {
+            let armed = Some(Millis(500));
+            self.command(Command::RecordArmed { host, armed });
+        }
+    }
+
     pub(crate) fn observe(&mut self) {
         self.memory.observe(&self.state, &self.reports, self.now);
     }
@@ -275,6 +290,22 @@ impl World {
             actions: vec![quorate_state::PlannedAction { action, reason }],
         };
         self.command(Command::CommitPlan(plan));
+    }
+
+    /// Commits one action at this time of the wall clock.
+    pub(crate) fn commit_at(&mut self, at: u64, action: Action) {
+        let reason = quorate_state::Reason::new("test");
+        let plan = Plan {
+            base: self.state.revision,
+            actions: vec![quorate_state::PlannedAction { action, reason }],
+        };
+        let envelope = Envelope {
+            format: FORMAT,
+            at: Timestamp(at),
+            by: "planner".into(),
+            command: Command::CommitPlan(plan),
+        };
+        self.state.apply(&envelope).unwrap();
     }
 
     /// Begins a migration; both sides have taken it up.

@@ -161,6 +161,8 @@ pub(crate) struct Work<'a> {
     pub(crate) actions: Vec<PlannedAction>,
     /// VMs that shall run and find no host.
     pub(crate) stuck: Vec<usize>,
+    /// VMs that are taken as running and ready, whatever is reported: what-if.
+    pub(crate) assumed: BTreeSet<usize>,
     notes: Option<BTreeMap<usize, String>>,
     pub(crate) host_notes: BTreeMap<usize, String>,
 }
@@ -215,6 +217,7 @@ impl<'a> Work<'a> {
             abis: [None, None],
             actions: Vec::new(),
             stuck: Vec::new(),
+            assumed: BTreeSet::new(),
             notes: notes.then(BTreeMap::new),
             host_notes: BTreeMap::new(),
         };
@@ -283,7 +286,7 @@ impl<'a> Work<'a> {
     }
 
     /// Finds a group's home anew, and what has to be kept free there.
-    fn settle_group(&mut self, group: usize) {
+    pub(crate) fn settle_group(&mut self, group: usize) {
         if let Some((seat, need)) = self.reserves[group].take() {
             self.room.reserve(seat, &need, false);
         }
@@ -414,6 +417,13 @@ impl<'a> Work<'a> {
             if let Some(notes) = &mut self.notes {
                 notes.insert(vm, text);
             }
+        }
+    }
+
+    /// Replaces what is noted for a VM.
+    pub(crate) fn note_anew(&mut self, vm: usize, text: String) {
+        if let Some(notes) = &mut self.notes {
+            notes.insert(vm, text);
         }
     }
 

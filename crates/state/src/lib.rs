@@ -27,6 +27,7 @@ mod event;
 mod model;
 mod order;
 mod plan;
+mod stops;
 
 pub use command::{Command, Envelope, FORMAT, Outcome, Refusal};
 pub use event::{Event, EventKind, EventLog, Subject};
@@ -35,7 +36,8 @@ pub use model::{
     Ownership, State, StopMode, TokenRecord, VmRecord,
 };
 pub use order::Order;
-pub use plan::{Action, Candidate, MigrationEnd, Plan, PlannedAction, Reason};
+pub use plan::{Action, ActionKind, Candidate, MigrationEnd, Plan, PlannedAction, Reason};
+pub use stops::Stopped;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The objects of the state.
 
 use crate::event::EventLog;
-use crate::plan::Reason;
+use crate::plan::{ActionKind, Reason};
 use quorate_types::report::SavedState;
 use quorate_types::{
     ClusterSettings, Epoch, HostName, HostSpec, MigrationId, Millis, NetworkName, NetworkSpec,
@@ -231,12 +231,22 @@ pub struct Decision {
     pub revision: Revision,
     /// The action in words.
     pub action: String,
+    /// What kind of action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ActionKind>,
+    /// The host that had the VM after it (the source, while it migrates).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
     /// Why.
     pub reason: Reason,
 }
 
 /// Decisions kept for each VM.
-pub(crate) const DECISIONS_KEPT: usize = 8;
+pub(crate) const DECISIONS_KEPT: usize = 24;
+
+/// Of these, so many of the newest with all hosts that were looked at; of older ones only the summary and the
+/// evidence stay. A decision on twenty hosts takes about 2 KiB with its candidates and 200 bytes without.
+pub(crate) const DECISIONS_IN_FULL: usize = 8;
 
 /// A VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -153,7 +153,49 @@ pub enum Action {
     },
 }
 
+/// What kind of action it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActionKind {
+    /// A free VM is given to a host.
+    Start,
+    /// A VM is taken from its hosts.
+    Release,
+    /// An owner is told to end it.
+    Stop,
+    /// A live migration begins.
+    Migrate,
+    /// A live migration is given up.
+    CancelMigration,
+    /// A live migration has ended.
+    FinishMigration,
+    /// A wish to move a VM is answered.
+    ClearMove,
+    /// A host's mode changes.
+    SetHostMode,
+    /// A deleted VM is forgotten.
+    Forget,
+    /// A save that fails is given up: the guest goes on.
+    AbandonSave,
+}
+
 impl Action {
+    /// Its kind.
+    pub fn kind(&self) -> ActionKind {
+        match self {
+            Self::Start { .. } => ActionKind::Start,
+            Self::Release { .. } => ActionKind::Release,
+            Self::Stop { .. } => ActionKind::Stop,
+            Self::Migrate { .. } => ActionKind::Migrate,
+            Self::CancelMigration { .. } => ActionKind::CancelMigration,
+            Self::FinishMigration { .. } => ActionKind::FinishMigration,
+            Self::ClearMove { .. } => ActionKind::ClearMove,
+            Self::SetHostMode { .. } => ActionKind::SetHostMode,
+            Self::Forget { .. } => ActionKind::Forget,
+            Self::AbandonSave { .. } => ActionKind::AbandonSave,
+        }
+    }
+
     /// The VM that it is about, if any.
     pub fn vm(&self) -> Option<&VmName> {
         match self {

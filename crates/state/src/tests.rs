@@ -813,3 +813,57 @@ fn many_paths_through_depends_on_cost_little() {
         },
     });
 }
+
+#[test]
+fn decisions_are_kept_with_host_and_kind_and_older_ones_in_short() {
+    let mut world = World::new(&["db"]);
+    let name = vm("db");
+    let start = |world: &World, n: u32| {
+        let Command::CommitPlan(mut plan) = world.plan(vec![Action::Start {
+            vm: vm("db"),
+            host: host(n),
+            abi: abi(),
+        }]) else {
+            panic!("no plan")
+        };
+        plan.actions[0].reason.evidence = vec!["a fact".into()];
+        plan.actions[0].reason.candidates = vec![Candidate {
+            host: host(n),
+            score: Some(1),
+            why: "best".into(),
+        }];
+        Command::CommitPlan(plan)
+    };
+    for round in 0..20 {
+        let n = round % 3 + 1;
+        let command = start(&world, n);
+        world.ok(command);
+        let epoch = world.0.vms[&name].last_epoch;
+        let evidence = Evidence::Closed {
+            vm: name.clone(),
+            closed: epoch,
+        };
+        world.act(vec![Action::Release {
+            vm: name.clone(),
+            proofs: vec![FenceProof::from_evidence(host(n), evidence).unwrap()],
+            saved: None,
+        }]);
+    }
+    let kept = &world.0.vms[&name].decisions;
+    assert_eq!(kept.len(), 24);
+    let full = kept
+        .iter()
+        .filter(|kept| !kept.reason.candidates.is_empty());
+    assert_eq!(
+        full.count(),
+        4,
+        "of the newest eight every other one is a start"
+    );
+    let start = &kept[0];
+    assert_eq!(start.kind, Some(ActionKind::Start));
+    assert_eq!(start.reason.evidence, ["a fact"], "what it rests on stays");
+    let last = kept.last().unwrap();
+    assert_eq!((last.kind, &last.host), (Some(ActionKind::Release), &None));
+    let before = &kept[kept.len() - 2];
+    assert_eq!(before.host, Some(host(19 % 3 + 1)));
+}

@@ -11,6 +11,7 @@ pub mod conflict;
 pub mod ids;
 pub mod name;
 pub mod placement;
+pub mod policy;
 pub mod report;
 pub mod settings;
 pub mod spec;
@@ -21,6 +22,7 @@ pub use name::{
     HostName, LabelName, NameError, NetworkName, PoolName, ResourceName, RuleName, VmName,
 };
 pub use placement::{Dependency, HostSpec, LabelSelector, Preference, RuleKind, RuleSpec};
+pub use policy::{Admission, AdmissionMode, Balancing, BalancingMode, Preemption};
 pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
 pub use settings::{ClusterSettings, LeaseTimings};
 pub use spec::{Manifest, NetworkSpec, PoolSpec, VmSpec};

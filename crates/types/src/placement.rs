@@ -99,8 +99,8 @@ pub enum OnTimeout {
     Start,
 }
 
-/// What a dependent can bear of what it depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// What a dependent can bear of what it depends on, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tolerates {
     /// Only the blackout of a live migration.

@@ -3,6 +3,7 @@
 //! Always holds after [`ClusterSettings::check`]: the timing rules of the lease protocol are
 //! consistent, so that a host stops its guests before anyone may start them elsewhere.
 
+use crate::policy::{Admission, Balancing, Preemption};
 use crate::{HostName, Millis};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -35,6 +36,12 @@ pub struct ClusterSettings {
     pub migration_mib_per_s: u64,
     /// Power fencing devices by host.
     pub fencing: BTreeMap<HostName, Vec<FenceDevice>>,
+    /// Room kept for failures.
+    pub admission: Admission,
+    /// Whether a VM that finds no room may have others of lower priority stopped.
+    pub preemption: Preemption,
+    /// Evening out load between hosts.
+    pub balancing: Balancing,
 }
 
 fn is_zero(value: &u32) -> bool {
@@ -54,6 +61,9 @@ impl Default for ClusterSettings {
             max_fence_percent: 50,
             migration_mib_per_s: 0,
             fencing: BTreeMap::new(),
+            admission: Admission::default(),
+            preemption: Preemption::default(),
+            balancing: Balancing::default(),
         }
     }
 }
@@ -148,7 +158,8 @@ impl ClusterSettings {
         if !(1..=64).contains(&self.parallel_migrations) {
             return Err("parallel_migrations must be from 1 to 64".into());
         }
-        Ok(())
+        self.admission.check()?;
+        self.balancing.check()
     }
 }
 

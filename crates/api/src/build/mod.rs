@@ -36,6 +36,9 @@ pub struct Observed {
     pub waiting: BTreeMap<VmName, String>,
     /// Whole-cluster problems, each a sentence that says what to do.
     pub problems: Vec<String>,
+    /// What would even out load, one sentence.
+    #[serde(default)]
+    pub advice: Option<String>,
 }
 
 /// A host as the leader sees it.
@@ -89,6 +92,7 @@ pub fn build(state: &State, observed: Option<&Observed>, me: &Answering) -> Clus
             revision: state.revision,
             version: me.version.clone(),
             problems: Vec::new(),
+            advice: seen.advice.clone(),
         },
         hosts,
         vms,

@@ -1,12 +1,14 @@
 //! Hosts.
 
-use super::{Api, caller, host_name};
-use crate::error::ApiError;
-use crate::view::{Changed, Done, HostView};
+use super::{Api, body_or_default, caller, host_name};
+use crate::error::{ApiError, ErrorCode};
+use crate::view::{Changed, Done, DrainRequest, HostView, LabelRequest};
 use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use quorate_state::{Command, HostMode};
+use quorate_state::{Command, HostMode, Stopped};
 
 /// All hosts.
 #[utoipa::path(get, path = "/api/v1/hosts", tag = "hosts",
@@ -48,15 +50,50 @@ async fn set_mode(
         .await
 }
 
-/// Moves all VMs away, without stopping them, and takes no new ones.
+/// Moves all VMs away and takes no new ones. Asks first where that stops something others need.
 #[utoipa::path(post, path = "/api/v1/hosts/{name}/drain", tag = "hosts", params(("name" = String, Path)),
+    request_body = DrainRequest,
     responses((status = 200, body = Changed), (status = "default", body = ApiError)))]
 pub(crate) async fn drain_host(
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Changed>, ApiError> {
+    let request: DrainRequest = body_or_default(body)?;
+    let host = host_name(&api, &name)?;
+    let stops = api.backend.state().stopped_by_drain(&host);
+    confirmed(&stops, request.accept_stops)?;
     set_mode(&api, &headers, &name, HostMode::Draining).await
+}
+
+/// Refuses what would stop VMs that others need, unless that was accepted.
+pub(super) fn confirmed(stops: &[Stopped], accepted: bool) -> Result<(), ApiError> {
+    if stops.is_empty() || accepted {
+        return Ok(());
+    }
+    let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
+    Err(
+        ApiError::new(ErrorCode::Conflict, stops.join("; ")).hint(
+            "repeat it with `--yes` (`accept_stops: true`); or let what needs it say `tolerates: pause`, and it is saved and resumed instead",
+        ),
+    )
+}
+
+/// Sets and removes labels of a host.
+#[utoipa::path(post, path = "/api/v1/hosts/{name}/labels", tag = "hosts", params(("name" = String, Path)),
+    request_body = LabelRequest,
+    responses((status = 200, body = Changed), (status = "default", body = ApiError)))]
+pub(crate) async fn label_host(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Changed>, ApiError> {
+    let LabelRequest { set, remove } = body_or_default(body)?;
+    let host = host_name(&api, &name)?;
+    let command = Command::LabelHost { host, set, remove };
+    api.change(&headers, command).await
 }
 
 /// Takes VMs again.

@@ -2,15 +2,16 @@
 
 use super::{Api, bytes, caller, json};
 use crate::error::{ApiError, ErrorCode};
+use crate::questions::{self, Admitted};
 use crate::view::{Applied, ManifestRequest};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
 use axum::http::HeaderMap;
-use quorate_manifest::{Existing, diff, load};
+use quorate_manifest::{Existing, ParsedManifest, diff, load};
 use quorate_state::{Command, State as ClusterState};
-use quorate_types::Manifest;
+use quorate_types::{AdmissionMode, ClusterSettings};
 use std::sync::Arc;
 
 /// How often an apply is tried again when the configuration changed meanwhile.
@@ -28,14 +29,19 @@ pub(crate) async fn apply_manifest(
     let mut attempt = 1;
     loop {
         let state = newest(&api).await?;
-        let (manifest, mut applied) = compare(&request, &state)?;
+        let (parsed, mut applied) = compare(&request, &state)?;
         if applied.changes.is_empty() {
             return Ok(Json(applied));
         }
         let command = Command::ApplyManifest {
             base: Some(request.base.unwrap_or(state.revision)),
-            manifest,
+            manifest: parsed.manifest.clone(),
         };
+        match judged(&api, &command).await? {
+            Admitted::Yes => {}
+            Admitted::Warned(warnings) => applied.warnings = warnings,
+            Admitted::No(short) => return Err(questions::refused(&short, &parsed, &state)),
+        }
         match api.backend.propose(&caller(&headers), command).await {
             Ok(outcome) => {
                 applied.revision = outcome.revision;
@@ -65,7 +71,45 @@ pub(crate) async fn diff_manifest(
         Err(error) if error.code == ErrorCode::NoQuorum => api.backend.state(),
         other => other?,
     };
-    Ok(Json(compare(&request, &state)?.1))
+    let (parsed, mut applied) = compare(&request, &state)?;
+    if applied.changes.is_empty() {
+        return Ok(Json(applied));
+    }
+    let command = Command::ApplyManifest {
+        base: None,
+        manifest: parsed.manifest.clone(),
+    };
+    match judged(&api, &command).await {
+        Ok(Admitted::No(short)) => {
+            applied.warnings.push(questions::too_little(&short).message);
+        }
+        Ok(Admitted::Warned(warnings)) => applied.warnings = warnings,
+        // The difference is told without it.
+        Ok(Admitted::Yes) | Err(_) => {}
+    }
+    Ok(Json(applied))
+}
+
+/// What admission control says of a command. Where it has no say nobody is asked.
+pub(crate) async fn judged(api: &Api, command: &Command) -> Result<Admitted, ApiError> {
+    let state = api.backend.state();
+    let mode = |settings: &ClusterSettings| settings.admission.mode;
+    let new = match command {
+        Command::ApplyManifest { manifest, .. } => manifest.cluster.as_ref().map(mode),
+        _ => None,
+    };
+    let mode = new.unwrap_or_else(|| mode(&state.settings()));
+    if mode == AdmissionMode::Off {
+        return Ok(Admitted::Yes);
+    }
+    let snapshot = match api.backend.snapshot().await {
+        Ok(snapshot) => snapshot,
+        // A warning is not worth a refusal.
+        Err(_) if mode == AdmissionMode::Warn => return Ok(Admitted::Yes),
+        Err(error) => return Err(error),
+    };
+    let command = command.clone();
+    super::aside(move || questions::admit(&snapshot, &command)).await
 }
 
 /// The JSON schema of a manifest, for editors.
@@ -86,7 +130,7 @@ async fn newest(api: &Api) -> Result<Arc<ClusterState>, ApiError> {
         .await
 }
 
-fn existing(state: &ClusterState) -> Existing {
+pub(crate) fn existing(state: &ClusterState) -> Existing {
     Existing {
         cluster: state.settings(),
         hosts: state.hosts.keys().cloned().collect(),
@@ -118,7 +162,7 @@ fn specs<K: Ord + Clone, V: Clone>(
 fn compare(
     request: &ManifestRequest,
     state: &ClusterState,
-) -> Result<(Manifest, Applied), ApiError> {
+) -> Result<(ParsedManifest, Applied), ApiError> {
     let existing = existing(state);
     let parsed = load(&request.text, &request.file, &request.variables, &existing)
         .map_err(ApiError::manifest)?;
@@ -126,6 +170,7 @@ fn compare(
         revision: state.revision,
         changes: diff(&existing, &parsed.manifest),
         vms: parsed.manifest.vms.keys().cloned().collect(),
+        warnings: Vec::new(),
     };
-    Ok((parsed.manifest, applied))
+    Ok((parsed, applied))
 }

@@ -4,12 +4,14 @@ mod cluster;
 mod events;
 mod hosts;
 mod manifest;
+mod questions;
 mod vms;
 
 pub(crate) use cluster::*;
 pub(crate) use events::*;
 pub(crate) use hosts::*;
 pub(crate) use manifest::*;
+pub(crate) use questions::*;
 pub(crate) use vms::*;
 
 use crate::backend::Backend;
@@ -87,6 +89,7 @@ pub fn router(
         .route("/hosts", get(list_hosts))
         .route("/hosts/{name}", get(show_host))
         .route("/hosts/{name}/drain", post(drain_host))
+        .route("/hosts/{name}/labels", post(label_host))
         .route("/hosts/{name}/resume", post(resume_host))
         .route("/hosts/{name}/fence", post(fence_host))
         .route("/hosts/{name}/confirm-dead", post(confirm_dead))
@@ -106,6 +109,10 @@ pub fn router(
         .route("/manifest/apply", post(apply_manifest))
         .route("/manifest/diff", post(diff_manifest))
         .route("/manifest/schema", get(manifest_schema))
+        .route("/plan", post(plan))
+        .route("/capacity", get(capacity))
+        .route("/balance", get(balance))
+        .route("/state", get(save_state))
         .route("/tokens", post(create_token))
         .route("/events", get(events))
         .route("/openapi.json", get(openapi));

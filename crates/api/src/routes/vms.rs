@@ -3,6 +3,7 @@
 use super::{Api, body_or_default, host_name, vm_name};
 use crate::backend::LogOptions;
 use crate::error::{ApiError, ErrorCode};
+use crate::questions::{self, Admitted};
 use crate::view::{
     Changed, ClusterView, DecisionView, DependencyView, EventView, Explanation, MigrateRequest,
     RuleView, StopHow, StopRequest, VmView,
@@ -73,6 +74,9 @@ pub(crate) async fn start_vm(
         power: Power::Running,
         mode: StopMode::Graceful,
     };
+    if let Admitted::No(short) = super::judged(&api, &command).await? {
+        return Err(questions::too_little(&short));
+    }
     api.change(&headers, command).await
 }
 
@@ -113,6 +117,8 @@ pub(crate) async fn migrate_vm(
         Some(to) => Some(host_name(&api, to.as_str())?),
         None => None,
     };
+    let stops = api.backend.state().stopped_by_move(&vm);
+    super::hosts::confirmed(stops.as_slice(), request.accept_stops)?;
     api.change(&headers, Command::RequestMove { vm, to }).await
 }
 
@@ -128,24 +134,18 @@ pub(crate) async fn cancel_move(
     api.change(&headers, Command::CancelMove { vm }).await
 }
 
-/// Why a VM is where it is.
-#[utoipa::path(get, path = "/api/v1/vms/{name}/explain", tag = "vms", params(("name" = String, Path)),
-    responses((status = 200, body = Explanation), (status = "default", body = ApiError)))]
-pub(crate) async fn explain_vm(
-    State(api): State<Api>,
-    Path(name): Path<String>,
-) -> Result<Json<Explanation>, ApiError> {
-    let view = api.backend.view().await?;
-    let state = api.backend.state();
+/// What is known about a VM of the view.
+pub(crate) fn explanation_of(
+    state: &ClusterState,
+    view: ClusterView,
+    name: &VmName,
+) -> Result<Explanation, ApiError> {
     let vms = view.vms.clone();
-    let vm = find(view, &name)?;
-    let placement = api.backend.placement(&vm.name).await;
-    let mut explained = explanation(&state, &vms, vm);
-    explained.placement = placement;
-    Ok(Json(explained))
+    let vm = find(view, name.as_str())?;
+    Ok(explanation(state, &vms, vm))
 }
 
-fn explanation(state: &ClusterState, vms: &[VmView], vm: VmView) -> Explanation {
+pub(crate) fn explanation(state: &ClusterState, vms: &[VmView], vm: VmView) -> Explanation {
     let record = state.vms.get(&vm.name);
     let depends_on = record
         .iter()
@@ -179,6 +179,7 @@ fn explanation(state: &ClusterState, vms: &[VmView], vm: VmView) -> Explanation 
         needed_by: state.vms.keys().filter(needs).cloned().collect(),
         rules,
         placement: None,
+        then: None,
         decisions: decisions.map(DecisionView::from).collect(),
         events: events.take(10).map(EventView::from).collect(),
         vm,

@@ -8,8 +8,13 @@ use quorate_api::{
     Observed, ObservedHost, build, router, serve,
 };
 use quorate_membership::HostHealth;
+use quorate_planner::{Seen, Snapshot};
 use quorate_state::{Command, Envelope, FORMAT, Outcome, State};
-use quorate_types::{ClusterSettings, HostName, Millis, Timestamp, VmName};
+use quorate_types::report::{Capacity, HypervisorFacts};
+use quorate_types::{
+    BootId, ByteSize, ClusterSettings, Epoch, HostName, HostReport, Millis, PoolReport, Timestamp,
+    VmName, VmPhase, VmReport,
+};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -30,6 +35,68 @@ pub struct Fake {
     /// So many proposals are refused as stale before one gets through.
     pub stale: AtomicU32,
     pub callers: Mutex<Vec<String>>,
+    /// Memory of each host.
+    pub memory_mib: std::sync::atomic::AtomicU64,
+}
+
+/// What a host with everything says, running what it has orders for.
+fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
+    let orders = state.orders_for(name);
+    let running = |epoch| VmReport {
+        epoch,
+        phase: VmPhase::Running,
+        ready: true,
+        closed: Epoch(0),
+        saved: None,
+        guest_shutdown: false,
+        restarts: 0,
+        since: Timestamp(0),
+        error: None,
+        save_failures: 0,
+        migration: None,
+        resident: ByteSize(0),
+    };
+    HostReport {
+        host: name.clone(),
+        boot: BootId("b1".into()),
+        sequence: 1,
+        version: "0.0.0".into(),
+        applied: state.revision,
+        guard_armed: true,
+        watchdog_ms: Some(500),
+        capacity: Capacity {
+            cpus: 4,
+            memory: ByteSize::mib(memory_mib),
+        },
+        hypervisor: HypervisorFacts {
+            qemu: "10.0.2".into(),
+            accel: "tcg".into(),
+            cpu_models: ["qemu64".to_owned()].into(),
+            machines: [
+                ("q35".to_owned(), "pc-q35-10.0".to_owned()),
+                ("microvm".to_owned(), "microvm".to_owned()),
+            ]
+            .into(),
+        },
+        networks: state.networks.keys().cloned().collect(),
+        pools: state
+            .pools
+            .keys()
+            .map(|pool| {
+                let seen = PoolReport {
+                    usable: true,
+                    marker: Some("m".into()),
+                    ..PoolReport::default()
+                };
+                (pool.clone(), seen)
+            })
+            .collect(),
+        links: Default::default(),
+        vms: orders
+            .into_iter()
+            .map(|(vm, order)| (vm, running(order.epoch())))
+            .collect(),
+    }
 }
 
 impl Fake {
@@ -69,6 +136,7 @@ impl Fake {
             quorate: AtomicBool::new(true),
             stale: AtomicU32::new(0),
             callers: Mutex::new(Vec::new()),
+            memory_mib: 2048.into(),
         })
     }
 
@@ -86,6 +154,30 @@ impl Fake {
                 .map_err(ApiError::from);
         });
         result
+    }
+}
+
+impl Fake {
+    pub fn state_now(&self) -> Arc<State> {
+        Arc::clone(&self.states.borrow())
+    }
+
+    /// Guards and watchdogs of all hosts are armed, and the planner has done its work.
+    pub async fn settle(&self) {
+        for host in self.state().hosts.keys().cloned().collect::<Vec<_>>() {
+            let armed = Some(Millis(500));
+            self.apply("test", Command::RecordArmed { host, armed })
+                .unwrap();
+        }
+        for _ in 0..20 {
+            let snapshot = self.snapshot().await.unwrap();
+            let plan = quorate_planner::plan(&snapshot.input());
+            if plan.actions.is_empty() {
+                return;
+            }
+            self.apply("planner", Command::CommitPlan(plan)).unwrap();
+        }
+        panic!("no rest");
     }
 }
 
@@ -123,6 +215,37 @@ impl Backend for Fake {
             ..Observed::default()
         });
         Ok(build(&state, observed.as_ref(), &me))
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        if !self.quorate.load(Ordering::SeqCst) {
+            return Err(ApiError::no_quorum());
+        }
+        let state = self.state().as_ref().clone();
+        let hosts: Vec<HostName> = state.hosts.keys().cloned().collect();
+        let memory = self.memory_mib.load(Ordering::SeqCst);
+        let seen = Seen {
+            now: quorate_membership::Instant(1_000_000_000_000),
+            settled: true,
+            leader: Some(host("h1")),
+            voters: state.hosts.values().map(|record| record.node).collect(),
+            reports: hosts
+                .iter()
+                .map(|name| (name.clone(), report(&state, name, memory)))
+                .collect(),
+            health: hosts
+                .iter()
+                .map(|name| (name.clone(), HostHealth::Up))
+                .collect(),
+            ..Seen::default()
+        };
+        Ok(Snapshot {
+            format: quorate_planner::SNAPSHOT_FORMAT,
+            version: "0.0.0".into(),
+            saved: Timestamp(1_700_000_100_000),
+            state,
+            seen,
+        })
     }
 
     async fn propose(&self, by: &str, command: Command) -> Result<Outcome, ApiError> {

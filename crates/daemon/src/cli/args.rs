@@ -1,7 +1,9 @@
 //! The command line's grammar.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use quorate_types::{HostName, Millis, NetworkName, PoolName, RuleName, VmName};
+use super::plan::Thens;
+use super::when::When;
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use quorate_types::{HostName, LabelName, Millis, NetworkName, PoolName, RuleName, VmName};
 use std::path::PathBuf;
 
 /// Where the daemon keeps its state unless told otherwise.
@@ -16,15 +18,17 @@ const TEMPLATE: &str = "\
 \x1b[1mLook\x1b[0m
   status       The cluster on one page; --watch keeps it up to date
   events       What happened; --follow goes on
-  explain      Why a VM is where it is
-  plan         What would be done, without doing it
+  explain      Why a VM is where it is, or was
+  plan         What would happen if a host failed, were drained, ...
+  capacity     How many failures are survived, and how
+  state        save: keep what decisions rest on, for questions later
 
 \x1b[1mChange\x1b[0m
   apply        Make what a manifest says hold
   diff         What an apply would change
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
-  host         list, show, drain, resume, fence, confirm-dead, remove
+  host         list, show, drain, resume, label, fence, confirm-dead, remove
 
 \x1b[1mSet up\x1b[0m
   init         Make a cluster with this host as its first
@@ -93,6 +97,13 @@ pub(crate) enum Command {
     /// Why a VM is where it is.
     #[command(subcommand)]
     Explain(ExplainCommand),
+    /// What would happen if a host failed, were drained, if a manifest were applied. Changes nothing.
+    Plan(PlanArgs),
+    /// How many failures the cluster survives: a restart plan for each host, and what breaks it.
+    Capacity(CapacityArgs),
+    /// What decisions rest on, as a file.
+    #[command(subcommand)]
+    State(StateCommand),
     /// Make what a manifest says hold: all of it or nothing.
     Apply(ApplyArgs),
     /// What an apply would change.
@@ -106,8 +117,6 @@ pub(crate) enum Command {
     /// Hosts.
     #[command(subcommand)]
     Host(HostCommand),
-    /// What would be done, without doing it.
-    Plan(super::plan::PlanArgs),
     /// A manifest from another cluster manager's configuration.
     #[command(subcommand)]
     Import(super::import::ImportCommand),
@@ -166,6 +175,67 @@ pub(crate) enum ExplainCommand {
     Vm {
         /// Which.
         name: VmName,
+        /// Where it was then, and why: `2026-03-01 14:30`, `14:30`, or `20m` ago.
+        #[arg(long, value_name = "TIME")]
+        at: Option<When>,
+        #[command(flatten)]
+        saved: SavedArgs,
+    },
+}
+
+/// Ask a saved state instead of the cluster.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SavedArgs {
+    /// Ask a file that `quorate state save` made instead of the cluster.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) state: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// These hosts fail, all at once. Can be given more than once.
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub(crate) fail: Vec<HostName>,
+    /// These hosts are drained.
+    #[arg(long, value_name = "HOST", value_delimiter = ',')]
+    pub(crate) drain: Vec<HostName>,
+    /// This manifest is applied, before anything else.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) apply: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) then: Thens,
+    #[command(flatten)]
+    pub(crate) cib: super::cib::CibArgs,
+    /// Which live migrations would even out load.
+    #[arg(long, conflicts_with_all = ["fail", "drain", "apply", "then_fail", "then_drain"])]
+    pub(crate) balance: bool,
+    /// With the reason of every action and the hosts that were looked at.
+    #[arg(long, short)]
+    pub(crate) verbose: bool,
+    #[command(flatten)]
+    pub(crate) saved: SavedArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CapacityArgs {
+    /// Look at up to so many failures at once; absent: as far as it is cheap.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) failures: Option<u32>,
+    /// Hosts with the same value of this label fail together. Labels that rules go by, and those called
+    /// rack, row, room, ..., are looked at anyway.
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) domain: Option<LabelName>,
+    #[command(flatten)]
+    pub(crate) saved: SavedArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StateCommand {
+    /// Write state and the leader's picture to a file, without secrets: `quorate plan --state FILE` asks it.
+    Save {
+        /// The file; `-` writes to standard output.
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        file: PathBuf,
     },
 }
 
@@ -261,6 +331,9 @@ pub(crate) enum VmCommand {
         /// To this host; absent: wherever it fits best.
         #[arg(long, value_name = "HOST")]
         to: Option<HostName>,
+        /// Do not ask where it can only move by being stopped and others need it.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -300,8 +373,19 @@ pub(crate) enum HostCommand {
     Drain {
         /// Which.
         name: HostName,
+        /// Do not ask where a VM that others need can only move by being stopped.
+        #[arg(long)]
+        yes: bool,
         #[command(flatten)]
         wait: WaitArgs,
+    },
+    /// Set labels (`rack=r1`) or remove them (`rack-`); rules and VMs go by them.
+    Label {
+        /// Which.
+        name: HostName,
+        /// `LABEL=VALUE` or `LABEL-`.
+        #[arg(required = true, value_name = "LABEL=VALUE")]
+        labels: Vec<String>,
     },
     /// Take VMs again.
     Resume {

@@ -14,11 +14,15 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Args)]
 pub(crate) struct CibArgs {
     /// A Pacemaker cluster: the output of `cibadmin --query`; `-` reads standard input.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) cib: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["fail", "drain", "apply", "then_fail", "then_drain", "balance", "state"]
+    )]
+    pub(crate) cib: Option<PathBuf>,
     /// Plan the rest where something is not supported (clones, bundles, remote nodes, tickets) or
     /// contradicts itself.
-    #[arg(long)]
+    #[arg(long, requires = "cib")]
     pub(crate) partial: bool,
 }
 
@@ -41,9 +45,10 @@ struct PlanView<'a> {
     placement: &'a BTreeMap<String, String>,
 }
 
-pub(crate) fn plan(output: &Output, args: &CibArgs) -> Result<(), CliError> {
-    let (cib, file) = read(&args.cib)?;
-    if !args.partial {
+/// Needs no daemon: the question brings its own site.
+pub(crate) fn plan(output: &Output, file: &Path, partial: bool) -> Result<(), CliError> {
+    let (cib, file) = read(file)?;
+    if !partial {
         refuse(
             "has parts that Quorate cannot plan",
             &file,
@@ -51,7 +56,7 @@ pub(crate) fn plan(output: &Output, args: &CibArgs) -> Result<(), CliError> {
         )?;
     }
     let planned = pacemaker::plan(&cib, now_s());
-    if !args.partial {
+    if !partial {
         refuse("contradicts itself", &file, &planned.contradictions)?;
     }
     warn("not planned", &cib.unsupported, &file);

@@ -7,8 +7,10 @@ use super::vm::finish;
 use super::wait::Goal;
 use super::{show, status};
 use jiff::tz::TimeZone;
-use quorate_api::view::{Changed, Done, HostView, JoinToken, TokenRequest};
-use quorate_types::HostName;
+use quorate_api::view::{
+    Changed, Done, DrainRequest, HostView, JoinToken, LabelRequest, TokenRequest,
+};
+use quorate_types::{HostName, LabelName};
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 pub(crate) async fn run(context: &Context, command: HostCommand) -> Result<(), CliError> {
@@ -25,11 +27,19 @@ pub(crate) async fn run(context: &Context, command: HostCommand) -> Result<(), C
             let host: HostView = client.get(&format!("/api/v1/hosts/{name}")).await?;
             context.output.print(&host, |out| show::host(out, &host))
         }
-        HostCommand::Drain { name, wait } => {
+        HostCommand::Drain { name, yes, wait } => {
+            let request = DrainRequest { accept_stops: yes };
             let changed: Changed = client
-                .post(&format!("/api/v1/hosts/{name}/drain"), &nothing)
+                .post(&format!("/api/v1/hosts/{name}/drain"), &request)
                 .await?;
             finish(context, &changed, wait, Goal::Drained(name)).await
+        }
+        HostCommand::Label { name, labels } => {
+            let request = label_request(&labels)?;
+            let changed: Changed = client
+                .post(&format!("/api/v1/hosts/{name}/labels"), &request)
+                .await?;
+            context.changed(&changed)
         }
         HostCommand::Resume { name } => {
             let changed: Changed = client
@@ -61,6 +71,24 @@ pub(crate) async fn run(context: &Context, command: HostCommand) -> Result<(), C
             context.changed(&changed)
         }
     }
+}
+
+/// `rack=r1` sets a label, `rack-` removes it.
+pub(crate) fn label_request(labels: &[String]) -> Result<LabelRequest, CliError> {
+    let mut request = LabelRequest::default();
+    let name =
+        |text: &str| LabelName::new(text).map_err(|error| CliError::Usage(error.to_string()));
+    for text in labels {
+        if let Some((label, value)) = text.split_once('=') {
+            request.set.insert(name(label)?, name(value)?);
+        } else if let Some(label) = text.strip_suffix('-') {
+            request.remove.insert(name(label)?);
+        } else {
+            let text = format!("`{text}` is neither `LABEL=VALUE` nor `LABEL-`");
+            return Err(CliError::Usage(text));
+        }
+    }
+    Ok(request)
 }
 
 /// What is at stake.

@@ -55,9 +55,10 @@ pub(crate) async fn diff(context: &Context, args: DiffArgs) -> Result<(), CliErr
             "Nothing would change.".to_owned()
         } else {
             format!(
-                "{}\n\n{} would change.",
+                "{}\n\n{} would change.{}",
                 changes(out, &applied.changes, true),
-                count(applied.changes.len(), "object")
+                count(applied.changes.len(), "object"),
+                warnings(out, &applied.warnings)
             )
         }
     })
@@ -77,9 +78,10 @@ pub(crate) async fn apply(context: &Context, args: ApplyArgs) -> Result<(), CliE
             )
         } else {
             format!(
-                "{}\nApplied as revision {}.",
+                "{}\nApplied as revision {}.{}",
                 changes(out, &applied.changes, false),
-                applied.revision
+                applied.revision,
+                warnings(out, &applied.warnings)
             )
         }
     })?;
@@ -99,6 +101,21 @@ pub(crate) async fn apply(context: &Context, args: ApplyArgs) -> Result<(), CliE
         ))?;
     }
     Ok(())
+}
+
+/// What the change takes from the room for failures.
+fn warnings(out: &Output, warnings: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let mark = out.paint(Tone::Warn, "!");
+    let shown = warnings.iter().take(SHOWN);
+    let mut text: String = shown.map(|warning| format!("\n{mark} {warning}")).collect();
+    match warnings.len().saturating_sub(SHOWN) {
+        0 => {}
+        n => text.push_str(&format!(
+            "\n{mark} and {n} more of this kind: `quorate capacity`"
+        )),
+    }
+    text
 }
 
 /// New objects by name only, unless `full`; changed ones field by field.

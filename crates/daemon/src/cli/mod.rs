@@ -6,6 +6,7 @@
 //! files; `init`, `join` and `serve` are the daemon's own work.
 
 pub(crate) mod args;
+mod capacity;
 mod cib;
 mod completion;
 mod console;
@@ -17,11 +18,13 @@ mod manifest;
 mod output;
 mod plan;
 mod progress;
+mod saved;
 mod setup;
 mod show;
 mod status;
 mod vm;
 mod wait;
+mod when;
 
 #[cfg(test)]
 mod tests;
@@ -156,12 +159,14 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Status(args) => events::status(&context, args).await,
         Command::Events(args) => events::events(&context, args).await,
         Command::Explain(command) => vm::explain(&context, command).await,
+        Command::Plan(args) => plan::run(&context, args).await,
+        Command::Capacity(args) => capacity::run(&context, args).await,
+        Command::State(command) => saved::run(&context, command).await,
         Command::Apply(args) => manifest::apply(&context, args).await,
         Command::Diff(args) => manifest::diff(&context, args).await,
         Command::Delete(command) => vm::delete(&context, command).await,
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
-        Command::Plan(args) => plan::plan(&context.output, &args),
         Command::Import(command) => import::import(&context.output, &command),
         Command::Init(args) => setup::init(&context, args).await,
         Command::Token(command) => host::token(&context, command).await,

@@ -3,9 +3,10 @@
 use super::output::{Output, Tone, bytes, count, span};
 use super::status::vm_state;
 use jiff::tz::TimeZone;
-use quorate_api::view::{EventView, Explanation, HostView, VmView};
+use quorate_api::answers::ThenView;
+use quorate_api::view::{DecisionView, EventView, Explanation, HostView, VmView};
 use quorate_state::Candidate;
-use quorate_types::Timestamp;
+use quorate_types::{Timestamp, VmName};
 
 /// Lines of `name: value`, aligned.
 fn facts(out: &Output, title: &str, facts: &[(&str, String)]) -> String {
@@ -191,33 +192,51 @@ pub(crate) fn explanation(
     if !explained.decisions.is_empty() {
         parts.push(out.paint(Tone::Bold, "Decisions, newest first"));
     }
-    for decision in &explained.decisions {
-        let when = time(decision.at, zone);
-        parts.push(format!(
-            "  {}  {}",
-            out.paint(Tone::Dim, &when),
-            decision.action
-        ));
-        if !decision.summary.is_empty() {
-            parts.push(format!("      because {}", decision.summary));
-        }
-        parts.extend(
-            decision
-                .evidence
-                .iter()
-                .map(|fact| format!("      - {fact}")),
-        );
-        parts.extend(
-            decision
-                .candidates
-                .iter()
-                .map(|candidate| candidate_line(candidate, 6)),
-        );
+    for shown in &explained.decisions {
+        parts.extend(decision(out, shown, zone));
     }
     parts.join("\n")
 }
 
-fn candidate_line(candidate: &Candidate, indent: usize) -> String {
+/// A decision with what it rests on.
+fn decision(out: &Output, decision: &DecisionView, zone: &TimeZone) -> Vec<String> {
+    let when = time(decision.at, zone);
+    let mut lines = vec![format!(
+        "  {}  {}",
+        out.paint(Tone::Dim, &when),
+        decision.action
+    )];
+    if !decision.summary.is_empty() {
+        lines.push(format!("      because {}", decision.summary));
+    }
+    let evidence = decision.evidence.iter();
+    lines.extend(evidence.map(|fact| format!("      - {fact}")));
+    let candidates = decision.candidates.iter();
+    lines.extend(candidates.map(|candidate| candidate_line(candidate, 6)));
+    lines
+}
+
+/// Where a VM was at a time in the past.
+pub(crate) fn then(out: &Output, vm: &VmName, then: &ThenView, zone: &TimeZone) -> String {
+    let title = format!("VM {vm} at {}: {}", time(then.at, zone), then.text);
+    let mut parts = vec![out.paint(Tone::Bold, &title)];
+    if let Some(held) = &then.decision {
+        parts.push("The decision that held:".to_owned());
+        parts.extend(decision(out, held, zone));
+    }
+    match &then.next {
+        Some(next) => {
+            parts.push("The next one:".to_owned());
+            parts.extend(decision(out, next, zone));
+        }
+        None => parts.push(format!(
+            "Nothing was decided about it since. `quorate explain vm {vm}` shows where it would go now."
+        )),
+    }
+    parts.join("\n")
+}
+
+pub(crate) fn candidate_line(candidate: &Candidate, indent: usize) -> String {
     let Candidate { host, why, .. } = candidate;
     let line = match candidate.score {
         Some(score) => format!("{:indent$}{host} scores {score}: {why}", ""),

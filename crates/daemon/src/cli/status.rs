@@ -12,6 +12,9 @@ pub(crate) fn page(out: &Output, view: &ClusterView) -> String {
     for problem in problems.iter().skip(1) {
         parts.push(format!("  {} {}", mark(out, problem.level), problem.text));
     }
+    if let Some(advice) = &view.cluster.advice {
+        parts.push(format!("  {} {advice}", out.paint(Tone::Dim, "·")));
+    }
     parts.push(String::new());
     parts.push(hosts(out, &view.hosts));
     if !view.vms.is_empty() {

@@ -3,6 +3,7 @@
 
 use super::args::{Cli, Command, Format, HostCommand, VmCommand};
 use super::output::{Output, bytes, span};
+use super::plan::Then;
 use super::wait::{Goal, Standing};
 use super::{error::CliError, host, manifest, show, status};
 use clap::{CommandFactory as _, Parser as _};
@@ -84,7 +85,13 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
 fn commands_are_understood() {
     let cli = parse("quorate vm migrate db --to h2 --wait --timeout 90s -o json").unwrap();
     assert_eq!(cli.global.output, Format::Json);
-    let Command::Vm(VmCommand::Migrate { name, to, wait }) = cli.command else {
+    let Command::Vm(VmCommand::Migrate {
+        name,
+        to,
+        yes: _,
+        wait,
+    }) = cli.command
+    else {
         panic!("not a migration")
     };
     assert_eq!((name.as_str(), to.unwrap().as_str()), ("db", "h2"));
@@ -94,6 +101,20 @@ fn commands_are_understood() {
         cli.command,
         Command::Host(HostCommand::ConfirmDead { yes: true, .. })
     ));
+    let cli =
+        parse("quorate plan --fail h1,h2 --then-drain h3 --then-fail h4 --then-drain h5").unwrap();
+    let Command::Plan(args) = cli.command else {
+        panic!("not a plan")
+    };
+    assert_eq!(args.fail.len(), 2);
+    // In the order of the command line.
+    let host = |name: &str| name.parse().unwrap();
+    let then = [
+        Then::Drain(host("h3")),
+        Then::Fail(host("h4")),
+        Then::Drain(host("h5")),
+    ];
+    assert_eq!(args.then.0, then);
     for bad in [
         "quorate vm show DB",
         "quorate apply",
@@ -101,6 +122,9 @@ fn commands_are_understood() {
         "quorate vm start db --timeout 5s",
         "quorate nonsense",
         "quorate join T",
+        "quorate plan --balance --drain h1",
+        "quorate capacity --failures 0",
+        "quorate explain vm db --at soon",
     ] {
         assert!(parse(bad).is_err(), "{bad}");
     }

@@ -6,9 +6,10 @@ use super::error::CliError;
 use super::output::say;
 use super::progress::Progress;
 use super::wait::{Goal, wait};
-use super::{console, now_ms, show, status};
+use super::{console, now_ms, saved, show, status};
 use futures_util::StreamExt as _;
 use jiff::tz::TimeZone;
+use quorate_api::ClientError;
 use quorate_api::view::{Changed, Explanation, MigrateRequest, StopHow, StopRequest, VmView};
 use quorate_types::{HostName, VmName};
 use std::collections::BTreeSet;
@@ -57,7 +58,12 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Cli
             )
             .await
         }
-        VmCommand::Migrate { name, to, wait } => migrate(context, name, to, wait).await,
+        VmCommand::Migrate {
+            name,
+            to,
+            yes,
+            wait,
+        } => migrate(context, name, to, yes, wait).await,
         VmCommand::Cancel { name } => {
             let path = format!("/api/v1/vms/{name}/cancel");
             let changed: Changed = client.post(&path, &serde_json::json!({})).await?;
@@ -85,13 +91,20 @@ async fn migrate(
     context: &Context,
     name: VmName,
     to: Option<HostName>,
+    yes: bool,
     wait: WaitArgs,
 ) -> Result<(), CliError> {
     let client = &context.client;
     let before: VmView = client.get(&format!("/api/v1/vms/{name}")).await?;
     let path = format!("/api/v1/vms/{name}/migrate");
     let changed: Changed = client
-        .post(&path, &MigrateRequest { to: to.clone() })
+        .post(
+            &path,
+            &MigrateRequest {
+                to: to.clone(),
+                accept_stops: yes,
+            },
+        )
         .await?;
     let goal = Goal::Moved {
         vm: name.clone(),
@@ -148,13 +161,29 @@ pub(crate) async fn delete(context: &Context, command: DeleteCommand) -> Result<
 }
 
 pub(crate) async fn explain(context: &Context, command: ExplainCommand) -> Result<(), CliError> {
-    let ExplainCommand::Vm { name } = command;
-    let explained: Explanation = context
-        .client
-        .get(&format!("/api/v1/vms/{name}/explain"))
-        .await?;
+    let ExplainCommand::Vm { name, at, saved } = command;
     let zone = TimeZone::system();
-    context.output.print(&explained, |out| {
-        show::explanation(out, &explained, &zone, now_ms())
-    })
+    let at = at.map(|at| at.resolve(now_ms(), &zone));
+    let at = at.transpose().map_err(CliError::Usage)?;
+    let (explained, now): (Explanation, u64) = match &saved.state {
+        Some(path) => {
+            let snapshot = saved::read(path)?;
+            let explained = quorate_api::questions::explain(&snapshot, &name, at);
+            let explained = explained.map_err(ClientError::from)?;
+            (explained, snapshot.saved.0)
+        }
+        None => {
+            let mut path = format!("/api/v1/vms/{name}/explain");
+            if let Some(at) = at {
+                path.push_str(&format!("?at={}", at.0));
+            }
+            (context.client.get(&path).await?, now_ms())
+        }
+    };
+    context
+        .output
+        .print(&explained, |out| match &explained.then {
+            Some(then) => show::then(out, &explained.vm.name, then, &zone),
+            None => show::explanation(out, &explained, &zone, now),
+        })
 }

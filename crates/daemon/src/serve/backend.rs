@@ -10,12 +10,15 @@ use quorate_api::{
     Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed, ObservedHost,
 };
 use quorate_controller::{HostPicture, Picture};
+use quorate_planner::{SNAPSHOT_FORMAT, Snapshot};
 use quorate_state::{Command, Outcome, State};
 use quorate_types::{HostName, Millis, Timestamp, VmName};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// How long this host may need to have what the leader's picture goes with.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// How long an operator's fencing may take.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -40,6 +43,7 @@ fn observed(picture: Picture) -> Observed {
             .collect(),
         waiting: picture.waiting,
         problems: picture.problems,
+        advice: picture.advice,
     }
 }
 
@@ -130,6 +134,22 @@ impl Backend for Daemon {
 
     async fn logs(&self, vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError> {
         console::logs(Arc::clone(&self.0), vm.clone(), options).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        let Answer::Seen { revision, seen } =
+            self.0.at_leader(Ask::Seen, Duration::from_secs(5)).await?
+        else {
+            return Err(wrong_answer());
+        };
+        let state = self.applied_at_least(revision, CATCH_UP).await?;
+        Ok(Snapshot {
+            format: SNAPSHOT_FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            saved: wall_clock(),
+            state: state.as_ref().clone(),
+            seen: *seen,
+        })
     }
 
     async fn placement(&self, vm: &VmName) -> Option<PlacementView> {

@@ -137,6 +137,12 @@ impl Core {
                 let found = found.ok_or_else(|| self.not_leader())?;
                 Ok(Answer::Explanation(found.map(Box::new)))
             }
+            Ask::Seen => {
+                let revision = self.group.state().revision;
+                let seen = self.controller.seen().ok_or_else(|| self.not_leader())?;
+                let seen = Box::new(seen);
+                Ok(Answer::Seen { revision, seen })
+            }
             Ask::Incoming { vm, id, ready } => {
                 let address = self.agent.incoming_address(vm, id, ready).await;
                 address

@@ -5,10 +5,10 @@
 
 use quorate_agent_logic::TargetSays;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
-use quorate_planner::Explanation;
+use quorate_planner::{Explanation, Seen};
 use quorate_state::{Command, Outcome, Reason, Refusal};
 use quorate_transport::{CallError, Peers, RpcStatus};
-use quorate_types::{HostName, MigrationId, NodeId, VmName};
+use quorate_types::{HostName, MigrationId, NodeId, Revision, VmName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -33,6 +33,8 @@ pub(crate) enum Ask {
     WhatMove { vm: VmName, to: Option<HostName> },
     /// To the leader: where would the VM go?
     Explain { vm: VmName },
+    /// To the leader: all that it sees, for questions that are answered by who asks.
+    Seen,
     /// To a migration's target: where to send the guest.
     Incoming {
         vm: VmName,
@@ -61,6 +63,8 @@ pub(crate) enum Answer {
     Move(Result<HostName, Reason>),
     /// Where it would go, if the VM exists.
     Explanation(Option<Box<Explanation>>),
+    /// What the leader sees, and the revision that it goes with.
+    Seen { revision: Revision, seen: Box<Seen> },
     /// `address:port` of the waiting guest.
     Address(String),
     /// What became of it.

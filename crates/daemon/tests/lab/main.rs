@@ -28,3 +28,4 @@ mod t09_fencing;
 mod t10_faults;
 mod t11_memory;
 mod t12_bad_input;
+mod t13_chain;

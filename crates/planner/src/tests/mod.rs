@@ -1,8 +1,13 @@
 //! Table tests of each duty, and properties over random clusters.
 
+mod balance;
+mod capacity;
+mod forecast;
 mod migration;
 mod moving;
 mod placement;
+mod preemption;
 mod properties;
+mod quality;
 mod recovery;
 mod speed;

@@ -30,7 +30,8 @@ fn manifest() -> impl Strategy<Value = Value> {
     );
     let rule = (any::<bool>(), prop::collection::btree_set(0..VMS, 2..4));
     let rules = prop::collection::vec(rule, 0..3);
-    (prop::collection::vec(vm, VMS), rules).prop_map(|(vms, rules)| {
+    let settings = (any::<bool>(), any::<bool>());
+    (prop::collection::vec(vm, VMS), rules, settings).prop_map(|(vms, rules, settings)| {
         let mut specs = serde_json::Map::new();
         for (n, (memory, priority, needs, checked, policy, pinned)) in vms.iter().enumerate() {
             let mut spec = json!({
@@ -56,7 +57,12 @@ fn manifest() -> impl Strategy<Value = Value> {
             let vms: Vec<String> = vms.iter().map(|n| format!("v{n}")).collect();
             named.insert(format!("r{n}"), json!({ kind: vms }));
         }
-        json!({ "vms": specs, "rules": named })
+        let (preempts, balances) = settings;
+        let cluster = json!({
+            "preemption": if preempts { "lower_priority" } else { "off" },
+            "balancing": { "mode": if balances { "auto" } else { "off" } },
+        });
+        json!({ "vms": specs, "rules": named, "cluster": cluster })
     })
 }
 

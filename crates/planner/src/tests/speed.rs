@@ -76,3 +76,65 @@ fn speed() {
         }
     }
 }
+
+/// How long questions take.
+#[test]
+#[ignore = "measures time: run it alone, in release"]
+fn speed_of_questions() {
+    use crate::{CapacityQuestion, Step, balance, capacity, forecast};
+    for (hosts, vms) in [(10, 100), (50, 500), (200, 5000)] {
+        let mut world = cluster(hosts, vms);
+        world.arm();
+        for _ in 0..20 {
+            let made = plan(&world.input());
+            if made.actions.is_empty() {
+                break;
+            }
+            world.command(Command::CommitPlan(made));
+            world.act();
+            world.observe();
+        }
+        let mut snapshot = world.snapshot();
+        snapshot.seen.voters = [1, 2, 3].into();
+        let fail = Step {
+            fail: [host("h4")].into(),
+            ..Step::default()
+        };
+        let drain = Step {
+            drain: [host("h5")].into(),
+            ..Step::default()
+        };
+        let begun = Instant::now();
+        let answer = forecast(&snapshot, &[fail, drain]).unwrap();
+        let actions: usize = answer.stages.iter().map(|stage| stage.actions.len()).sum();
+        println!(
+            "{hosts}x{vms} fail, then drain: {:?} ({actions} actions)",
+            begun.elapsed()
+        );
+        let begun = Instant::now();
+        let question = CapacityQuestion {
+            failures: Some(1),
+            ..CapacityQuestion::default()
+        };
+        let one = capacity(&world.input(), &question);
+        println!(
+            "{hosts}x{vms} any one fails: {:?} (survives {})",
+            begun.elapsed(),
+            one.survives
+        );
+        let begun = Instant::now();
+        let all = capacity(&world.input(), &CapacityQuestion::default());
+        println!(
+            "{hosts}x{vms} as far as it is cheap: {:?} (survives {}, looked at {})",
+            begun.elapsed(),
+            all.survives,
+            all.checked
+        );
+        let begun = Instant::now();
+        let moves = balance(&world.input()).moves.len();
+        println!(
+            "{hosts}x{vms} balance: {:?} ({moves} moves)",
+            begun.elapsed()
+        );
+    }
+}

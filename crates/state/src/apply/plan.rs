@@ -7,7 +7,8 @@ use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::EventKind;
 use crate::model::{
-    DECISIONS_KEPT, Decision, GuestAbi, HostMode, OrderKind, Ownership, StopMode, VmRecord,
+    DECISIONS_IN_FULL, DECISIONS_KEPT, Decision, GuestAbi, HostMode, OrderKind, Ownership,
+    StopMode, VmRecord,
 };
 use crate::plan::{Action, MigrationEnd, Plan, PlannedAction};
 use quorate_membership::FenceProof;
@@ -88,9 +89,14 @@ fn record_decision(change: &mut Change<'_>, vm: &VmName, planned: &PlannedAction
         at,
         revision,
         action: planned.action.describe(),
+        kind: Some(planned.action.kind()),
+        host: record.ownership.host().cloned(),
         reason: planned.reason.clone(),
     };
     record.decisions.push(decision);
+    if let Some(old) = record.decisions.len().checked_sub(DECISIONS_IN_FULL + 1) {
+        record.decisions[old].reason.candidates = Vec::new();
+    }
     if record.decisions.len() > DECISIONS_KEPT {
         record.decisions.remove(0);
     }

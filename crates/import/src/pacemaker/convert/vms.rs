@@ -183,7 +183,7 @@ fn properties(draft: &mut Draft, judged: &Judged) {
         draft.note(
             start,
             message,
-            "give fence devices, or arm watchdogs: see `quorate validate`",
+            "give fence devices under `cluster.fencing`, or arm watchdogs on the hosts",
         );
     }
     if options.no_quorum != NoQuorum::Stop {

@@ -1,18 +1,24 @@
 //! A second opinion on a plan: checks it against the promises, sharing nothing with the planner.
 //!
-//! Owns: the test oracle of this crate and of the simulator. Always holds: it reads the input and
-//! the plan only, by name, and re-derives every fact; slow and simple on purpose.
+//! [`rules`] knows placement rules and dependencies of companions, [`limits`] capacity and parallelism.
+//!
+//! Owns: the test oracle of this crate and of the simulator, and the last look of a leader before
+//! it commits ([`checked`]). Always holds: it reads the input and the plan only, by name, and
+//! re-derives every fact with code of its own.
 
-use crate::{Input, OVERHEAD_BYTES};
+mod limits;
+mod preemption;
+mod rules;
+
+use crate::Input;
 use quorate_membership::{Evidence, FenceProof, HostHealth};
 use quorate_state::{
     Action, Command, Envelope, FORMAT, HostMode, MigrationEnd, OrderKind, Ownership, Plan, State,
-    VmRecord,
 };
 use quorate_types::report::MigrationOutcome;
-use quorate_types::spec::Condition;
-use quorate_types::{HostName, MigrationId, RuleKind, Timestamp, VmName, VmPhase, VmReport};
-use std::collections::{BTreeMap, BTreeSet};
+use quorate_types::spec::{Condition, Dependency, OnTimeout};
+use quorate_types::{HostName, MigrationId, RuleName, Timestamp, VmName, VmPhase, VmReport};
+use std::collections::BTreeSet;
 
 /// A promise that a plan would break.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,21 +82,33 @@ pub enum Violation {
         /// The other VM of the rule.
         other: VmName,
     },
-    /// Memory is given twice.
-    #[error("{host} would need {need} bytes and has {have}")]
+    /// A rule over domains is broken by this plan.
+    #[error("{vm} on {host} breaks rule {rule}")]
+    Domain {
+        /// Which VM.
+        vm: VmName,
+        /// Where it goes.
+        host: HostName,
+        /// The rule.
+        rule: RuleName,
+    },
+    /// Something is given twice.
+    #[error("{host} would need {need} of {what} and has {have}")]
     Capacity {
         /// The host.
         host: HostName,
+        /// `bytes of memory`, `virtual CPUs`, or a resource.
+        what: String,
         /// Needed.
         need: u64,
         /// There.
         have: u64,
     },
     /// Too many at once.
-    #[error("{host} would take part in {count} migrations at once")]
+    #[error("{what} would have {count} migrations at once")]
     Parallel {
-        /// The host.
-        host: HostName,
+        /// `host h1`, `network lan`, `the cluster`.
+        what: String,
         /// How many.
         count: usize,
     },
@@ -116,6 +134,7 @@ pub fn lint(input: &Input<'_>, plan: &Plan) -> Vec<Violation> {
         input,
         plan,
         after: &after,
+        book: rules::Book::new(input, &after),
     };
     let mut found = Vec::new();
     for planned in &plan.actions {
@@ -126,10 +145,67 @@ pub fn lint(input: &Input<'_>, plan: &Plan) -> Vec<Violation> {
     found
 }
 
+/// The plan without the actions that would break a promise, and what they would break. One bad
+/// action does not keep other VMs from being recovered.
+#[must_use]
+pub fn checked(input: &Input<'_>, plan: Plan) -> (Plan, Vec<Violation>) {
+    let found = lint(input, &plan);
+    if found.is_empty() {
+        return (plan, found);
+    }
+    let vms: BTreeSet<&VmName> = found.iter().filter_map(Violation::vm).collect();
+    let hosts: BTreeSet<&HostName> = found.iter().filter_map(Violation::full_host).collect();
+    let all_moves = found
+        .iter()
+        .any(|one| matches!(one, Violation::Parallel { .. }));
+    let good = |action: &Action| {
+        let gives = match action {
+            Action::Start { host, .. } => Some(host),
+            Action::Migrate { to, .. } => Some(to),
+            _ => None,
+        };
+        let moves = matches!(action, Action::Migrate { .. });
+        !action.vm().is_some_and(|vm| vms.contains(vm))
+            && !gives.is_some_and(|host| hosts.contains(host))
+            && !(moves && all_moves)
+    };
+    let mut rest = plan;
+    rest.actions.retain(|planned| good(&planned.action));
+    if !lint(input, &rest).is_empty() {
+        rest.actions.clear();
+    }
+    (rest, found)
+}
+
+impl Violation {
+    /// The VM whose action is wrong.
+    fn vm(&self) -> Option<&VmName> {
+        match self {
+            Self::InventedProof { vm, .. }
+            | Self::BadTarget { vm, .. }
+            | Self::Dependency { vm, .. }
+            | Self::Stop { vm }
+            | Self::InventedEnd { vm, .. }
+            | Self::OldMemory { vm }
+            | Self::Rule { vm, .. }
+            | Self::Domain { vm, .. } => Some(vm),
+            Self::Refused(_) | Self::Capacity { .. } | Self::Parallel { .. } => None,
+        }
+    }
+
+    fn full_host(&self) -> Option<&HostName> {
+        match self {
+            Self::Capacity { host, .. } => Some(host),
+            _ => None,
+        }
+    }
+}
+
 struct Lint<'a> {
     input: &'a Input<'a>,
     plan: &'a Plan,
     after: &'a State,
+    book: rules::Book<'a>,
 }
 
 impl Lint<'_> {
@@ -180,27 +256,47 @@ impl Lint<'_> {
     }
 
     fn target(&self, vm: &VmName, host: &HostName, found: &mut Vec<Violation>) {
-        let why = match self.input.state.hosts.get(host) {
-            None => "not a member",
-            Some(record) if record.mode != HostMode::Active => "takes no VMs",
-            Some(_) if !self.up(host) => "not up",
-            Some(_) if !self.input.reports.contains_key(host) => "has not reported",
-            Some(_)
-                if self
-                    .after
-                    .vms
-                    .get(vm)
-                    .is_none_or(|seen| !allowed(seen, host)) =>
-            {
-                "not allowed"
-            }
-            Some(_) => return,
+        if let Some(why) = self.bad_target(vm, host) {
+            found.push(Violation::BadTarget {
+                vm: vm.clone(),
+                host: host.clone(),
+                why,
+            });
+        }
+    }
+
+    fn bad_target(&self, vm: &VmName, host: &HostName) -> Option<String> {
+        let say = |text: &str| Some(text.to_owned());
+        let Some(record) = self.input.state.hosts.get(host) else {
+            return say("not a member");
         };
-        found.push(Violation::BadTarget {
-            vm: vm.clone(),
-            host: host.clone(),
-            why: why.into(),
-        });
+        if record.mode != HostMode::Active {
+            return say("takes no VMs");
+        }
+        if !self.up(host) {
+            return say("not up");
+        }
+        let Some(report) = self.input.reports.get(host) else {
+            return say("has not reported");
+        };
+        let Some(seen) = self.after.vms.get(vm) else {
+            return say("unknown VM");
+        };
+        if !seen.spec.allows(host, &record.spec) {
+            return say("not allowed");
+        }
+        for disk in &seen.effective().disks {
+            let pool = self.input.state.pools.get(&disk.pool);
+            let hosts = pool.map(|pool| pool.spec.hosts());
+            let listed = hosts.is_none_or(|hosts| hosts.is_empty() || hosts.contains(host));
+            let usable = report.pools.get(&disk.pool).is_some_and(|seen| seen.usable);
+            if !listed || !usable {
+                return Some(format!("does not reach pool {}", disk.pool));
+            }
+        }
+        let mut nics = seen.effective().nics.iter();
+        let missing = nics.find(|nic| !report.networks.contains(&nic.network));
+        missing.map(|nic| format!("has no network {}", nic.network))
     }
 
     /// Hosts that may have a VM after the plan.
@@ -208,51 +304,6 @@ impl Lint<'_> {
         let hosts = self.after.vms.get(vm).map(|seen| seen.ownership.hosts());
         let hosts = hosts.unwrap_or_default();
         hosts.into_iter().map(|(host, _)| host.clone()).collect()
-    }
-
-    fn rules(&self, vm: &VmName, host: &HostName, found: &mut Vec<Violation>) {
-        for rule in self.input.state.rules.values().map(|rule| &rule.spec) {
-            if !rule.vms().contains(vm) {
-                continue;
-            }
-            for other in rule.vms().iter().filter(|other| *other != vm) {
-                let places = self.places(other);
-                let broken = match rule.kind {
-                    RuleKind::KeepApart => places.contains(host),
-                    _ => self.split(vm, host, other),
-                };
-                if broken {
-                    found.push(Violation::Rule {
-                        vm: vm.clone(),
-                        host: host.clone(),
-                        other: other.clone(),
-                    });
-                }
-            }
-        }
-    }
-
-    /// `other` stays on a good host, and nobody of the group is where `vm` goes. (A group that is
-    /// split already may be joined on either side.)
-    fn split(&self, vm: &VmName, host: &HostName, other: &VmName) -> bool {
-        let good = |at: &HostName| {
-            let mode = self.input.state.hosts.get(at).map(|record| record.mode);
-            self.up(at) && mode == Some(HostMode::Active)
-        };
-        // One that is being stopped is given a place anew.
-        let stays = |name: &VmName| {
-            let run = OrderKind::Run;
-            self.after.vms.get(name).is_some_and(|seen| {
-                let stops =
-                    matches!(&seen.ownership, Ownership::Owned { order, .. } if *order != run);
-                seen.wanted() && !stops
-            })
-        };
-        let joined = self
-            .companions(vm)
-            .into_iter()
-            .any(|name| name != *vm && stays(&name) && self.places(&name).contains(host));
-        stays(other) && !joined && self.places(other).iter().any(good)
     }
 
     fn dependencies(&self, vm: &VmName, found: &mut Vec<Violation>) {
@@ -267,11 +318,34 @@ impl Lint<'_> {
                 |planned| matches!(&planned.action, Action::Release { vm, .. } if vm == other),
             );
             let held = !released && self.holds(self.input.state, other, dependency.condition);
+            if self.excused(vm, other, dependency) {
+                continue;
+            }
             if !held && !self.holds(self.after, other, dependency.condition) {
                 let (vm, other) = (vm.clone(), other.clone());
                 found.push(Violation::Dependency { vm, other });
             }
         }
+    }
+
+    /// The wait may end without what is waited for: it took too long, or it was only an order and
+    /// the other one does not come.
+    fn excused(&self, vm: &VmName, other: &VmName, dependency: &Dependency) -> bool {
+        let since = self.input.memory.waiting_since(vm);
+        let over = since.zip(dependency.timeout).is_some_and(|(since, limit)| {
+            self.input.now >= since.plus(limit) && dependency.on_timeout == OnTimeout::Start
+        });
+        let comes = |host: &HostName| {
+            let report = self.report(other, host);
+            report.is_none_or(|report| report.phase != VmPhase::BackOff)
+        };
+        let other = self.after.vms.get(other);
+        let absent = other.is_none_or(|other| match &other.ownership {
+            Ownership::Free => true,
+            Ownership::Owned { host, .. } => !comes(host),
+            Ownership::Migrating { .. } => false,
+        });
+        over || (dependency.advisory && absent)
     }
 
     fn holds(&self, state: &State, other: &VmName, condition: Condition) -> bool {
@@ -330,24 +404,12 @@ impl Lint<'_> {
             let seen = self.input.state.vms.get(name);
             seen.is_some_and(|seen| seen.move_request.is_some())
         };
-        let asked = moves(vm) || self.companions(vm).iter().any(moves);
-        !seen.wanted() || host.is_some_and(|at| leaves(at) || looping(at)) || returned || asked
-    }
-
-    fn companions(&self, vm: &VmName) -> BTreeSet<VmName> {
-        let mut group: BTreeSet<VmName> = [vm.clone()].into();
-        loop {
-            let before = group.len();
-            for rule in self.input.state.rules.values() {
-                let vms = rule.spec.vms();
-                if rule.spec.ties() && !vms.is_disjoint(&group) {
-                    group.extend(vms.iter().cloned());
-                }
-            }
-            if group.len() == before {
-                return group;
-            }
-        }
+        let asked = moves(vm) || self.book.companions(vm).iter().any(moves);
+        !seen.wanted()
+            || host.is_some_and(|at| leaves(at) || looping(at))
+            || returned
+            || asked
+            || self.preempted(vm)
     }
 
     fn end(&self, vm: &VmName, id: MigrationId, end: &MigrationEnd, found: &mut Vec<Violation>) {
@@ -380,53 +442,4 @@ impl Lint<'_> {
             found.push(Violation::OldMemory { vm: vm.clone() });
         }
     }
-
-    fn capacity(&self, found: &mut Vec<Violation>) {
-        let used = |state: &State| {
-            let mut used: BTreeMap<HostName, u64> = BTreeMap::new();
-            for vm in state.vms.values() {
-                for (host, _) in vm.ownership.hosts() {
-                    let need = vm.effective().memory.0 + OVERHEAD_BYTES;
-                    *used.entry(host.clone()).or_default() += need;
-                }
-            }
-            used
-        };
-        let before = used(self.input.state);
-        for (host, need) in used(self.after) {
-            let report = self.input.reports.get(&host);
-            let have = report.map_or(0, |report| report.capacity.memory.0);
-            if need > have && need > before.get(&host).copied().unwrap_or(0) {
-                found.push(Violation::Capacity { host, need, have });
-            }
-        }
-    }
-
-    fn parallel(&self, found: &mut Vec<Violation>) {
-        let limit = self.input.state.settings().parallel_migrations as usize;
-        for host in self.input.state.hosts.keys() {
-            let takes_part = |state: &State| -> Vec<VmName> {
-                let moving = state.vms.iter().filter(|(_, vm)| {
-                    matches!(vm.ownership, Ownership::Migrating { .. })
-                        && vm.ownership.hosts().iter().any(|(at, _)| *at == host)
-                });
-                moving.map(|(name, _)| name.clone()).collect()
-            };
-            let (before, after) = (takes_part(self.input.state), takes_part(self.after));
-            let one_group = after.first().is_some_and(|first| {
-                let group = self.companions(first);
-                after.iter().all(|vm| group.contains(vm))
-            });
-            if after.len() > limit && after.len() > before.len() && !one_group {
-                found.push(Violation::Parallel {
-                    host: host.clone(),
-                    count: after.len(),
-                });
-            }
-        }
-    }
-}
-
-fn allowed(vm: &VmRecord, host: &HostName) -> bool {
-    vm.spec.hosts.is_empty() || vm.spec.hosts.contains(host)
 }

@@ -39,8 +39,8 @@ pub struct Planned {
 /// says one).
 #[must_use]
 pub fn plan(cib: &Cib, now: i64) -> Planned {
-    let judged = Judged::new(cib, cib.execution_date.unwrap_or(now));
-    let question = site::question(cib, &judged);
+    let mut judged = Judged::new(cib, cib.execution_date.unwrap_or(now));
+    let question = site::question(cib, &mut judged);
     let outcome = engine::solve(&question.site);
     let host = |host: usize| Some(question.site.hosts[host].name.clone());
     let unit = |unit: usize| Some(question.site.units[unit].name.clone());

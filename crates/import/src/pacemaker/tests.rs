@@ -146,6 +146,44 @@ fn bounds_hold() {
 }
 
 #[test]
+fn what_multiplies_is_bounded() {
+    let refs = |from: usize| -> String {
+        let members = (from..from + 800).map(|n| format!("<resource_ref id=\"vm{n}\"/>"));
+        members.collect()
+    };
+    let resources: String = (0..1600).map(|n| vm(&format!("vm{n}"), &[])).collect();
+    let sets = format!(
+        "\n<rsc_order id=\"o\"><resource_set id=\"s1\" sequential=\"false\">{}</resource_set>\n<resource_set id=\"s2\" sequential=\"false\">{}</resource_set></rsc_order>",
+        refs(0),
+        refs(800)
+    );
+    let planned = planned(&cib_with(&resources, &sets, ["", "", ""]));
+    assert_eq!(
+        planned.contradictions.len(),
+        1,
+        "{:?}",
+        planned.contradictions
+    );
+    assert!(planned.contradictions[0].message.contains("too many rules"));
+    assert!(planned.contradictions[0].place.line > 1);
+
+    let nodes: String = (0..6000)
+        .map(|n| format!("<node id=\"{n}\" uname=\"n{n}\"/>"))
+        .collect();
+    let many: String = (0..6000)
+        .map(|n| format!("<primitive id=\"p{n}\"/>"))
+        .collect();
+    let text = format!(
+        "<cib><configuration><nodes>{nodes}</nodes><resources>{many}</resources></configuration></cib>"
+    );
+    assert!(
+        refused(&text)
+            .to_string()
+            .contains("6000 resources on 6000 nodes are too many")
+    );
+}
+
+#[test]
 fn many_resources_are_planned_in_time() {
     let resources: String = (0..3000)
         .map(|n| vm(&format!("vm{n}"), &[("priority", "1")]))

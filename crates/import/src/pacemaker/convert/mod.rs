@@ -30,10 +30,10 @@ pub struct Converted {
 /// Converts a CIB. With `every` each primitive becomes a VM, whatever its agent does.
 #[must_use]
 pub fn convert(cib: &Cib, file: &str, every: bool, now: i64) -> Converted {
-    let judged = Judged::new(cib, cib.execution_date.unwrap_or(now));
+    let mut judged = Judged::new(cib, cib.execution_date.unwrap_or(now));
     let mut draft = Draft::new(cib);
     vms::collect(&mut draft, cib, &judged, every);
-    relations::collect(&mut draft, cib, &judged);
+    relations::collect(&mut draft, cib, &mut judged);
     settle(&mut draft);
     let left = cib
         .unsupported

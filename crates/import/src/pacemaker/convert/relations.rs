@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const MAX_WEIGHT: i64 = 100_000;
 
 /// Carries over what the constraints come to, whichever way they are written (sets, templates, tags).
-pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &Judged) {
+pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &mut Judged) {
     let question = site::question(cib, judged);
     draft.notes.extend(question.warnings.clone());
     let mut relations = Relations {

@@ -9,7 +9,7 @@ use super::judge::{Judged, NoQuorum, Thing};
 use super::model::{Cib, Constraint, Resource};
 use super::values;
 use crate::{Place, Problem};
-use quorate_planner::engine::{Body, Group, Host, Item, Quorum, Rules, Site, Unit, UnitId};
+use quorate_planner::engine::{Body, Group, Host, Item, Quorum, Rules, Score, Site, Unit, UnitId};
 use std::collections::BTreeMap;
 
 /// The question, and which unit is which resource.
@@ -30,9 +30,16 @@ pub(super) struct Question {
     pub(super) any_ids: Vec<usize>,
 }
 
-/// Makes the question.
-pub(super) fn question(cib: &Cib, judged: &Judged) -> Question {
+/// Makes the question. The scores move into it: at large sites there is no room for them twice.
+pub(super) fn question(cib: &Cib, judged: &mut Judged) -> Question {
+    let taken = judged
+        .things
+        .iter_mut()
+        .map(|thing| std::mem::take(&mut thing.scores));
+    let scores = taken.collect();
+    let judged = &*judged;
     let mut builder = Builder {
+        scores,
         judgements: 0,
         too_many: None,
         cib,
@@ -102,6 +109,8 @@ const MAX_RULES: usize = 500_000;
 const MAX_JUDGEMENTS: usize = 50_000_000;
 
 struct Builder<'a> {
+    /// Per thing.
+    scores: Vec<Vec<Option<Score>>>,
     judgements: usize,
     too_many: Option<Place>,
     cib: &'a Cib,
@@ -259,7 +268,8 @@ impl Builder<'_> {
             .entry(thing.id.clone())
             .or_insert(self.site.units.len());
         self.things.push(Some(at));
-        let item = self.item(thing);
+        let mut item = self.item(thing);
+        item.scores = std::mem::take(&mut self.scores[at]);
         self.site.units.push(Unit {
             name: thing.id.clone(),
             priority: thing.priority,
@@ -271,7 +281,7 @@ impl Builder<'_> {
     fn item(&self, thing: &Thing) -> Item {
         Item {
             needs: self.amounts(&thing.utilization),
-            scores: thing.scores.clone(),
+            scores: Vec::new(),
             active: thing.active.clone(),
             role: thing.role,
             wanted: thing.next,

@@ -110,7 +110,7 @@ impl Checker<'_> {
             let path = ["vms", here, "resources", resource.as_str()];
             match most {
                 None => {
-                    let hint = match suggest::nearest(resource.as_str(), known.into_iter()) {
+                    let hint = match suggest::nearest(resource.as_str(), known) {
                         Some(near) => format!("did you mean `{near}`?"),
                         None => "say what each host has: `resources:` under `hosts:`".to_owned(),
                     };

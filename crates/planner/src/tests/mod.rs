@@ -6,3 +6,4 @@ mod placement;
 mod properties;
 mod quality;
 mod recovery;
+mod wishes;

@@ -18,13 +18,19 @@ const EJECT_STEPS: u32 = 20_000;
 const RETRY_STEPS: usize = 200_000;
 /// Most retries.
 const MAX_RETRIES: u64 = 1500;
+/// Most retries in a row that bring nothing.
+const MAX_IDLE: u32 = 500;
 /// How many VMs may be moved one for the other.
 const DEPTH: u32 = 3;
 
 /// Finds places for tasks without one; `first` is the first of the current priority.
 pub(crate) fn run(work: &mut Work<'_>, tasks: &mut [Task], first: usize) {
     let open = |work: &Work<'_>, task: &Task| work.vms[task.vm].own == Own::Free;
-    if !tasks[first..].iter().any(|task| open(work, task)) {
+    let hopeful = hopeful(work, tasks);
+    let lost = |work: &Work<'_>, task: &Task| open(work, task) && hopeful(work, task.vm);
+    // Where nothing has a place that could be changed, other orders change nothing.
+    let some = tasks.iter().any(|task| !open(work, task));
+    if !some || !tasks[first..].iter().any(|task| lost(work, task)) {
         return;
     }
     let before: Vec<Own> = tasks.iter().map(|task| work.vms[task.vm].own).collect();
@@ -33,19 +39,43 @@ pub(crate) fn run(work: &mut Work<'_>, tasks: &mut [Task], first: usize) {
         changes: Vec::new(),
     };
     for at in first..tasks.len() {
-        if open(work, &tasks[at]) && !tasks[at].fixed(work) {
+        if lost(work, &tasks[at]) && !tasks[at].fixed(work) {
             let movable = movable(work, tasks);
             search.place(work, tasks[at].vm, &movable, DEPTH);
         }
     }
-    // Where nothing has a place that could be changed, other orders change nothing.
-    let some = tasks.iter().any(|task| !open(work, task));
-    if some && tasks[first..].iter().any(|task| open(work, task)) {
+    if tasks[first..].iter().any(|task| lost(work, task)) {
         retry(work, tasks, first);
     }
     for (task, before) in tasks.iter_mut().zip(before) {
         let now = work.vms[task.vm].own;
         task.moved |= now != before;
+    }
+}
+
+/// Tells whether a VM would find room if every tentative one were gone.
+fn hopeful(work: &Work<'_>, tasks: &[Task]) -> impl Fn(&Work<'_>, usize) -> bool + use<> {
+    let mut free: Vec<Vec<u64>> = (0..work.hosts.len())
+        .map(|host| {
+            let rows = work.room.have(host).iter().zip(work.room.used(host));
+            rows.map(|(have, used)| have.saturating_sub(*used))
+                .collect()
+        })
+        .collect();
+    for (vm, host) in tasks
+        .iter()
+        .filter_map(|task| Some((task.vm, work.seat(task.vm)?)))
+    {
+        for (free, need) in free[host].iter_mut().zip(work.room.need(vm)) {
+            *free = free.saturating_add(*need);
+        }
+    }
+    move |work, vm| {
+        let fits = |host: &usize| {
+            let mut columns = work.room.need(vm).iter().zip(&free[*host]);
+            columns.all(|(need, free)| need <= free)
+        };
+        work.reachable(vm).iter().any(fits)
     }
 }
 
@@ -155,14 +185,28 @@ impl Eject {
     }
 }
 
-/// Takes some tentative ones up, at random, and places them anew with those that have no place.
+/// Searches for an outcome that places more; without one everything stays as it was.
 fn retry(work: &mut Work<'_>, tasks: &[Task], first: usize) {
+    let (before, was) = (seats(work, tasks), outcome(work, tasks));
+    wander(work, tasks, first);
+    if outcome(work, tasks) == was {
+        restore(work, tasks, &before);
+    }
+}
+
+/// Takes some tentative ones up, at random, and places them anew with those that have no place.
+fn wander(work: &mut Work<'_>, tasks: &[Task], first: usize) {
     let good = (0..work.hosts.len()).filter(|at| work.hosts[*at].good());
     let largest = work.room.largest(good);
     let mut best = outcome(work, tasks);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut steps = RETRY_STEPS;
+    let mut idle = 0;
     for round in 0..MAX_RETRIES {
+        if idle > MAX_IDLE {
+            return;
+        }
+        idle += 1;
         // A member without its companions: only where that places more.
         let alone = round % 5 == 4;
         let mut order = lift(work, tasks, round, &mut random);
@@ -200,6 +244,7 @@ fn retry(work: &mut Work<'_>, tasks: &[Task], first: usize) {
         if found < best || (alone && found == best) {
             restore(work, tasks, &before);
         } else {
+            idle = if found > best { 0 } else { idle };
             best = found;
         }
         if tasks[first..]

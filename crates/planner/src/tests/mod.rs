@@ -11,3 +11,4 @@ mod properties;
 mod quality;
 mod recovery;
 mod speed;
+mod wishes;

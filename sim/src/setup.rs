@@ -220,7 +220,19 @@ impl Setup {
             setup.balancing = rng.chance(300);
             setup.preemption = rng.chance(250);
         }
+        if setup.preemption && setup.manifest.rules.is_empty() {
+            setup.make_scarce();
+        }
         setup
+    }
+
+    /// Just so much memory that every VM finds a place whatever the others have, with all hosts there.
+    fn make_scarce(&mut self) {
+        let need = |spec: &VmSpec| spec.memory.as_mib() + (quorate_planner::OVERHEAD_BYTES >> 20);
+        let needs = self.manifest.vms.values().map(need);
+        let (all, largest) = (needs.clone().sum::<u64>(), needs.max().unwrap_or(0));
+        let each = all.div_ceil(self.hosts.len().max(1) as u64) + largest;
+        self.hosts.fill(each);
     }
 
     fn dangers(&mut self, rng: &mut Rng) {

@@ -328,6 +328,7 @@ impl<'a> Site<'a> {
             order: OrderKind::Run,
         };
         self.work.set_own(vm, own, |_| {});
+        self.work.assumed.insert(vm);
     }
 
     /// Takes a VM from its hosts: it would start anew, with what is defined now.
@@ -343,12 +344,17 @@ impl<'a> Site<'a> {
             seen.spec = &seen.record.spec;
             seen.saved = false;
         });
+        self.work.assumed.remove(&vm);
         before
     }
 
     fn put_back(&mut self, before: &Before<'a>) {
         let (spec, saved) = (before.spec, before.saved);
         self.work.set_own(before.vm, Own::Free, |_| {});
+        match before.own {
+            Own::Free => self.work.assumed.remove(&before.vm),
+            _ => self.work.assumed.insert(before.vm),
+        };
         self.work
             .set_own(before.vm, before.own, |seen: &mut Vm<'a>| {
                 seen.spec = spec;
@@ -359,9 +365,6 @@ impl<'a> Site<'a> {
     /// Starts VMs as recovery does, by its own steps: wave by wave, as dependencies allow.
     fn place(&mut self, vms: &[usize], fails: &BTreeSet<HostName>) -> (Vec<Restart>, Vec<Broken>) {
         let free = |work: &Work<'_>, vm: usize| work.vms[vm].own == Own::Free;
-        self.work.assumed = (0..self.work.vms.len())
-            .filter(|vm| !free(&self.work, *vm))
-            .collect();
         let mut restarts = Vec::new();
         let mut left = vms.to_vec();
         while !left.is_empty() {

@@ -99,7 +99,8 @@ pub(crate) async fn judged(api: &Api, command: &Command) -> Result<Admitted, Api
         _ => None,
     };
     let mode = new.unwrap_or_else(|| mode(&state.settings()));
-    if mode == AdmissionMode::Off {
+    let warns = matches!(command, Command::ApplyManifest { .. });
+    if mode == AdmissionMode::Off || (mode == AdmissionMode::Warn && !warns) {
         return Ok(Admitted::Yes);
     }
     let snapshot = match api.backend.snapshot().await {
@@ -108,6 +109,16 @@ pub(crate) async fn judged(api: &Api, command: &Command) -> Result<Admitted, Api
         Err(_) if mode == AdmissionMode::Warn => return Ok(Admitted::Yes),
         Err(error) => return Err(error),
     };
+    if !snapshot.seen.settled {
+        return match mode {
+            AdmissionMode::Refuse => Err(ApiError::new(
+                ErrorCode::Busy,
+                "the leader is new and has not heard all hosts yet, so it cannot tell whether there is room",
+            )
+            .hint("try again in a few seconds")),
+            _ => Ok(Admitted::Yes),
+        };
+    }
     let command = command.clone();
     super::aside(move || questions::admit(&snapshot, &command)).await
 }

@@ -379,6 +379,11 @@ pub(crate) enum HostCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Take VMs again.
+    Resume {
+        /// Which.
+        name: HostName,
+    },
     /// Set labels (`rack=r1`) or remove them (`rack-`); rules and VMs go by them.
     Label {
         /// Which.
@@ -386,11 +391,6 @@ pub(crate) enum HostCommand {
         /// `LABEL=VALUE` or `LABEL-`.
         #[arg(required = true, value_name = "LABEL=VALUE")]
         labels: Vec<String>,
-    },
-    /// Take VMs again.
-    Resume {
-        /// Which.
-        name: HostName,
     },
     /// Cut a host's power with its fence devices.
     Fence {

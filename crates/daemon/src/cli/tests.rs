@@ -66,7 +66,7 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
         ),
         (
             "host",
-            "list, show, drain, resume, fence, confirm-dead, remove",
+            "list, show, drain, resume, label, fence, confirm-dead, remove",
         ),
     ] {
         let command = Cli::command();

@@ -1,8 +1,8 @@
 //! How long questions take (plans themselves: `bench/planner`). Run it with
 //! `cargo test --release -p quorate-planner speed -- --ignored --nocapture`.
 
-use crate::testing::*;
 use crate::plan;
+use crate::testing::*;
 use quorate_state::Command;
 use serde_json::json;
 use std::time::Instant;

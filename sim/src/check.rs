@@ -22,8 +22,8 @@ use quorate_state::{
     Refusal, State,
 };
 use quorate_types::spec::MigrationPolicy;
-use quorate_types::{Epoch, VmName};
-use std::collections::BTreeMap;
+use quorate_types::{Epoch, Preemption, VmName};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A guest that has run for this long is known to run.
@@ -304,8 +304,8 @@ impl World {
         }
     }
 
-    /// **dependents-stay-up**: a VM that shall run is stopped only as the way to move it, and only where
-    /// its own definition allows that.
+    /// **dependents-stay-up**: a VM that shall run is stopped only as the way to move it, where its own definition
+    /// allows that, or to make room for one that counts more, where the operator allows that.
     fn check_stop(&mut self, before: &State, vm: &VmName, why: &str) {
         let Some(record) = before.vms.get(vm) else {
             return;
@@ -332,10 +332,26 @@ impl World {
             .rules
             .values()
             .any(|rule| rule.spec.ties() && rule.spec.vms().contains(vm));
-        if !movable || !(leaving || follows || record.move_request.is_some()) {
+        let moves = movable && (leaving || follows || record.move_request.is_some());
+        if !moves && !self.makes_room(before, vm) {
             let text = format!("{vm} shall run and is stopped: {why}");
             self.fail("dependents-stay-up", text);
         }
+    }
+
+    /// Preemption is on, and a VM that counts more shall run and does not.
+    fn makes_room(&self, state: &State, vm: &VmName) -> bool {
+        if state.settings().preemption != Preemption::LowerPriority {
+            return false;
+        }
+        let runs = |other: &VmName| {
+            let mut guests = self.guests.values();
+            guests.any(|guest| guest.vm == *other && guest.vcpu == Vcpu::Running)
+        };
+        let counts = weight(state, vm);
+        let wanted = state.vms.iter().filter(|(_, record)| record.wanted());
+        let mut waiting = wanted.filter(|(other, _)| !runs(other));
+        waiting.any(|(other, _)| weight(state, other) > counts)
     }
 
     fn check_release(&mut self, vm: &VmName) {
@@ -387,4 +403,27 @@ impl World {
             (_, Err(refusal)) => self.note(|| format!("{}: refused: {refusal}", envelope.by)),
         }
     }
+}
+
+/// The highest priority among a VM and what needs it, directly or not.
+fn weight(state: &State, vm: &VmName) -> i32 {
+    let mut all = BTreeSet::from([vm]);
+    loop {
+        let needs = |record: &quorate_state::VmRecord| {
+            record.wanted() && record.spec.depends_on.keys().any(|on| all.contains(on))
+        };
+        let more: Vec<&VmName> = state
+            .vms
+            .iter()
+            .filter(|(name, record)| !all.contains(name) && needs(record))
+            .map(|(name, _)| name)
+            .collect();
+        if more.is_empty() {
+            break;
+        }
+        all.extend(more);
+    }
+    let priorities = all.iter().filter_map(|vm| state.vms.get(*vm));
+    let priorities = priorities.map(|record| record.spec.priority);
+    priorities.max().unwrap_or(i32::MIN)
 }

@@ -44,6 +44,8 @@ pub(crate) struct Outgoing {
     /// Since when nothing gets through.
     pub(crate) stalled: Option<u64>,
     pub(crate) paused_at: u64,
+    /// Its CPUs ran when it was paused for the switchover: QEMU resumes it after a failure only then.
+    pub(crate) ran: bool,
 }
 
 /// A QEMU process.

@@ -186,7 +186,7 @@ impl World {
                         return Some(format!("{vm} does not run on {host}: {waits}"));
                     }
                 }
-                Ownership::Free if self.waits_for_room(vm, &waits) => {}
+                Ownership::Free if self.waits_for_ever(vm) || self.waits_for_room(&waits) => {}
                 _ => return Some(format!("{vm} is not as wanted: {waits}")),
             }
         }
@@ -213,8 +213,15 @@ impl World {
         })
     }
 
+    /// The hosts were made just large enough for the VMs there were, and the operator has made more since.
+    fn waits_for_room(&self, why: &str) -> bool {
+        let setup = &self.setup;
+        let more = self.newest().vms.len() > setup.manifest.vms.len();
+        setup.preemption && more && why.starts_with("no host can take it")
+    }
+
     /// A dependency is stopped by the operator's wish, or does not exist: the VM waits for ever.
-    fn waits_for_room(&self, vm: &VmName, _why: &str) -> bool {
+    fn waits_for_ever(&self, vm: &VmName) -> bool {
         let state = self.newest();
         let mut todo = vec![vm.clone()];
         let mut seen = std::collections::BTreeSet::new();

@@ -69,6 +69,7 @@ impl World {
             all_ns,
             stalled: None,
             paused_at: now,
+            ran: false,
         });
         let waits = self.guests.get(&target);
         let waits = waits.is_some_and(|g| g.vcpu == Vcpu::InMigrate && g.incoming == Some(id));
@@ -117,6 +118,11 @@ impl World {
 
     fn stream_pauses(&mut self, proc: ProcId) {
         self.trace_guest(proc, "paused before its switchover");
+        let guest = self.guests.get(&proc);
+        let ran = guest.is_some_and(|guest| guest.vcpu == Vcpu::Running);
+        if let Some(out) = self.out(proc) {
+            out.ran = ran;
+        }
         self.set_vcpu(proc, Vcpu::Paused);
         self.step_hook(proc, "paused");
         self.tell_watcher(proc, GuestEvent::PreSwitchover);
@@ -228,7 +234,7 @@ impl World {
             return;
         };
         let begun = out.phase == StreamPhase::Device;
-        let paused = out.phase == StreamPhase::PreSwitchover;
+        let paused = out.phase == StreamPhase::PreSwitchover && out.ran;
         out.phase = StreamPhase::Failed { begun };
         let (target, host, watcher) = (out.target, guest.host, out.watcher);
         self.note_guest(proc, &format!("is not sent on: {why}"));
@@ -258,6 +264,9 @@ impl World {
 
     /// A switchover that was ordered failed: QEMU resumes the source whether it gets the disks or not.
     fn self_resume(&mut self, proc: ProcId) {
+        if self.out(proc).is_some_and(|out| !out.ran) {
+            return;
+        }
         let held = self.lock_disks(proc).is_ok();
         let Some(guest) = self.guests.get_mut(&proc) else {
             return;

@@ -165,9 +165,9 @@ pub fn checked(input: &Input<'_>, plan: Plan) -> (Plan, Vec<Violation>) {
             _ => None,
         };
         let moves = matches!(action, Action::Migrate { .. });
-        !action.vm().is_some_and(|vm| vms.contains(vm))
-            && !gives.is_some_and(|host| hosts.contains(host))
-            && !(moves && all_moves)
+        let bad_vm = action.vm().is_some_and(|vm| vms.contains(vm));
+        let bad_host = gives.is_some_and(|host| hosts.contains(host));
+        !(bad_vm || bad_host || moves && all_moves)
     };
     let mut rest = plan;
     rest.actions.retain(|planned| good(&planned.action));

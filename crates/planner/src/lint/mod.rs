@@ -165,9 +165,10 @@ pub fn checked(input: &Input<'_>, plan: Plan) -> (Plan, Vec<Violation>) {
             _ => None,
         };
         let moves = matches!(action, Action::Migrate { .. });
-        let bad_vm = action.vm().is_some_and(|vm| vms.contains(vm));
-        let bad_host = gives.is_some_and(|host| hosts.contains(host));
-        !(bad_vm || bad_host || moves && all_moves)
+        let wrong = action.vm().is_some_and(|vm| vms.contains(vm));
+        let full = gives.is_some_and(|host| hosts.contains(host));
+        let many = moves && all_moves;
+        !wrong && !full && !many
     };
     let mut rest = plan;
     rest.actions.retain(|planned| good(&planned.action));

@@ -164,9 +164,10 @@ pub fn checked(input: &Input<'_>, plan: Plan) -> (Plan, Vec<Violation>) {
             _ => None,
         };
         let moves = matches!(action, Action::Migrate { .. });
-        !action.vm().is_some_and(|vm| vms.contains(vm))
-            && !gives.is_some_and(|host| hosts.contains(host))
-            && !(moves && all_moves)
+        let bad = action.vm().is_some_and(|vm| vms.contains(vm))
+            || gives.is_some_and(|host| hosts.contains(host))
+            || (moves && all_moves);
+        !bad
     };
     let mut rest = plan;
     rest.actions.retain(|planned| good(&planned.action));

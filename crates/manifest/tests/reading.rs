@@ -262,3 +262,24 @@ fn the_shipped_example_is_sound() {
     let parsed = load(text, "three-tier.yaml", &none(), &hosts()).unwrap();
     assert_eq!(parsed.manifest.vms.len(), 4);
 }
+
+#[test]
+fn the_example_of_racks_is_accepted_and_says_what_it_means() {
+    let text = include_str!("../../../examples/racks.yaml");
+    let existing = Existing {
+        hosts: ["h1", "h2", "h3", "h4", "h5", "h6"]
+            .map(|h| h.parse().unwrap())
+            .into(),
+        ..Existing::default()
+    };
+    let parsed = load(text, "racks.yaml", &none(), &existing).unwrap();
+    let rules = &parsed.manifest.rules;
+    assert!(rules[&"db-racks".parse().unwrap()].hard());
+    assert!(!rules[&"near-cache".parse().unwrap()].ties());
+    let changes = diff(&existing, &parsed.manifest);
+    assert!(
+        changes
+            .iter()
+            .any(|change| change.object == "host" && change.name == "h6")
+    );
+}

@@ -159,6 +159,12 @@ impl<'a> Lint<'a> {
             .companions(vm)
             .into_iter()
             .any(|name| name != *vm && stays(&name) && self.places(&name).contains(host));
-        stays(other) && !joined && self.places(other).iter().any(good)
+        // One that migrates stays where it arrives; only a target that is lost leaves it at its source.
+        let seen = self.after.vms.get(other);
+        let stays_at = seen.and_then(|seen| match &seen.ownership {
+            Ownership::Migrating { to, .. } if self.up(to) => Some(to),
+            ownership => ownership.host(),
+        });
+        stays(other) && !joined && stays_at.is_some_and(good)
     }
 }

@@ -4,6 +4,7 @@
 //! something makes it impossible. [`settle`](super::settle) draws the conclusions along the relations.
 
 use super::site::{HostId, UnitId};
+use std::collections::BTreeSet;
 
 /// Index of an action.
 pub(super) type ActionId = usize;
@@ -50,7 +51,7 @@ pub(super) struct Action {
 }
 
 /// How a first action bears on a second one. Several may hold at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Relation {
     /// The first requires the second.
     pub(super) first_requires_then: bool,
@@ -93,6 +94,8 @@ pub(super) struct Graph {
     pub(super) actions: Vec<Action>,
     /// Actions of each unit, newest last.
     pub(super) of_unit: Vec<Vec<ActionId>>,
+    /// Relations that are laid already.
+    laid: BTreeSet<(ActionId, ActionId, Relation)>,
 }
 
 impl Graph {
@@ -100,6 +103,7 @@ impl Graph {
         Self {
             actions: Vec::new(),
             of_unit: vec![Vec::new(); units],
+            laid: BTreeSet::new(),
         }
     }
 
@@ -152,7 +156,7 @@ impl Graph {
     }
 
     pub(super) fn relate(&mut self, first: ActionId, then: ActionId, relation: Relation) {
-        if first == then || self.actions[then].before.contains(&(first, relation)) {
+        if first == then || !self.laid.insert((first, then, relation)) {
             return;
         }
         self.actions[then].before.push((first, relation));

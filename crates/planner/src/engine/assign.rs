@@ -7,6 +7,9 @@ use super::site::{Body, HostId, Role, Strategy, UnitId};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// From so many units on a chain of followers is decided from its end.
+const DEEP: usize = 100;
+
 /// Most units whose needs are summed up because they must share a host.
 const MAX_TOGETHER: usize = 1_000;
 
@@ -14,8 +17,41 @@ impl Placing<'_> {
     /// Decides every unit.
     pub(super) fn assign_all(&mut self) {
         for unit in self.ranked() {
+            // What it follows is decided on the way, unless that way is too deep to go down at once.
+            let followed = self.followed_by(unit);
+            if followed.len() > DEEP {
+                for one in followed {
+                    self.assign(one, None);
+                }
+            }
             self.assign(unit, None);
         }
+    }
+
+    /// Everything undecided that a unit follows, directly or not: what follows nothing first.
+    fn followed_by(&self, unit: UnitId) -> Vec<UnitId> {
+        let top = |unit: UnitId| self.site.units[unit].parent.unwrap_or(unit);
+        let primaries = |unit: UnitId| -> Vec<UnitId> {
+            let rules = self.rules_of(unit).into_iter();
+            let primaries = rules.map(|rule| top(self.together[rule].primary));
+            primaries
+                .filter(|primary| !self.decided[*primary])
+                .collect()
+        };
+        let mut seen = BTreeSet::from([unit]);
+        let mut order = Vec::new();
+        let mut path = vec![(unit, primaries(unit))];
+        while let Some((unit, open)) = path.last_mut() {
+            match open.pop() {
+                Some(next) if seen.insert(next) => path.push((next, primaries(next))),
+                Some(_) => {}
+                None => {
+                    order.push(*unit);
+                    path.pop();
+                }
+            }
+        }
+        order
     }
 
     /// The units that are nobody's member, in the order in which they are placed.

@@ -158,18 +158,21 @@ impl<'a> Placing<'a> {
     }
 
     fn index_rules(&mut self) {
-        for rule in 0..self.together.len() {
-            let Together {
-                dependent, primary, ..
-            } = self.together[rule];
-            let at = position(&self.this_with[dependent], |other| {
-                self.weight(primary, self.together[other].primary)
-            });
-            self.this_with[dependent].insert(at, rule);
-            let at = position(&self.with_this[primary], |other| {
-                self.weight(dependent, self.together[other].dependent)
-            });
-            self.with_this[primary].insert(at, rule);
+        // Of rules that weigh the same the newest comes first.
+        for rule in (0..self.together.len()).rev() {
+            let one = &self.together[rule];
+            self.this_with[one.dependent].push(rule);
+            self.with_this[one.primary].push(rule);
+        }
+        for unit in 0..self.site.units.len() {
+            let mut list = std::mem::take(&mut self.this_with[unit]);
+            let primary = |rule: usize| self.together[rule].primary;
+            list.sort_by(|a, b| self.weight(primary(*a), primary(*b)));
+            self.this_with[unit] = list;
+            let mut list = std::mem::take(&mut self.with_this[unit]);
+            let dependent = |rule: usize| self.together[rule].dependent;
+            list.sort_by(|a, b| self.weight(dependent(*a), dependent(*b)));
+            self.with_this[unit] = list;
         }
     }
 

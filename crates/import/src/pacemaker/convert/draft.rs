@@ -28,7 +28,7 @@ pub(super) struct Vm {
 }
 
 /// Together or apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RuleKind {
     With,
     Apart,
@@ -65,9 +65,13 @@ pub(super) struct Host {
 pub(super) struct Draft {
     pub(super) vms: BTreeMap<String, Vm>,
     pub(super) rules: BTreeMap<String, Rule>,
+    known_rules: BTreeSet<(RuleKind, BTreeSet<String>, Option<String>)>,
     pub(super) fencing: BTreeMap<String, Vec<Device>>,
     pub(super) hosts: BTreeMap<String, Host>,
     pub(super) notes: Vec<Problem>,
+    /// Last numbers that made a name unique, by name.
+    numbers: BTreeMap<String, u32>,
+    rule_numbers: BTreeMap<String, u32>,
     /// VM names by resource id.
     pub(super) of_resource: BTreeMap<String, String>,
     /// Host names by node name.
@@ -82,9 +86,10 @@ impl Draft {
     pub(super) fn new(cib: &Cib) -> Self {
         let mut draft = Self::default();
         let mut taken = BTreeSet::new();
+        let mut numbers = BTreeMap::new();
         for node in &cib.nodes {
             let short = node.name.split('.').next().unwrap_or(&node.name);
-            let name = unique(short, &taken);
+            let name = unique(short, &mut numbers, |name| taken.contains(name));
             taken.insert(name.clone());
             if name != node.name {
                 draft.note(
@@ -107,18 +112,20 @@ impl Draft {
     }
 
     /// A free name for a VM.
-    pub(super) fn vm_name(&self, wanted: &str) -> String {
-        unique(wanted, &self.vms.keys().cloned().collect())
+    pub(super) fn vm_name(&mut self, wanted: &str) -> String {
+        let vms = &self.vms;
+        unique(wanted, &mut self.numbers, |name| vms.contains_key(name))
     }
 
     pub(super) fn rule(&mut self, wanted: &str, rule: Rule) {
-        let same = |other: &Rule| {
-            (other.kind, &other.vms, &other.across) == (rule.kind, &rule.vms, &rule.across)
-        };
-        if rule.vms.len() < 2 || self.rules.values().any(same) {
+        let key = (rule.kind, rule.vms.clone(), rule.across.clone());
+        if rule.vms.len() < 2 || !self.known_rules.insert(key) {
             return;
         }
-        let name = unique(wanted, &self.rules.keys().cloned().collect());
+        let rules = &self.rules;
+        let name = unique(wanted, &mut self.rule_numbers, |name| {
+            rules.contains_key(name)
+        });
         self.rules.insert(name, rule);
     }
 
@@ -187,11 +194,15 @@ impl Draft {
 
 /// Makes a valid name.
 pub(super) fn valid_name(wanted: &str) -> String {
-    unique(wanted, &BTreeSet::new())
+    unique(wanted, &mut BTreeMap::new(), |_| false)
 }
 
-/// Makes a valid name that is not taken yet.
-fn unique(wanted: &str, taken: &BTreeSet<String>) -> String {
+/// Makes a valid name that is not taken yet. Numbers go on where they were for the same name.
+fn unique(
+    wanted: &str,
+    numbers: &mut BTreeMap<String, u32>,
+    taken: impl Fn(&str) -> bool,
+) -> String {
     let letters = wanted
         .chars()
         .map(|letter| match letter.to_ascii_lowercase() {
@@ -203,15 +214,17 @@ fn unique(wanted: &str, taken: &BTreeSet<String>) -> String {
         "" => "unnamed",
         name => name,
     };
-    if !taken.contains(name) {
+    if !taken(name) {
         return name.to_owned();
     }
-    (2_u32..)
-        .map(|number| {
-            let room = MAX_NAME - 1 - number.to_string().len();
-            let stem: String = name.chars().take(room).collect();
-            format!("{}-{number}", stem.trim_end_matches('-'))
-        })
-        .find(|name| !taken.contains(name))
-        .unwrap_or_default()
+    let number = numbers.entry(name.to_owned()).or_insert(1);
+    loop {
+        *number += 1;
+        let room = MAX_NAME - 1 - number.to_string().len();
+        let stem: String = name.chars().take(room).collect();
+        let name = format!("{}-{number}", stem.trim_end_matches('-'));
+        if !taken(&name) {
+            return name;
+        }
+    }
 }

@@ -14,6 +14,28 @@ fn a_long_chain_of_rules_neither_overflows_nor_takes_for_ever() {
 }
 
 #[test]
+fn a_long_chain_of_rules_holds_whichever_end_comes_first() {
+    for reversed in [false, true] {
+        let mut site = hosts(3);
+        let units: Vec<UnitId> = (0..1_500).map(|_| item(&mut site, None)).collect();
+        for pair in units.windows(2) {
+            let (dependent, primary) = if reversed {
+                (pair[0], pair[1])
+            } else {
+                (pair[1], pair[0])
+            };
+            together(&mut site, dependent, primary, INFINITY);
+        }
+        let placement = solve(&site).placement;
+        assert!(
+            placement
+                .iter()
+                .all(|hosts| *hosts == placement[0] && hosts.len() == 1)
+        );
+    }
+}
+
+#[test]
 fn rules_that_meet_again_and_again_do_not_multiply() {
     let mut site = hosts(3);
     let mut last = item(&mut site, None);

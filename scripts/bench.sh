@@ -17,8 +17,9 @@ bench() {
     "$@" || { echo "bench $name: FAILED"; failed=1; }
 }
 
+# In release, as a user runs it.
 lab() {
-    cargo test --quiet --locked -p quorate-daemon --test lab -- --test-threads=1 --nocapture "$1"
+    cargo test --quiet --locked --release -p quorate-daemon --test lab -- --test-threads=1 --nocapture "$1"
 }
 
 bench planner cargo run --quiet --locked --release -p quorate-planner-bench -- measure

@@ -116,6 +116,11 @@ fn verify(root: &Path, no_tests: bool) -> Result<()> {
             ],
         )
     })?;
+    // Run on request only, so no part of all targets.
+    stage("lints of the lab's tests", || {
+        let lab = ["clippy", "--quiet", "-p", "quorate-daemon", "--test", "lab"];
+        cargo(root, &[&lab[..], &["--", "-D", "warnings"]].concat())
+    })?;
     stage("dependencies", || dependencies(root))?;
     if !no_tests {
         stage("tests", || cargo(root, &["test", "--quiet", "--workspace"]))?;

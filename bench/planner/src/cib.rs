@@ -31,7 +31,7 @@ pub(crate) fn write(hosts: usize, vms: usize) -> Result<String, std::fmt::Error>
         let first = n - 1;
         writeln!(
             out,
-            "<rsc_order id=\"o{n}\" first=\"v{first}\" then=\"v{n}\" kind=\"Mandatory\"/>"
+            "<rsc_order id=\"order{n}\" first=\"v{first}\" then=\"v{n}\" kind=\"Mandatory\"/>"
         )?;
     }
     for n in (0..vms.saturating_sub(9)).step_by(10) {

@@ -275,7 +275,7 @@ fn pacemaker(hosts: usize, vms: usize) -> anyhow::Result<Option<f64>> {
     std::fs::write(&path, cib::write(hosts, vms)?)?;
     let begun = Instant::now();
     let done = Command::new("crm_simulate")
-        .arg("--simulate")
+        .arg("--run")
         .arg("--xml-file")
         .arg(&path)
         .output();

@@ -228,7 +228,7 @@ fn disturb(cluster: &Cluster, fault: Fault, step: Step, switchover: Duration) ->
         "{fault:?} at {step:?}: {} -> {}",
         old.host, one.host
     ));
-    check(cluster, fault, step, &old, &one);
+    check(fault, step, &old, &one);
     for host in [old.host.as_str(), to] {
         if matches!(fault, Fault::TargetDies | Fault::SourceDies) {
             cluster.lab.start(host).unwrap();
@@ -260,7 +260,7 @@ fn strike(cluster: &Cluster, fault: Fault, from: &str, to: &str) {
     }
 }
 
-fn check(cluster: &Cluster, fault: Fault, step: Step, old: &Copy, one: &Copy) {
+fn check(fault: Fault, step: Step, old: &Copy, one: &Copy) {
     let to = other_host(&old.host);
     match fault {
         Fault::Cancel if step != Step::Switchover => {

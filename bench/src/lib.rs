@@ -80,7 +80,7 @@ impl Report {
                 entry.samples.len().to_string(),
                 base.map_or("-".into(), |base| format!("{} {unit}", short(base))),
                 base.filter(|base| *base > 0.0)
-                    .map_or("-".into(), |base| format!("{:.2}", entry.median / base)),
+                    .map_or("-".into(), |base| short(entry.median / base)),
             ]);
         }
         table.to_string()

@@ -76,8 +76,8 @@ fn released(cluster: &Cluster, vm: &str, begun: Duration) -> Option<f64> {
     let now = now.duration_since(std::time::UNIX_EPOCH).ok()?;
     let booted = now.checked_sub(process::boottime())?;
     let events = cluster.explain(vm).events;
-    let mut releases = events.iter().filter(|event| event.kind == "release");
-    let at = Duration::from_millis(releases.next_back()?.at.0);
+    let releases = events.iter().filter(|event| event.kind == "release");
+    let at = Duration::from_millis(releases.max_by_key(|event| event.sequence)?.at.0);
     Some(seconds(at.checked_sub(booted + begun)?))
 }
 

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 const GUESTS: u8 = 6;
 const ROUNDS: usize = 3;
+/// For `make bench`.
+const BENCH_ROUNDS: usize = 5;
 /// Default of `parallel_migrations`.
 const PARALLEL: usize = 2;
 /// How much longer a chain may take than as many independent guests.
@@ -40,7 +42,8 @@ fn a_chain_is_drained_as_fast_as_independent_guests() {
     // To and fro, so that both kinds meet the same hosts and the same noise.
     let (mut chained, mut independent) = (Vec::new(), Vec::new());
     let mut most = 0;
-    for _ in 0..ROUNDS {
+    let wanted = quorate_bench::wanted();
+    for _ in 0..if wanted { BENCH_ROUNDS } else { ROUNDS } {
         cluster.apply(&guests(true));
         chained.push(drain(&cluster, "h1", &mut most));
         cluster.apply(&guests(false));

@@ -284,7 +284,11 @@ async fn one_that_is_told_to_end_while_it_hangs_can_be_told_again() {
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
     // The signal takes effect a moment later.
     let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
-    while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {}
+    let end = Instant::now() + SOON;
+    while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+        assert!(Instant::now() < end, "it does not stop");
+        std::thread::yield_now();
+    }
     let unheard = site.guard.exit().await;
     let mut status = site.guard.status();
     // The link is given up while the order to end is under way.

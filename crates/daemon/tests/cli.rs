@@ -1,61 +1,17 @@
 //! The real binary against the API of a fake daemon: exit statuses, messages, waiting.
 #![allow(clippy::unwrap_used)]
 
+mod binary;
 #[path = "../../api/tests/common/mod.rs"]
 mod common;
 
+use binary::{SOON, command, run, run_with};
 use common::{Site, TWO};
 use quorate_api::Limits;
-use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
-
-/// Longest that any command of these tests may take.
-const SOON: Duration = Duration::from_secs(20);
-
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-fn command(site: &Site, line: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
-    command
-        .args(line.split_whitespace())
-        .env("QUORATE_DIR", site.socket.parent().unwrap())
-        .env("KERNEL", "/boot/k")
-        .env("USER", "bob")
-        .env_remove("SUDO_USER")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-}
-
-async fn run_with(site: &Site, line: &str, input: &str) -> Ran {
-    let mut child = command(site, line).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    // A command that does not read its input may have ended already.
-    let _ = stdin.write_all(input.as_bytes()).await;
-    drop(stdin);
-    let output = tokio::time::timeout(SOON, child.wait_with_output())
-        .await
-        .unwrap()
-        .unwrap();
-    Ran {
-        status: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-async fn run(site: &Site, line: &str) -> Ran {
-    run_with(site, line, "").await
-}
 
 #[tokio::test]
 async fn a_manifest_is_applied_compared_and_refused() {

@@ -2,57 +2,15 @@
 //! `UPDATE_GOLDEN=1` writes them anew.
 #![allow(clippy::unwrap_used)]
 
+mod binary;
 #[path = "../../api/tests/common/mod.rs"]
 mod common;
 
+use binary::{run, run_with};
 use common::Site;
 use quorate_api::Limits;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
-
-/// Longest that any command of these tests may take.
-const SOON: Duration = Duration::from_secs(20);
-
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-async fn run_with(site: &Site, line: &str, input: &str) -> Ran {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_quorate"))
-        .args(line.split_whitespace())
-        .env("QUORATE_DIR", site.socket.parent().unwrap())
-        .env("KERNEL", "/boot/k")
-        .env("TZ", "UTC")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    // A command that does not read its input may have ended already.
-    let _ = stdin.write_all(input.as_bytes()).await;
-    drop(stdin);
-    let output = tokio::time::timeout(SOON, child.wait_with_output())
-        .await
-        .unwrap()
-        .unwrap();
-    Ran {
-        status: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-async fn run(site: &Site, line: &str) -> Ran {
-    run_with(site, line, "").await
-}
 
 fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -32,6 +32,7 @@ mod forecast;
 mod groups;
 mod hosts;
 mod lint;
+mod lost;
 mod make_room;
 mod memory;
 mod migrate;

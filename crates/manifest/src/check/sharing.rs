@@ -1,7 +1,7 @@
 //! Things that only one object may have: images, directories, bridges, addresses.
 
 use super::Checker;
-use quorate_types::{NetworkName, PoolSpec, VmName};
+use quorate_types::{NetworkName, PoolName, PoolSpec, VmName};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -107,13 +107,18 @@ impl Checker<'_> {
     fn directories(&mut self) {
         let manifest = self.manifest;
         for (name, pool) in &manifest.pools {
-            let PoolSpec::Directory { path, .. } = pool;
-            let other = self.all.pools.iter().find(|(other, spec)| {
-                let PoolSpec::Directory { path: theirs, .. } = spec;
-                let earlier = !manifest.pools.contains_key(*other) || *other < name;
-                earlier && *other != name && (inside(path, theirs) || inside(theirs, path))
-            });
-            if let Some((other, PoolSpec::Directory { path: theirs, .. })) = other {
+            let PoolSpec::Directory { path, .. } = pool else {
+                continue;
+            };
+            let overlapping = |(other, spec): (&'_ PoolName, &PoolSpec)| {
+                let PoolSpec::Directory { path: theirs, .. } = spec else {
+                    return None;
+                };
+                let earlier = !manifest.pools.contains_key(other) || other < name;
+                let overlaps = inside(path, theirs) || inside(theirs, path);
+                (earlier && other != name && overlaps).then(|| (other.clone(), theirs.clone()))
+            };
+            if let Some((other, theirs)) = self.all.pools.iter().find_map(overlapping) {
                 let message = format!("`{path}` overlaps with `{theirs}` of the pool `{other}`");
                 self.report(
                     &["pools", name.as_str(), "path"],

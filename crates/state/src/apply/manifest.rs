@@ -361,6 +361,7 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
         .remove(pool)
         .ok_or_else(|| unknown("pool", pool))?;
     change.state.pool_markers.remove(pool);
+    super::storage::forget_cuts(change, |_, gone| gone == pool);
     change.topology_changed();
     change.event(
         EventKind::Changed,

@@ -6,6 +6,7 @@
 mod cluster;
 mod manifest;
 mod plan;
+mod storage;
 
 use crate::command::{Command, Envelope, FORMAT, Outcome, Refusal};
 use crate::event::{Event, EventKind, Subject};
@@ -114,6 +115,10 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::CancelMove { vm } => manifest::cancel_move(change, vm),
         Command::LabelHost { host, set, remove } => cluster::label(change, host, set, remove),
         Command::CommitPlan(plan) => plan::commit(change, plan),
+        Command::CutStorage { host, pools } => storage::cut(change, host, pools),
+        Command::RestoreStorage { host, pools } => storage::restore(change, host, pools),
+        Command::SetSecret { name, secret } => storage::set_secret(change, name, secret),
+        Command::DeleteSecret { name } => storage::delete_secret(change, name),
     }
 }
 

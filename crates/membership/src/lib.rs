@@ -23,7 +23,7 @@ mod voters;
 pub use host::{HostLease, LeasePhase};
 pub use leader::{Grant, Heartbeat, HostHealth, LeaseProofError, LeaseTable, NoGrant};
 pub use proof::{Evidence, FenceProof, PowerOffEvidence, ProofError, ProofKind};
-pub use voters::{Member, next_voters};
+pub use voters::{Electorate, Member, next_voters, voters_without, wanted_voters};
 
 /// A point in time: nanoseconds of CLOCK_BOOTTIME on the machine that reads it.
 #[derive(

@@ -5,6 +5,7 @@
 use crate::event::Event;
 use crate::model::{HostMode, StopMode};
 use crate::plan::Plan;
+use crate::quorum::WitnessChoice;
 use quorate_types::spec::Power;
 use quorate_types::{
     ClusterSettings, HostName, LabelName, Manifest, Millis, NetworkName, NodeId, PoolName,
@@ -16,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Version of the command format that this program writes.
 ///
 /// 2: `LabelHost`; manifests with hosts, resources, preferences, weights and domains of rules.
-pub const FORMAT: u32 = 2;
+/// 3: witnesses; hosts that left in order.
+pub const FORMAT: u32 = 3;
 
 /// A command with its circumstances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +154,41 @@ pub enum Command {
         set: BTreeMap<LabelName, LabelName>,
         /// Labels to remove.
         remove: BTreeSet<LabelName>,
+    },
+    /// Which witness the cluster has. Since format 3.
+    SetWitness {
+        /// The choice; a remote one joins by itself ([`Command::AdmitWitness`]).
+        witness: WitnessChoice,
+    },
+    /// A token that lets one remote witness join. Since format 3.
+    CreateWitnessToken {
+        /// SHA-256 in hex.
+        hash: String,
+        /// Not valid after this.
+        expires: Timestamp,
+    },
+    /// Admit a remote witness with a token, which is used up; it takes the place of any other. Since format 3.
+    AdmitWitness {
+        /// The token's hash.
+        token: String,
+        /// The witness.
+        name: HostName,
+        /// Its `address:port`.
+        address: String,
+    },
+    /// A disk witness lost its log: it goes on as a newcomer, under a new number. Since format 3.
+    RenewDiskWitness {
+        /// The number that it had.
+        old: NodeId,
+        /// What happened, for people.
+        why: String,
+    },
+    /// A host's daemon is being stopped in order, or is back. Since format 3.
+    HostLeft {
+        /// Which.
+        host: HostName,
+        /// It goes.
+        left: bool,
     },
 }
 

@@ -116,6 +116,12 @@ impl Group for RaftGroup {
             changing: membership.changing,
             matched: self.consensus.replication(),
             last: self.consensus.log_status().last.unwrap_or(0),
+            heard: self
+                .consensus
+                .heard()
+                .into_iter()
+                .map(|(node, age)| (node, age.into()))
+                .collect(),
         }
     }
 

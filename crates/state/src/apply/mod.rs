@@ -6,6 +6,7 @@
 mod cluster;
 mod manifest;
 mod plan;
+mod quorum;
 
 use crate::command::{Command, Envelope, FORMAT, Outcome, Refusal};
 use crate::event::{Event, EventKind, Subject};
@@ -114,6 +115,17 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::CancelMove { vm } => manifest::cancel_move(change, vm),
         Command::LabelHost { host, set, remove } => cluster::label(change, host, set, remove),
         Command::CommitPlan(plan) => plan::commit(change, plan),
+        Command::SetWitness { witness } => quorum::set_witness(change, witness),
+        Command::CreateWitnessToken { hash, expires } => {
+            quorum::create_token(change, hash, *expires)
+        }
+        Command::AdmitWitness {
+            token,
+            name,
+            address,
+        } => quorum::admit(change, token, name, address),
+        Command::RenewDiskWitness { old, why } => quorum::renew_disk(change, *old, why),
+        Command::HostLeft { host, left } => quorum::left(change, host, *left),
     }
 }
 

@@ -510,6 +510,9 @@ pub struct TokenRequest {
     #[schema(value_type = String)]
     #[serde(default = "default_ttl")]
     pub ttl: Millis,
+    /// It lets a remote witness in, not a host.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 fn default_ttl() -> Millis {

@@ -19,6 +19,7 @@
 mod clock;
 mod controller;
 mod group;
+mod leaving;
 mod picture;
 mod power;
 #[cfg(test)]
@@ -27,6 +28,6 @@ mod tests;
 pub use clock::boot_now;
 pub use controller::{Controller, ControllerError};
 pub use group::{Group, Leading, ProposeFailure};
-pub use picture::{HostPicture, Picture};
+pub use picture::{HostPicture, Picture, VotePicture};
 pub use power::PowerSwitch;
 pub use quorate_controller_logic::{GroupMembers, HeartbeatReply, HeartbeatRequest};

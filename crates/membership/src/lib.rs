@@ -15,11 +15,13 @@
 //! Why a lease and not a failure detector: Gray and Cheriton, "Leases" (SOSP 1989).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod disk;
 mod host;
 mod leader;
 mod proof;
 mod voters;
 
+pub use disk::{BLOCK_BYTES, Block, DiskLease, DiskStep, DiskTimings};
 pub use host::{HostLease, LeasePhase};
 pub use leader::{Grant, Heartbeat, HostHealth, LeaseProofError, LeaseTable, NoGrant};
 pub use proof::{Evidence, FenceProof, PowerOffEvidence, ProofError, ProofKind};

@@ -19,5 +19,5 @@ mod tests;
 
 pub use leases::{Leases, owns_something};
 pub use retry::fence_again_after;
-pub use voters::{Change, GroupMembers, before_leaving, next_change};
+pub use voters::{Change, GroupMembers, before_leaving, next_change, standing};
 pub use wire::{HeartbeatReply, HeartbeatRequest};

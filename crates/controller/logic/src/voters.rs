@@ -82,6 +82,28 @@ pub fn before_leaving(
     })
 }
 
+/// How the hosts, and the witness, stand in the group.
+#[must_use]
+pub fn standing(
+    members: &GroupMembers,
+    me: NodeId,
+    state: &State,
+    leases: &Leases,
+    now: Instant,
+) -> (BTreeMap<NodeId, Member>, Option<(NodeId, Member)>) {
+    let host = |(name, record): (&HostName, &HostRecord)| {
+        let member = Member {
+            left: state.quorum.left.contains(name),
+            ..member(members, me, leases, (name, record), now)
+        };
+        (record.node, member)
+    };
+    let hosts = state.hosts.iter().map(host).collect();
+    let witness = state.quorum.witness.as_ref().map(Witness::node);
+    let witness = witness.map(|node| (node, witness_member(members, leases, node, now)));
+    (hosts, witness)
+}
+
 fn ask(
     members: &GroupMembers,
     me: NodeId,
@@ -90,20 +112,12 @@ fn ask(
     now: Instant,
     question: impl FnOnce(&Electorate<'_>) -> Option<BTreeSet<NodeId>>,
 ) -> Option<BTreeSet<NodeId>> {
-    let host = |(name, record): (&HostName, &HostRecord)| {
-        let member = Member {
-            left: state.quorum.left.contains(name),
-            ..member(members, me, leases, (name, record), now)
-        };
-        (record.node, member)
-    };
-    let hosts: BTreeMap<NodeId, Member> = state.hosts.iter().map(host).collect();
-    let witness = state.quorum.witness.as_ref().map(Witness::node);
+    let (hosts, witness) = standing(members, me, state, leases, now);
     let settings = state.settings();
     question(&Electorate {
         current: &members.voters,
         hosts: &hosts,
-        witness: witness.map(|node| (node, witness_member(members, leases, node, now))),
+        witness,
         leader: me,
         max_voters: settings.max_voters,
         replace_after: settings.replace_voter_after,

@@ -521,7 +521,10 @@ fn default_ttl() -> Millis {
 
 impl Default for TokenRequest {
     fn default() -> Self {
-        Self { ttl: default_ttl() }
+        Self {
+            ttl: default_ttl(),
+            witness: false,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod error;
 pub mod fake;
 mod lanes;
 mod model;
+pub mod reservation;
 
 use std::path::PathBuf;
 

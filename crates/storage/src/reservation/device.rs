@@ -171,6 +171,11 @@ pub struct Sense {
 }
 
 impl Sense {
+    /// The device compared what we said with what it has, and they differ.
+    pub const fn is_miscompare(&self) -> bool {
+        self.key == 0xe
+    }
+
     /// Something happened on the device since the last command; ask again.
     pub const fn is_unit_attention(&self) -> bool {
         self.key == 6
@@ -273,9 +278,16 @@ pub trait ReservationDevice: Send + Sync + 'static {
     /// the change was made.
     fn command(&self, command: Command) -> Result<(), DeviceError>;
 
-    /// Writes no block at all: tells whether this nexus may write now, and changes nothing.
+    /// Whether this nexus may write now, without changing anything, on a disk in use too.
     ///
     /// # Errors
-    /// [`DeviceError::Conflict`] when it may not.
+    /// [`DeviceError::Conflict`] when it may not; [`DeviceError::Unsupported`] when the device
+    /// knows no write that changes nothing.
     fn write_nothing(&self) -> Result<(), DeviceError>;
+
+    /// Reads the first block and writes it back, durably: only where nobody else writes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Conflict`] when it may not write.
+    fn rewrite_first_block(&self) -> Result<(), DeviceError>;
 }

@@ -5,10 +5,10 @@
 //! LUN that nobody uses. [`pair`] needs two nexuses of different hosts and is the real proof: it
 //! watches the write access of the one end at the other's hand. Hosts that are apart do
 //! the same with [`super::Reservation::acquire`], [`super::Reservation::take_over`] and
-//! [`super::Inspection::may_write`].
+//! [`super::Reservation::may_write`].
 //!
 //! Always holds: a device with a registration of somebody else is not touched, and what the
-//! drill registered is gone afterwards, as far as the device allows. Nothing is written.
+//! drill registered is gone afterwards, as far as the device allows. No data changes.
 
 use std::fmt;
 use std::time::Instant;
@@ -266,14 +266,20 @@ fn let_go(device: &dyn ReservationDevice, mine: ReservationKey, until: Instant) 
     )
 }
 
+/// On a scratch LUN the first block may be written back, where nothing gentler is known.
+fn try_write(device: &dyn ReservationDevice) -> Result<(), DeviceError> {
+    match device.write_nothing() {
+        Err(DeviceError::Unsupported(_)) => device.rewrite_first_block(),
+        tried => tried,
+    }
+}
+
 fn allowed(device: &dyn ReservationDevice) -> Step {
-    device
-        .write_nothing()
-        .map_err(|error| format!("a write is not let through: {error}"))
+    try_write(device).map_err(|error| format!("a write is not let through: {error}"))
 }
 
 fn refused(device: &dyn ReservationDevice) -> Step {
-    match device.write_nothing() {
+    match try_write(device) {
         Err(DeviceError::Conflict) => Ok(()),
         Ok(()) => Err(
             "its writes are let through: the device does not enforce the reservation; use a pool with another fence proof".into(),

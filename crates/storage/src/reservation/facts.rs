@@ -104,8 +104,6 @@ pub struct Inspection {
     pub nexuses: Option<Vec<Nexus>>,
     /// Whether registrations survive a restart of the device; `None`: it does not say.
     pub persistent: Option<bool>,
-    /// Whether this host may write now; `None`: it cannot be told.
-    pub may_write: Option<bool>,
 }
 
 impl Inspection {
@@ -128,11 +126,6 @@ impl Inspection {
                 .capabilities()
                 .ok()
                 .map(|able| able.persist_possible && able.persist_active),
-            may_write: match device.write_nothing() {
-                Ok(()) => Some(true),
-                Err(DeviceError::Conflict) => Some(false),
-                Err(_) => None,
-            },
             facts,
         })
     }

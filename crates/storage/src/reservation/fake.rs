@@ -299,4 +299,7 @@ impl ReservationDevice for FakeDevice {
             Err(DeviceError::Conflict)
         }
     }
+    fn rewrite_first_block(&self) -> Result<(), DeviceError> {
+        self.write_nothing()
+    }
 }

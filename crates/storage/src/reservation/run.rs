@@ -149,6 +149,26 @@ impl Reservation {
         .await
     }
 
+    /// Tries whether this host may write now, without changing anything; `None`: the device
+    /// knows no such try. [`Facts`] say who *should* be able to; this asks the device.
+    ///
+    /// # Errors
+    /// When the device does not answer in time.
+    pub async fn may_write(&self) -> Result<Option<bool>, ReservationError> {
+        const OPERATION: &str = "trying a write";
+        self.run(OPERATION, |device, _| match device.write_nothing() {
+            Ok(()) => Ok(Some(true)),
+            Err(DeviceError::Conflict) => Ok(Some(false)),
+            Err(DeviceError::Unsupported(_)) => Ok(None),
+            Err(error) => Err(ReservationError::Device {
+                device: device.name(),
+                operation: OPERATION,
+                error,
+            }),
+        })
+        .await
+    }
+
     /// Registers beside the owner: the target of a live migration, before it begins.
     ///
     /// # Errors

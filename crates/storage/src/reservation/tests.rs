@@ -469,6 +469,9 @@ impl ReservationDevice for Lax {
         self.0.command(command)
     }
     fn write_nothing(&self) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported("old".into()))
+    }
+    fn rewrite_first_block(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 }
@@ -511,6 +514,9 @@ impl ReservationDevice for Hanging {
     fn write_nothing(&self) -> Result<(), DeviceError> {
         self.1.write_nothing()
     }
+    fn rewrite_first_block(&self) -> Result<(), DeviceError> {
+        self.1.rewrite_first_block()
+    }
 }
 
 #[tokio::test]
@@ -543,14 +549,16 @@ async fn the_handle_does_what_the_functions_do() {
     let (a, b) = (at(1), at(2));
     a.acquire(key(1, 1), false).await.unwrap();
     let seen = b.inspect().await.unwrap();
-    assert_eq!((seen.may_write, seen.persistent), (Some(false), Some(true)));
+    assert_eq!(seen.persistent, Some(true));
+    assert_eq!(b.may_write().await.unwrap(), Some(false));
     assert_eq!((seen.ours.len(), seen.foreign.len()), (1, 0));
     assert_eq!(seen.nexuses.unwrap()[0].initiator, "nexus 1");
     b.register(key(2, 2)).await.unwrap();
     a.repair(key(1, 1), Some(key(2, 2))).await.unwrap();
     b.hand_over(key(2, 2)).await.unwrap();
     a.take_over(key(1, 3), false).await.unwrap();
-    assert_eq!(b.inspect().await.unwrap().may_write, Some(false));
+    assert_eq!(b.may_write().await.unwrap(), Some(false));
+    assert_eq!(a.may_write().await.unwrap(), Some(true));
     a.release(key(1, 3)).await.unwrap();
     assert!(b.drill(key(2, 4)).await.unwrap().proof.is_some());
 }

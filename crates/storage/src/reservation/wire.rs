@@ -6,7 +6,7 @@
 //! missing part matters, because a key that is not seen would be taken for one that is gone.
 
 use super::device::{
-    Capabilities, DeviceError, KeyList, Nexus, ReservationHeld, ReservationType, Sense,
+    Capabilities, Command, DeviceError, KeyList, Nexus, ReservationHeld, ReservationType, Sense,
 };
 
 /// Bytes asked for in each answer: room for a thousand keys, or some 150 full descriptors.
@@ -14,7 +14,8 @@ pub(crate) const ANSWER_BYTES: usize = 8192;
 
 const IN: u8 = 0x5e;
 const OUT: u8 = 0x5f;
-const WRITE_10: u8 = 0x2a;
+const COMPARE_AND_WRITE: u8 = 0x89;
+const UNMAP: u8 = 0x42;
 
 /// Service actions of PERSISTENT RESERVE IN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,19 +32,38 @@ pub(crate) fn cdb_in(ask: Ask, answer_bytes: u16) -> [u8; 10] {
     [IN, ask as u8, 0, 0, 0, 0, 0, high, low, 0]
 }
 
-/// REGISTER AND IGNORE EXISTING KEY without asking for persistence over a power loss: the
-/// kernel's own call always asks for it. Command block and parameter list.
-pub(crate) fn register_unpersisted(key: u64) -> ([u8; 10], [u8; 24]) {
-    const REGISTER_AND_IGNORE: u8 = 6;
+/// PERSISTENT RESERVE OUT: command block and parameter list. `persist` asks that registrations
+/// outlast a loss of power (APTPL).
+pub(crate) fn out(command: Command, persist: bool) -> ([u8; 10], [u8; 24]) {
+    const TYPE: u8 = 5;
+    let (action, kind, key, service_key) = match command {
+        Command::Register { key } => (6, 0, 0, key),
+        Command::Unregister { key } => (0, 0, key, 0),
+        Command::Reserve { key } => (1, TYPE, key, 0),
+        Command::Clear { key } => (3, 0, key, 0),
+        Command::Preempt { key, victim, abort } => (if abort { 5 } else { 4 }, TYPE, key, victim),
+    };
     let mut list = [0; 24];
-    list[8..16].copy_from_slice(&key.to_be_bytes());
-    let cdb = [OUT, REGISTER_AND_IGNORE, 0, 0, 0, 0, 0, 0, 24, 0];
-    (cdb, list)
+    list[..8].copy_from_slice(&key.to_be_bytes());
+    list[8..16].copy_from_slice(&service_key.to_be_bytes());
+    list[20] = u8::from(persist);
+    ([OUT, action, kind, 0, 0, 0, 0, 0, 24, 0], list)
 }
 
-/// WRITE(10) of no blocks at all: it changes nothing, and is refused like any other write.
-pub(crate) fn cdb_write_nothing() -> [u8; 10] {
-    [WRITE_10, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+/// COMPARE AND WRITE of one block at the start, with the same block to compare and to write: whatever
+/// the device holds, it holds the same afterwards, and it is refused like any other write.
+/// Command block and data.
+pub(crate) fn compare_and_write_nothing(block_bytes: usize) -> ([u8; 16], Vec<u8>) {
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (COMPARE_AND_WRITE, 1);
+    let block = b"quorate: may this host write? ".iter().copied().cycle();
+    let block: Vec<u8> = block.take(block_bytes).collect();
+    (cdb, block.repeat(2))
+}
+
+/// UNMAP of an empty list. Command block and parameter list.
+pub(crate) fn unmap_nothing() -> ([u8; 10], [u8; 8]) {
+    ([UNMAP, 0, 0, 0, 0, 0, 0, 0, 8, 0], [0, 6, 0, 0, 0, 0, 0, 0])
 }
 
 /// READ KEYS.
@@ -329,10 +349,27 @@ mod tests {
             cdb_in(Ask::FullStatus, 8192),
             [0x5e, 3, 0, 0, 0, 0, 0, 0x20, 0, 0]
         );
-        let (cdb, list) = register_unpersisted(KEY);
+        let (cdb, list) = out(Command::Register { key: KEY }, false);
         assert_eq!(cdb, [0x5f, 6, 0, 0, 0, 0, 0, 0, 24, 0]);
-        assert_eq!(list[8..16], KEY.to_be_bytes());
+        assert_eq!(
+            (&list[..8], &list[8..16]),
+            (&[0; 8][..], &KEY.to_be_bytes()[..])
+        );
         assert_eq!(list[20], 0, "no APTPL");
+        let preempt = Command::Preempt {
+            key: 1,
+            victim: 2,
+            abort: true,
+        };
+        let (cdb, list) = out(preempt, true);
+        assert_eq!(cdb, [0x5f, 5, 5, 0, 0, 0, 0, 0, 24, 0]);
+        assert_eq!((list[7], list[15], list[20]), (1, 2, 1));
+        let ended = out(Command::Unregister { key: 3 }, false);
+        assert_eq!((ended.0[1], ended.1[7], ended.1[15]), (0, 3, 0));
+        let (cdb, data) = compare_and_write_nothing(512);
+        assert_eq!((cdb[0], cdb[13], data.len()), (0x89, 1, 1024));
+        assert_eq!(data[..512], data[512..], "what is written is what is there");
+        assert_eq!(unmap_nothing().1[2..4], [0, 0], "no descriptors");
     }
 
     proptest! {

@@ -31,7 +31,8 @@ struct PrRegistration {
     pad: u32,
 }
 
-/// `struct pr_preempt`: the old key is the victim's, the new one the caller's.
+/// `struct pr_preempt`. In spite of its documentation, drivers send the old key as the caller's and
+/// the new one as the victim's.
 #[repr(C)]
 struct PrPreempt {
     old_key: u64,
@@ -103,8 +104,8 @@ pub(super) fn reserve(file: &File, key: u64) -> Result<i32> {
 /// Preempts; returns the device's status.
 pub(super) fn preempt(file: &File, key: u64, victim: u64, abort: bool) -> Result<i32> {
     let mut argument = PrPreempt {
-        old_key: victim,
-        new_key: key,
+        old_key: key,
+        new_key: victim,
         kind: WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
         flags: 0,
     };
@@ -151,8 +152,6 @@ struct SgIoHeader {
 
 /// What goes along with a command.
 pub(super) enum Data<'a> {
-    /// Nothing.
-    None,
     /// To the device.
     Out(&'a [u8]),
     /// From the device.
@@ -178,12 +177,10 @@ pub(super) fn sg_io(
     data: &mut Data<'_>,
     timeout_ms: u32,
 ) -> Result<Done> {
-    const NO_DATA: i32 = -1;
     const TO_DEVICE: i32 = -2;
     const FROM_DEVICE: i32 = -3;
     let mut sense = [0_u8; 64];
     let (direction, pointer, length) = match data {
-        Data::None => (NO_DATA, ptr::null_mut(), 0),
         // The kernel only reads it: the direction says so.
         Data::Out(bytes) => (TO_DEVICE, bytes.as_ptr().cast_mut(), bytes.len()),
         Data::In(bytes) => (FROM_DEVICE, bytes.as_mut_ptr(), bytes.len()),

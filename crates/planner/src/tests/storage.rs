@@ -75,7 +75,7 @@ fn a_guest_that_was_paused_by_the_error_goes_too_and_is_ended_if_it_cannot_be_mo
     );
     let words = world.step();
     assert!(
-        words.iter().any(|word| word.contains("power off db")),
+        words.iter().any(|word| word == "power db off"),
         "{words:?}"
     );
 }

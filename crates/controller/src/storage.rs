@@ -15,7 +15,7 @@
 use crate::group::{Group, ProposeFailure};
 use async_trait::async_trait;
 use quorate_controller_logic::{
-    CutJob, Cuts, Door, KeptDoor, Keeping, Restorable, Shut, doors_to_keep, taken_back,
+    CutJob, Cuts, Door, Keeping, KeptDoor, Restorable, Shut, doors_to_keep, taken_back,
     time_for_a_call,
 };
 use quorate_membership::{FenceProof, Instant};

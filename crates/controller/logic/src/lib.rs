@@ -21,7 +21,7 @@ mod wire;
 mod tests;
 
 pub use cuts::Cuts;
-pub use keeper::{KeptDoor, Keeping, Restorable, doors_to_keep, taken_back, time_for_a_call};
+pub use keeper::{Keeping, KeptDoor, Restorable, doors_to_keep, taken_back, time_for_a_call};
 pub use leases::{Leases, owns_something};
 pub use retry::fence_again_after;
 pub use storage::{CutJob, Door, Shut, Wanted, cut_job, doors_wanted, restorable};

@@ -247,9 +247,10 @@ pub fn restorable(
             report.vms.iter().all(|(vm, seen)| {
                 let idle = matches!(seen.phase, VmPhase::Absent | VmPhase::BackOff);
                 // The epoch counts: the host may own the VM anew while its old guest is still there.
-                idle || state.vms.get(vm).is_some_and(|record| {
-                    record.ownership.hosts().contains(&(host, seen.epoch))
-                })
+                idle || state
+                    .vms
+                    .get(vm)
+                    .is_some_and(|record| record.ownership.hosts().contains(&(host, seen.epoch)))
             })
         })
     };

@@ -1,8 +1,8 @@
 //! Tables for the doors of SANs.
 
 use super::*;
-use quorate_state::{Command, Envelope, FORMAT, OrderKind, Ownership};
 use quorate_membership::Instant;
+use quorate_state::{Command, Envelope, FORMAT, OrderKind, Ownership};
 use quorate_types::{ClusterSettings, Manifest, Millis, Timestamp};
 
 fn apply(state: &mut State, command: Command) {
@@ -342,7 +342,10 @@ fn only_pools_whose_doors_are_open_are_given_back() {
 fn a_call_ends_before_another_leader_can_judge() {
     use crate::time_for_a_call;
     let lease = Millis(2000);
-    assert_eq!(time_for_a_call(lease, Some(Millis(499))), Some(Millis(1000)));
+    assert_eq!(
+        time_for_a_call(lease, Some(Millis(499))),
+        Some(Millis(1000))
+    );
     assert_eq!(time_for_a_call(lease, Some(Millis(500))), None);
     assert_eq!(time_for_a_call(lease, None), None);
 }

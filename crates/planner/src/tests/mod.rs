@@ -10,5 +10,4 @@ mod preemption;
 mod properties;
 mod quality;
 mod recovery;
-mod speed;
 mod wishes;

@@ -14,6 +14,7 @@
 
 mod files;
 mod image;
+mod list;
 mod marker;
 mod paths;
 mod saved;
@@ -24,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use crate::lanes::Lanes;
 use crate::{
-    DiskFormat, DiskInfo, DiskSpec, Marker, Pool, PoolError, PoolFacts, SavedState, StorageFence,
-    round_to_sector,
+    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, Pool, PoolError, PoolFacts,
+    SavedState, StorageFence, round_to_sector,
 };
 use image::QemuImg;
 use marker::Expected;
@@ -65,6 +66,22 @@ impl DirectoryConfig {
             qemu_img: "qemu-img".into(),
         }
     }
+}
+
+/// The pool's path, once its marker was found to be the expected one. Blocks on the storage: for files of the
+/// cluster's own that lie in a pool.
+///
+/// # Errors
+/// When the path or its marker is not as it should be.
+pub fn checked_root(config: &DirectoryConfig) -> Result<PathBuf, PoolError> {
+    let expected = Expected {
+        cluster: config.cluster.clone(),
+        pool: config.pool.clone(),
+        id: config.expected_id.clone(),
+    };
+    let root = paths::root(&config.pool, &config.path)?;
+    marker::read(&root, &expected)?;
+    Ok(root)
 }
 
 /// A pool that is a directory.
@@ -219,7 +236,7 @@ impl DirectoryPool {
         };
         if format == DiskFormat::Raw {
             return Ok(DiskInfo {
-                path,
+                source: DiskSource::File(path),
                 format,
                 virtual_bytes: facts.length_bytes,
                 actual_bytes: facts.actual_bytes,
@@ -233,7 +250,7 @@ impl DirectoryPool {
         }
         Ok(DiskInfo {
             backing: info.backing().map(|other| image::beside(&path, other)),
-            path,
+            source: DiskSource::File(path),
             format,
             virtual_bytes: info.virtual_bytes,
             actual_bytes: info.actual_bytes,
@@ -384,6 +401,7 @@ impl Pool for DirectoryPool {
     ) -> Result<DiskInfo, PoolError> {
         let want_bytes = round_to_sector(size_bytes);
         let info = self.disk_info(image, format).await?;
+        let path = self.place(image, false).await?.path;
         if want_bytes < info.virtual_bytes {
             return Err(PoolError::WouldShrink {
                 image: image.to_owned(),
@@ -395,7 +413,7 @@ impl Pool for DirectoryPool {
             return Ok(info);
         }
         let qemu_img = self.qemu_img(image, format);
-        qemu_img.resize(&info.path, want_bytes).await?;
+        qemu_img.resize(&path, want_bytes).await?;
         self.disk_info(image, format).await
     }
 
@@ -404,6 +422,13 @@ impl Pool for DirectoryPool {
         let image = image.to_owned();
         self.on_site("deleting an image", move |site| site.delete(&image))
             .await
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageEntry>, PoolError> {
+        self.on_site("listing images", |site| {
+            list::images(&site.pool, &site.root()?)
+        })
+        .await
     }
 
     async fn prepare_saved_state(&self, vm: &str, epoch: u64) -> Result<SavedState, PoolError> {

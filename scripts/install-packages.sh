@@ -6,7 +6,7 @@
 # mirror that the machine already uses.
 set -eu
 
-plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps util-linux"
+plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
 qemu="qemu-system-x86 qemu-utils qemu-block-extra"
 
 say() { echo "packages: $*"; }
@@ -93,8 +93,17 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 say "installing: $need$need_qemu"
 apt-get update -q
+# The lab runs an iSCSI target of its own in a namespace; the package's service would serve the whole machine.
+quiet_tgt=
+case " $need" in *" tgt "*) quiet_tgt=yes ;; esac
 # shellcheck disable=SC2086 # lists of words
 [ -z "$need" ] || apt-get install -q -y --no-install-recommends $need
+if [ -n "$quiet_tgt" ] && [ -d /run/systemd/system ]; then
+    say "switching off the service that the package tgt has brought (the lab starts its own)"
+    systemctl disable --now -q tgt
+elif [ -n "$quiet_tgt" ]; then
+    systemctl disable -q tgt 2>/dev/null || :
+fi
 # shellcheck disable=SC2086
 [ -z "$need_qemu" ] || apt-get install -q -y --no-install-recommends $backports $need_qemu
 check_rust

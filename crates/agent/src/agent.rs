@@ -13,7 +13,7 @@ use crate::guard::sys::boottime_ns;
 use crate::guest_config::Layout;
 use crate::host::{self, Host, Message};
 use crate::ledger::{LedgerError, LedgerStore};
-use crate::ports::{AgentConfig, Drivers, GuestGuard};
+use crate::ports::{AgentConfig, Drivers, GuestGuard, PoolDefinition};
 use crate::vm::{self, Command, Shared, text};
 use quorate_agent_logic::{Adopted, HostLogic, Observed, ObservedMigration, TargetSays, Token};
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationStatus, Vm};
@@ -21,7 +21,7 @@ use quorate_membership::Instant;
 use quorate_state::State;
 use quorate_types::report::LinkReport;
 use quorate_types::{
-    HostName, HostReport, MigrationId, Millis, PoolName, PoolSpec, Revision, Timestamp, VmName,
+    HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
 };
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
@@ -366,8 +366,12 @@ impl AgentHandle {
     ///
     /// # Errors
     /// A sentence for the operator.
-    pub async fn define_pool(&self, name: &PoolName, spec: &PoolSpec) -> Result<String, String> {
-        let pool = self.inner.shared.drivers.pools.open(name, spec);
+    pub async fn define_pool(
+        &self,
+        name: &PoolName,
+        pool: &PoolDefinition,
+    ) -> Result<String, String> {
+        let pool = self.inner.shared.drivers.pools.open(name, pool);
         match timeout(DEFINE_WITHIN, pool.define()).await {
             Ok(Ok(marker)) => Ok(marker.id),
             Ok(Err(error)) => Err(text(&error)),

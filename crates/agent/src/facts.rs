@@ -1,12 +1,12 @@
 //! What the host is and has: the parts of the report that are not about one VM.
 
-use crate::ports::PoolFactory;
+use crate::ports::{PoolDefinition, PoolFactory};
 use quorate_hypervisor::qemu::probe::HostFacts;
 use quorate_network::NetworkDriver;
 use quorate_state::State;
 use quorate_storage::{Pool, PoolFacts};
 use quorate_types::report::{Capacity, HypervisorFacts, PoolReport};
-use quorate_types::{ByteSize, NetworkName, PoolName, PoolSpec};
+use quorate_types::{ByteSize, NetworkName, PoolName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ pub(crate) struct Surroundings {
 /// Pools that are open; a changed definition opens anew.
 #[derive(Default)]
 pub(crate) struct OpenPools {
-    pools: BTreeMap<PoolName, (PoolSpec, Arc<dyn Pool>)>,
+    pools: BTreeMap<PoolName, (PoolDefinition, Arc<dyn Pool>)>,
 }
 
 impl OpenPools {
@@ -80,14 +80,13 @@ impl OpenPools {
         &mut self,
         factory: &dyn PoolFactory,
         name: &PoolName,
-        spec: &PoolSpec,
+        spec: PoolDefinition,
     ) -> Arc<dyn Pool> {
         match self.pools.get(name) {
-            Some((known, pool)) if known == spec => pool.clone(),
+            Some((known, pool)) if *known == spec => pool.clone(),
             _ => {
-                let pool = factory.open(name, spec);
-                self.pools
-                    .insert(name.clone(), (spec.clone(), pool.clone()));
+                let pool = factory.open(name, &spec);
+                self.pools.insert(name.clone(), (spec, pool.clone()));
                 pool
             }
         }

@@ -27,5 +27,5 @@ mod vm;
 pub use agent::{Agent, AgentError, AgentHandle};
 pub use facts::{capacity, hypervisor_facts};
 pub use ledger::{LedgerError, LedgerStore};
-pub use ports::{AgentConfig, Drivers, GuestGuard, PeerAsk, PoolFactory, Pools};
+pub use ports::{AgentConfig, Drivers, GuestGuard, PeerAsk, PoolDefinition, PoolFactory, Pools};
 pub use quorate_agent_logic::TargetSays;

@@ -7,7 +7,7 @@
 //!          v                      v
 //!      Controller::round: proofs -> planner::plan -> Command::CommitPlan -> consensus
 //!                                 |                                   (agents act on what is applied)
-//!                                 '-> power fencing, voters, `armed` records
+//!                                 '-> storage and power fencing, voters, `armed` records
 //! ```
 //!
 //! Owns: one [`Controller`] per host, idle unless that host leads. Always holds: decisions are made by
@@ -22,6 +22,7 @@ mod group;
 mod leaving;
 mod picture;
 mod power;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -30,4 +31,5 @@ pub use controller::{Controller, ControllerError};
 pub use group::{Group, Leading, ProposeFailure};
 pub use picture::{HostPicture, Picture, VotePicture};
 pub use power::PowerSwitch;
-pub use quorate_controller_logic::{GroupMembers, HeartbeatReply, HeartbeatRequest};
+pub use quorate_controller_logic::{Door, GroupMembers, HeartbeatReply, HeartbeatRequest, Shut};
+pub use storage::StorageGate;

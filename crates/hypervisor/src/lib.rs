@@ -13,6 +13,7 @@
 //! this crate knows no other host and no cluster state, so that it can be tested alone.
 
 pub mod config;
+mod disk;
 mod error;
 pub mod fake;
 pub mod guest;
@@ -20,7 +21,8 @@ pub mod migration;
 pub mod qemu;
 mod vm;
 
-pub use config::{Accel, Boot, DiskConfig, DiskFormat, GuestConfig, NicConfig, StartMode};
+pub use config::{Accel, Boot, GuestConfig, NicConfig, StartMode};
+pub use disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password};
 pub use error::HypervisorError;
 pub use guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
 pub use migration::{

@@ -1,5 +1,6 @@
 //! The lab guest from the lab's side: where its image is, how it is started, how its disk is judged.
 
+use crate::lab::Lab;
 use crate::tools::acks::AckReport;
 use crate::{LabError, Result};
 use quorate_guest::verify::{Verdict, verify};
@@ -72,6 +73,14 @@ pub fn judge(image: &Path, acknowledged: &AckReport) -> Result<Verdict> {
     std::fs::File::open(image)
         .and_then(|file| verify(file, &acknowledged.ranges))
         .map_err(LabError::file("judge", image))
+}
+
+impl Lab {
+    /// Judges a guest's log on a LUN of the SAN. The LUN is read where the SAN keeps it, so no session and no
+    /// access is needed; all that the SAN has acknowledged is there, also while it is off. Nobody may be writing.
+    pub fn judge_lun(&self, name: &str, acknowledged: &AckReport) -> Result<Verdict> {
+        judge(&self.san()?.backing_file(name)?, acknowledged)
+    }
 }
 
 #[cfg(test)]

@@ -318,6 +318,10 @@ impl<'a> Work<'a> {
                 let text = format!("pool {pool} is not for it: add it to the pool's hosts");
                 return Err(Reject::Pool(text));
             }
+            if self.input.state.is_cut(name, pool) {
+                let text = format!("it is cut off from pool {pool} until its old guests are gone");
+                return Err(Reject::Pool(text));
+            }
             let Some(seen) = report.pools.get(pool).filter(|seen| seen.usable) else {
                 let problem = report.pools.get(pool).and_then(|seen| seen.problem.clone());
                 let problem = problem.unwrap_or_else(|| "it has not reported it".into());

@@ -445,12 +445,7 @@ fn hosts<'a>(input: &Input<'a>) -> Hosts<'a> {
         let up = health == Some(HostHealth::Up);
         // Who is heard within its lease is not dead, whatever a proof says: it was made before.
         let mut proofs = input.proofs.iter().filter(|proof| proof.host() == name);
-        let wide = |proof: &&FenceProof| {
-            !matches!(
-                proof.evidence(),
-                quorate_membership::Evidence::Closed { .. }
-            )
-        };
+        let wide = |proof: &&FenceProof| proof.vm().is_none();
         Host {
             name,
             record: state.hosts.get(name),

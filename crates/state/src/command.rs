@@ -9,7 +9,7 @@ use crate::quorum::WitnessChoice;
 use quorate_types::spec::Power;
 use quorate_types::{
     ClusterSettings, HostName, LabelName, Manifest, Millis, NetworkName, NodeId, PoolName,
-    Revision, RuleName, Timestamp, VmName,
+    Revision, RuleName, Secret, SecretName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Version of the command format that this program writes.
 ///
 /// 2: `LabelHost`; manifests with hosts, resources, preferences, weights and domains of rules.
-/// 3: witnesses; hosts that left in order.
+///
+/// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; witnesses, hosts that left in order; pools of other kinds than `directory`.
 pub const FORMAT: u32 = 3;
 
 /// A command with its circumstances.
@@ -154,6 +155,32 @@ pub enum Command {
         set: BTreeMap<LabelName, LabelName>,
         /// Labels to remove.
         remove: BTreeSet<LabelName>,
+    },
+    /// A host's access to these pools is about to be taken away at their SANs. Since format 3.
+    CutStorage {
+        /// Which.
+        host: HostName,
+        /// Where.
+        pools: BTreeSet<PoolName>,
+    },
+    /// A host's access to these pools was given back at their SANs. Since format 3.
+    RestoreStorage {
+        /// Which.
+        host: HostName,
+        /// Where, with the revision of the cut that was undone: a newer one stays.
+        pools: BTreeMap<PoolName, Revision>,
+    },
+    /// Keep a password, or replace it. Since format 3.
+    SetSecret {
+        /// Its name.
+        name: SecretName,
+        /// The password.
+        secret: Secret,
+    },
+    /// Forget a password that no pool names. Since format 3.
+    DeleteSecret {
+        /// Its name.
+        name: SecretName,
     },
     /// Which witness the cluster has. Since format 3.
     SetWitness {

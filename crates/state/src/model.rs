@@ -6,7 +6,8 @@ use crate::quorum::Quorum;
 use quorate_types::report::SavedState;
 use quorate_types::{
     ClusterSettings, Epoch, HostName, HostSpec, MigrationId, Millis, NetworkName, NetworkSpec,
-    NodeId, PoolName, PoolSpec, Revision, RuleName, RuleSpec, Timestamp, VmName, VmSpec,
+    NodeId, PoolName, PoolSpec, Revision, RuleName, RuleSpec, Secret, SecretName, Timestamp,
+    VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -28,6 +29,13 @@ pub struct State {
     /// none at the pool's path has not mounted it.
     #[serde(default)]
     pub pool_markers: BTreeMap<PoolName, String>,
+    /// Access of hosts to pools that was taken away, or is being taken away, at the SAN; with the revision that
+    /// ordered it. Recorded before it is done, so whoever leads next knows what to give back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub storage_cuts: BTreeMap<HostName, BTreeMap<PoolName, Revision>>,
+    /// Passwords by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, Secret>,
     /// Placement rules by name.
     pub rules: BTreeMap<RuleName, Object<RuleSpec>>,
     /// VMs by name.
@@ -297,6 +305,12 @@ impl VmRecord {
 }
 
 impl State {
+    /// Whether the host's access to the pool was taken away, or is being taken away.
+    pub fn is_cut(&self, host: &HostName, pool: &PoolName) -> bool {
+        let cuts = self.storage_cuts.get(host);
+        cuts.is_some_and(|cuts| cuts.contains_key(pool))
+    }
+
     /// Settings in force (the defaults before the cluster exists).
     pub fn settings(&self) -> ClusterSettings {
         self.cluster

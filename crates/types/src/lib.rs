@@ -12,18 +12,23 @@ pub mod ids;
 pub mod name;
 pub mod placement;
 pub mod policy;
+pub mod pool;
 pub mod report;
+pub mod secret;
 pub mod settings;
 pub mod spec;
 pub mod units;
 
 pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};
 pub use name::{
-    HostName, LabelName, NameError, NetworkName, PoolName, ResourceName, RuleName, VmName,
+    HostName, LabelName, NameError, NetworkName, PoolName, ResourceName, RuleName, SecretName,
+    VmName,
 };
 pub use placement::{Dependency, HostSpec, LabelSelector, Preference, RuleKind, RuleSpec};
 pub use policy::{Admission, AdmissionMode, Balancing, BalancingMode, Preemption};
+pub use pool::{AccessControl, BlockPool, IscsiPool, Lun, PoolSpec};
 pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
+pub use secret::Secret;
 pub use settings::{ClusterSettings, LeaseTimings};
-pub use spec::{Manifest, NetworkSpec, PoolSpec, VmSpec};
+pub use spec::{Manifest, NetworkSpec, VmSpec};
 pub use units::{ByteSize, Millis, Timestamp};

@@ -8,7 +8,10 @@ use super::{Live, Shared, saved_epoch, text};
 use crate::guard::client::GuardError;
 use crate::guest_config::{Nic, guest_config, nics};
 use quorate_agent_logic::Token;
-use quorate_hypervisor::{GuestConfig, ListenRequest, SavedState, StartMode, TlsMaterial, Vm};
+use quorate_hypervisor::{
+    DiskSource, GuestConfig, IscsiDisk, ListenRequest, Password, SavedState, StartMode,
+    TlsMaterial, Vm,
+};
 use quorate_network::Announcement;
 use quorate_state::GuestAbi;
 use quorate_types::spec::{DiskFormat, DiskSpec};
@@ -50,7 +53,7 @@ pub(super) struct Plan {
 
 /// Disks that were looked at a moment ago: when that took so long that the lease ended meanwhile, the next
 /// attempt is quick.
-pub(super) type Prepared = Arc<Mutex<Option<(Vec<DiskSpec>, Vec<PathBuf>, Instant)>>>;
+pub(super) type Prepared = Arc<Mutex<Option<(Vec<DiskSpec>, Vec<DiskSource>, Instant)>>>;
 
 /// How long such a look is good for.
 const PREPARED_FOR: Duration = Duration::from_secs(10);
@@ -213,23 +216,45 @@ async fn disks(
     shared: &Shared,
     spec: &VmSpec,
     prepared: &Prepared,
-) -> Result<Vec<PathBuf>, String> {
+) -> Result<Vec<DiskSource>, String> {
     let lock = || prepared.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((disks, paths, at)) = lock().take()
+    if let Some((disks, sources, at)) = lock().take()
         && disks == spec.disks
         && at.elapsed() < PREPARED_FOR
     {
-        return Ok(paths);
+        return Ok(sources);
     }
-    let mut paths = Vec::new();
+    let mut sources = Vec::new();
     for disk in &spec.disks {
         let pool = shared.pool(&disk.pool)?;
         let wanted = disk_spec(disk);
         let info = pool.ensure_disk(&wanted).await;
-        paths.push(info.map_err(|error| text(&error))?.path);
+        sources.push(disk_source(info.map_err(|error| text(&error))?.source));
     }
-    *lock() = Some((spec.disks.clone(), paths.clone(), Instant::now()));
-    Ok(paths)
+    *lock() = Some((spec.disks.clone(), sources.clone(), Instant::now()));
+    Ok(sources)
+}
+
+/// What the pool found, as the hypervisor is told.
+fn disk_source(found: quorate_storage::DiskSource) -> DiskSource {
+    match found {
+        quorate_storage::DiskSource::File(path) => DiskSource::File(path),
+        quorate_storage::DiskSource::Device(path) => DiskSource::HostDevice(path),
+        quorate_storage::DiskSource::Iscsi(unit) => {
+            let (user, password) = match unit.login {
+                Some(login) => (Some(login.user), Some(Password(login.password))),
+                None => (None, None),
+            };
+            DiskSource::Iscsi(IscsiDisk {
+                portal: unit.portal,
+                target: unit.target,
+                lun: unit.lun,
+                initiator: unit.initiator,
+                user,
+                password,
+            })
+        }
+    }
 }
 
 fn disk_spec(disk: &DiskSpec) -> quorate_storage::DiskSpec {

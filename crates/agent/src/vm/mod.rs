@@ -19,7 +19,7 @@ mod watch;
 use crate::facts::OpenPools;
 use crate::guest_config::Layout;
 use crate::host::Message;
-use crate::ports::{AgentConfig, Drivers, GuestGuard};
+use crate::ports::{AgentConfig, Drivers, GuestGuard, PoolDefinition};
 use make::{Making, Plan, Prepared};
 use quorate_agent_logic::{Act, Exit, GuestEvent, Observed, Token};
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationControl, Vm};
@@ -89,10 +89,10 @@ impl Shared {
     /// The pool's driver, if the cluster has the pool.
     pub(crate) fn pool(&self, name: &PoolName) -> Result<Arc<dyn Pool>, String> {
         let state = self.state();
-        let pool = state.pools.get(name);
+        let pool = PoolDefinition::of(&state, name);
         let pool = pool.ok_or_else(|| format!("there is no pool {name}"))?;
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(pools.get(&*self.drivers.pools, name, &pool.spec))
+        Ok(pools.get(&*self.drivers.pools, name, pool))
     }
 
     /// VMs that have a process here.

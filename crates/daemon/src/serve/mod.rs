@@ -10,6 +10,7 @@ mod backend;
 mod certs;
 mod console;
 mod core;
+mod doors;
 mod group;
 mod handler;
 mod heartbeat;
@@ -86,6 +87,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         node.host.clone(),
         Arc::new(group.clone()),
         switch,
+        Arc::new(doors::Doors),
         stopped.clone(),
     );
     let core = Arc::new(Core {

@@ -2,6 +2,7 @@
 //! replicated state. From then on a host that finds no identity at the pool's path has not mounted it.
 
 use super::core::Core;
+use quorate_agent::PoolDefinition;
 use quorate_controller::Group as _;
 use quorate_state::{Command, State};
 use quorate_types::{HostName, PoolName};
@@ -59,10 +60,10 @@ fn duties(state: &State, leader: Option<&HostName>, me: &HostName) -> Vec<PoolNa
 }
 
 async fn prepare_one(core: &Core, state: &State, name: &PoolName) -> bool {
-    let Some(object) = state.pools.get(name) else {
+    let Some(pool) = PoolDefinition::of(state, name) else {
         return true;
     };
-    match core.agent.define_pool(name, &object.spec).await {
+    match core.agent.define_pool(name, &pool).await {
         Ok(marker) => {
             info!(pool = %name, marker, "pool prepared");
             let command = Command::RecordPoolMarker {

@@ -354,7 +354,7 @@ impl Vm for FakeGuest {
         }
         self.site()
             .lock_disks(self.config(), self.identity().pid)
-            .map_err(|path| lost(format!("{}: Failed to get \"write\" lock", path.display())))?;
+            .map_err(|path| lost(format!("{}: Failed to get \"write\" lock", path)))?;
         self.set_state(GuestState::Running);
         self.emit(GuestEvent::Resume);
         Ok(())

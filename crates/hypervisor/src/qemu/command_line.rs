@@ -13,7 +13,7 @@
 
 use serde_json::{Value, json};
 
-use crate::config::{Boot, DiskConfig, GuestConfig, NicConfig, StartMode};
+use crate::config::{Boot, DiskConfig, DiskSource, GuestConfig, NicConfig, StartMode};
 
 /// The system calls QEMU may not make: no programs, no privileges, no priorities.
 pub(crate) const SANDBOX: &str =
@@ -167,18 +167,57 @@ fn control(line: &mut Line, config: &GuestConfig) {
     line.pair("-serial", "chardev:console");
 }
 
+fn secret_id(index: usize) -> String {
+    format!("secret{index}")
+}
+
+/// The node that has the bytes.
+fn protocol(index: usize, disk: &DiskConfig) -> Value {
+    let mut node = match &disk.source {
+        DiskSource::File(file) => json!({
+            "driver": "file",
+            "filename": path(file),
+            "locking": "on",
+            "aio": "threads",
+        }),
+        DiskSource::HostDevice(device) => json!({
+            "driver": "host_device",
+            "filename": path(device),
+            "aio": "threads",
+        }),
+        DiskSource::Iscsi(unit) => {
+            let mut node = json!({
+                "driver": "iscsi",
+                "transport": "tcp",
+                "portal": unit.portal,
+                "target": unit.target,
+                "lun": unit.lun,
+                "initiator-name": unit.initiator,
+            });
+            if let Some(user) = &unit.user {
+                node["user"] = json!(user);
+                node["password-secret"] = json!(secret_id(index));
+            }
+            node
+        }
+    };
+    node["node-name"] = json!(format!("file{index}"));
+    node["read-only"] = json!(disk.read_only);
+    node["cache"] = json!({ "direct": disk.direct.unwrap_or(false), "no-flush": false });
+    node["discard"] = json!("unmap");
+    node
+}
+
 fn add_disk(line: &mut Line, config: &GuestConfig, bus: &str, index: usize, disk: &DiskConfig) {
     let node = disk_node(index);
-    let file = json!({
-        "driver": "file",
-        "node-name": format!("file{index}"),
-        "filename": path(&disk.path),
-        "read-only": disk.read_only,
-        "locking": "on",
-        "aio": "threads",
-        "cache": { "direct": disk.direct.unwrap_or(false), "no-flush": false },
-        "discard": "unmap",
-    });
+    if disk.password().is_some() {
+        let file = path(&config.paths().secret(index));
+        line.json(
+            "-object",
+            json!({ "qom-type": "secret", "id": secret_id(index), "file": file }),
+        );
+    }
+    let file = protocol(index, disk);
     line.json(
         "-blockdev",
         json!({

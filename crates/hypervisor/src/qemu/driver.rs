@@ -17,7 +17,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::guest::Guest;
 use super::process::record::Record;
-use super::process::{Spawned, Watched, identity, spawn, stderr_tail, supports_direct_io};
+use super::process::{
+    Spawned, Watched, identity, remove_secrets, spawn, stderr_tail, supports_direct_io,
+};
 use super::qmp::{QmpClient, QmpError};
 use crate::config::{GuestConfig, StartMode};
 use crate::error::HypervisorError;
@@ -74,7 +76,9 @@ impl QemuDriver {
             deadline,
             get_ready(&process, &config, &mode, deadline, &mut stage),
         );
-        let failure = match ready.await {
+        let ready = ready.await;
+        remove_secrets(&config);
+        let failure = match ready {
             Ok(Ok(client)) => {
                 let guest = Guest::new(config, process, Some(client));
                 return finish_start(guest, mode, deadline, log_start, within).await;
@@ -114,7 +118,10 @@ impl QemuDriver {
 /// Asks each disk's file system whether it can bypass the page cache, where the configuration leaves it open.
 fn resolve_direct_io(config: &mut GuestConfig) {
     for disk in &mut config.disks {
-        disk.direct = disk.direct.or_else(|| Some(supports_direct_io(&disk.path)));
+        let path = disk.source.path();
+        disk.direct = disk
+            .direct
+            .or_else(|| Some(path.is_none_or(supports_direct_io)));
     }
 }
 

@@ -162,6 +162,7 @@ pub(super) fn remove(change: &mut Change<'_>, host: &HostName) -> Result<(), Ref
     }
     change.state.hosts.remove(host);
     change.state.quorum.left.remove(host);
+    super::storage::forget_cuts(change, |gone, _| gone == host);
     change.topology_changed();
     change.event(
         EventKind::Host,

@@ -7,6 +7,7 @@ mod cluster;
 mod manifest;
 mod plan;
 mod quorum;
+mod storage;
 
 use crate::command::{Command, Envelope, FORMAT, Outcome, Refusal};
 use crate::event::{Event, EventKind, Subject};
@@ -126,6 +127,10 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         } => quorum::admit(change, token, name, address),
         Command::RenewDiskWitness { old, why } => quorum::renew_disk(change, *old, why),
         Command::HostLeft { host, left } => quorum::left(change, host, *left),
+        Command::CutStorage { host, pools } => storage::cut(change, host, pools),
+        Command::RestoreStorage { host, pools } => storage::restore(change, host, pools),
+        Command::SetSecret { name, secret } => storage::set_secret(change, name, secret),
+        Command::DeleteSecret { name } => storage::delete_secret(change, name),
     }
 }
 

@@ -132,6 +132,31 @@ fn check_target(change: &Change<'_>, action: &Action, host: &HostName) -> Result
     Ok(())
 }
 
+/// A host that was cut off from a disk's pool is let in again only after everything that it ran there is gone.
+fn check_reach(
+    change: &Change<'_>,
+    action: &Action,
+    vm: &VmName,
+    host: &HostName,
+) -> Result<(), Refusal> {
+    let disks = change
+        .state
+        .vms
+        .get(vm)
+        .map(|record| &record.effective().disks);
+    let cut = disks
+        .into_iter()
+        .flatten()
+        .find(|disk| change.state.is_cut(host, &disk.pool));
+    match cut {
+        Some(disk) => Err(refuse(
+            action,
+            format!("{host} is cut off from pool {}", disk.pool),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn start(
     change: &mut Change<'_>,
     action: &Action,
@@ -140,6 +165,7 @@ fn start(
     abi: &GuestAbi,
 ) -> Result<EventKind, Refusal> {
     check_target(change, action, host)?;
+    check_reach(change, action, vm, host)?;
     let record = vm_mut(change, vm)?;
     if !record.wanted() {
         return Err(refuse(action, "it shall not run"));
@@ -181,7 +207,13 @@ fn release(
         return Err(refuse(action, "nobody owns it"));
     }
     for (host, epoch) in holders {
-        if !proofs.iter().any(|proof| proof.covers(host, vm, epoch)) {
+        let disks = || {
+            let disks = record.effective().disks.iter();
+            disks.map(|disk| (&disk.pool, disk.image.as_str()))
+        };
+        let holds =
+            |proof: &FenceProof| proof.covers(host, vm, epoch) && proof.covers_disks(disks());
+        if !proofs.iter().any(holds) {
             return Err(refuse(
                 action,
                 format!("no proof that {host} does not run it under epoch {epoch}"),
@@ -250,6 +282,7 @@ fn migrate(
     to: &HostName,
 ) -> Result<EventKind, Refusal> {
     check_target(change, action, to)?;
+    check_reach(change, action, vm, to)?;
     let id = MigrationId(change.revision.0);
     let record = vm_mut(change, vm)?;
     let Ownership::Owned {
@@ -338,7 +371,9 @@ fn finish(
         }
         MigrationEnd::StayedAtSource | MigrationEnd::RefusedByTarget => back,
         MigrationEnd::TargetDead(proof) => {
-            if !proof.covers(&to, vm, target_epoch) {
+            let disks = record.effective().disks.iter();
+            let disks = disks.map(|disk| (&disk.pool, disk.image.as_str()));
+            if !proof.covers(&to, vm, target_epoch) || !proof.covers_disks(disks) {
                 return Err(refuse(
                     action,
                     format!("no proof that {to} does not run it under epoch {target_epoch}"),

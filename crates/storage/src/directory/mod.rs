@@ -14,6 +14,7 @@
 
 mod files;
 mod image;
+mod list;
 mod marker;
 mod paths;
 mod saved;
@@ -24,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use crate::lanes::Lanes;
 use crate::{
-    DiskFormat, DiskInfo, DiskSpec, Marker, Pool, PoolError, PoolFacts, SavedState, StorageFence,
-    round_to_sector,
+    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, Pool, PoolError, PoolFacts,
+    SavedState, StorageFence, round_to_sector,
 };
 use image::QemuImg;
 use marker::Expected;
@@ -235,7 +236,7 @@ impl DirectoryPool {
         };
         if format == DiskFormat::Raw {
             return Ok(DiskInfo {
-                path,
+                source: DiskSource::File(path),
                 format,
                 virtual_bytes: facts.length_bytes,
                 actual_bytes: facts.actual_bytes,
@@ -249,7 +250,7 @@ impl DirectoryPool {
         }
         Ok(DiskInfo {
             backing: info.backing().map(|other| image::beside(&path, other)),
-            path,
+            source: DiskSource::File(path),
             format,
             virtual_bytes: info.virtual_bytes,
             actual_bytes: info.actual_bytes,
@@ -400,6 +401,7 @@ impl Pool for DirectoryPool {
     ) -> Result<DiskInfo, PoolError> {
         let want_bytes = round_to_sector(size_bytes);
         let info = self.disk_info(image, format).await?;
+        let path = self.place(image, false).await?.path;
         if want_bytes < info.virtual_bytes {
             return Err(PoolError::WouldShrink {
                 image: image.to_owned(),
@@ -411,7 +413,7 @@ impl Pool for DirectoryPool {
             return Ok(info);
         }
         let qemu_img = self.qemu_img(image, format);
-        qemu_img.resize(&info.path, want_bytes).await?;
+        qemu_img.resize(&path, want_bytes).await?;
         self.disk_info(image, format).await
     }
 
@@ -420,6 +422,13 @@ impl Pool for DirectoryPool {
         let image = image.to_owned();
         self.on_site("deleting an image", move |site| site.delete(&image))
             .await
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageEntry>, PoolError> {
+        self.on_site("listing images", |site| {
+            list::images(&site.pool, &site.root()?)
+        })
+        .await
     }
 
     async fn prepare_saved_state(&self, vm: &str, epoch: u64) -> Result<SavedState, PoolError> {

@@ -18,5 +18,5 @@ mod spawn;
 mod sys;
 mod watched;
 
-pub use spawn::{Spawned, spawn, stderr_tail, supports_direct_io};
+pub use spawn::{Spawned, remove_secrets, spawn, stderr_tail, supports_direct_io};
 pub use watched::Watched;

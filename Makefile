@@ -62,6 +62,7 @@ install: $(BINARY) ## Install the program, its systemd unit, manual pages and co
 	@install -D -m 755 $(BINARY) $(BINDIR)/quorate
 	@install -d $(UNITS) $(SHARE)/man/man1 $(dir $(COMPLETIONS))
 	@sed 's|/usr/bin/quorate|$(PREFIX)/bin/quorate|' dist/quorate.service > $(UNITS)/quorate.service
+	@sed 's|/usr/bin/quorate|$(PREFIX)/bin/quorate|' dist/quorate-witness.service > $(UNITS)/quorate-witness.service
 	@$(BINDIR)/quorate man --to $(SHARE)/man/man1
 	@$(BINDIR)/quorate completion bash > $(SHARE)/bash-completion/completions/quorate
 	@$(BINDIR)/quorate completion zsh > $(SHARE)/zsh/site-functions/_quorate
@@ -69,7 +70,7 @@ install: $(BINARY) ## Install the program, its systemd unit, manual pages and co
 	@echo "installed below $(DESTDIR)$(PREFIX); next: systemctl daemon-reload, then quorate init or quorate join"
 
 uninstall: ## Remove what `make install` put there; the state in /var/lib/quorate and running guests stay
-	@rm -f $(BINDIR)/quorate $(UNITS)/quorate.service $(SHARE)/man/man1/quorate.1 $(SHARE)/man/man1/quorate-*.1 $(COMPLETIONS)
+	@rm -f $(BINDIR)/quorate $(UNITS)/quorate.service $(UNITS)/quorate-witness.service $(SHARE)/man/man1/quorate.1 $(SHARE)/man/man1/quorate-*.1 $(COMPLETIONS)
 
 clean: ## Remove what was built
 	@$(CARGO) clean

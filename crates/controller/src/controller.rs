@@ -7,17 +7,17 @@
 
 use crate::clock::boot_now;
 use crate::group::{Group, Leading, ProposeFailure};
-use crate::picture::{HostPicture, Picture};
+use crate::picture::{HostPicture, Picture, VotePicture};
 use crate::power::{Finished, Power, PowerSwitch};
 use crate::storage::{CutFinished, Storage, StorageGate};
 use quorate_controller_logic::{
     Change, HeartbeatReply, HeartbeatRequest, Leases, cut_job, next_change, owns_something,
-    restorable,
+    restorable, standing,
 };
-use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError};
+use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError, Member};
 use quorate_planner::{Input, Seen};
 use quorate_state::{Command, Plan, Refusal, State};
-use quorate_types::{HostName, Millis, VmName};
+use quorate_types::{HostName, Millis, NodeId, VmName};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -103,10 +103,10 @@ struct Shown {
     advised: Option<Instant>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     me: HostName,
-    group: Arc<dyn Group>,
-    leases: Mutex<Option<Leases>>,
+    pub(crate) group: Arc<dyn Group>,
+    pub(crate) leases: Mutex<Option<Leases>>,
     shown: Mutex<Shown>,
     wake: Notify,
     operator: mpsc::Sender<Operator>,
@@ -115,10 +115,10 @@ struct Inner {
 /// The controller of one host. Cheap to clone.
 #[derive(Clone)]
 pub struct Controller {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -184,6 +184,12 @@ impl Controller {
         let guard = lock(&self.inner.leases);
         let leases = guard.as_ref()?;
         let shown = lock(&self.inner.shown);
+        let members = group.members();
+        let (hosts, witness) = standing(&members, group.node(), &state, leases, now);
+        let vote = |(node, member): (NodeId, Member)| {
+            let (silent, caught_up) = (member.silent, member.caught_up);
+            (node, VotePicture { silent, caught_up })
+        };
         let host = |name: &HostName| HostPicture {
             health: leases.table.health(name, now),
             lease_left: leases.table.lease_left(name, now),
@@ -194,7 +200,8 @@ impl Controller {
             leader: self.inner.me.clone(),
             quorate: leases.table.is_quorate(now),
             term: leases.term,
-            voters: group.members().voters,
+            voters: members.voters,
+            votes: hosts.into_iter().chain(witness).map(vote).collect(),
             hosts: state
                 .hosts
                 .keys()

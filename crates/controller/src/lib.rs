@@ -19,6 +19,7 @@
 mod clock;
 mod controller;
 mod group;
+mod leaving;
 mod picture;
 mod power;
 mod storage;
@@ -28,7 +29,7 @@ mod tests;
 pub use clock::boot_now;
 pub use controller::{Controller, ControllerError};
 pub use group::{Group, Leading, ProposeFailure};
-pub use picture::{HostPicture, Picture};
+pub use picture::{HostPicture, Picture, VotePicture};
 pub use power::PowerSwitch;
 pub use quorate_controller_logic::{Door, GroupMembers, HeartbeatReply, HeartbeatRequest, Shut};
 pub use storage::StorageGate;

@@ -11,7 +11,7 @@ use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCompleter, CompletionCandidate, Shell};
 use quorate_api::Client;
-use quorate_types::{HostName, VmName};
+use quorate_types::{HostName, PoolName, VmName};
 use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -75,6 +75,8 @@ fn path_of(arg: &Arg) -> Option<&'static str> {
         Some("/api/v1/vms")
     } else if kind == TypeId::of::<HostName>() {
         Some("/api/v1/hosts")
+    } else if kind == TypeId::of::<PoolName>() {
+        Some("/api/v1/cluster")
     } else {
         None
     }
@@ -103,9 +105,15 @@ fn ask(path: &str) -> Option<Vec<serde_json::Value>> {
         .enable_all()
         .build()
         .ok()?;
-    let answer = runtime.block_on(async { tokio::time::timeout(WITHIN, client.get(path)).await });
+    let answer = runtime.block_on(async {
+        tokio::time::timeout(WITHIN, client.get::<serde_json::Value>(path)).await
+    });
     runtime.shutdown_background();
-    answer.ok()?.ok()
+    // Pools have no list of their own: they are part of the cluster's page.
+    match answer.ok()?.ok()? {
+        serde_json::Value::Array(listed) => Some(listed),
+        page => page["pools"].as_array().cloned(),
+    }
 }
 
 /// The directory that the unfinished line names, or what the command itself would take.

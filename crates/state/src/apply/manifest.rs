@@ -4,6 +4,7 @@ use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::{EventKind, Subject};
 use crate::model::{MoveRequest, Object, OrderKind, Ownership, State, StopMode, VmRecord};
+use crate::quorum::Witness;
 use quorate_types::conflict::{self, Conflict};
 use quorate_types::spec::{Power, RuleKind};
 use quorate_types::{
@@ -364,6 +365,13 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
     });
     if let Some((vm, _)) = used {
         return Err(Refusal::InUse(format!("VM {vm} has a disk in pool {pool}")));
+    }
+    if let Some(Witness::Disk { pool: of, .. }) = &change.state.quorum.witness
+        && of == pool
+    {
+        return Err(Refusal::InUse(format!(
+            "the disk witness lies in pool {pool}: `quorate quorum set --witness none`, or another pool, first"
+        )));
     }
     change
         .state

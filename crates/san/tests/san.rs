@@ -77,7 +77,7 @@ fn one_host_at_a_time_writes_a_lun() {
     a.wait_ready().unwrap();
     b.wait_ready().unwrap();
     println!(
-        "MEASURED san: LIO target and two hosts ready in {:.1} s",
+        "\nMEASURED san: LIO target and two hosts ready in {:.1} s",
         begun.elapsed().as_secs_f64()
     );
     let mut lab = Lab {
@@ -202,7 +202,7 @@ fn hands_over(lab: &mut Lab) {
     }
     times.sort_unstable();
     println!(
-        "MEASURED san: hand-over at the switchover {} us (median of {}; {} to {})",
+        "MEASURED san: hand-over at the switchover (read, preempt, read back) {} us (median of {}; {} to {})",
         times[times.len() / 2],
         times.len(),
         times[0],

@@ -1,6 +1,7 @@
 //! Operations against the model of the standard: tables, and the promises under random orders.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -486,6 +487,75 @@ fn a_device_that_enforces_nothing_gives_no_proof() {
         report.failed().unwrap().name,
         "the second host may not write"
     );
+}
+
+#[test]
+fn both_ways_of_reading_tell_the_same() {
+    for kind in [
+        None,
+        Some(ReservationType::WriteExclusive),
+        Some(ReservationType::WriteExclusiveRegistrantsOnly),
+        Some(ReservationType::WriteExclusiveAllRegistrants),
+    ] {
+        let lun = FakeLun::new();
+        lun.put_key(1, key(1, 1).raw());
+        lun.put_key(2, key(1, 1).raw());
+        lun.put_key(3, STRANGER);
+        if let Some(kind) = kind {
+            lun.put_reservation(2, kind);
+        }
+        let facts = Facts::read(&lun.nexus(1)).unwrap();
+        assert_eq!(facts, Facts::read(&Lax(lun.nexus(1))).unwrap());
+        assert_eq!(facts.keys[&key(1, 1).raw()], 2, "two paths");
+        assert_eq!(facts.held.is_some(), kind.is_some());
+    }
+}
+
+/// Somebody registers between reading keys and reading the reservation, so many times.
+struct Restless(fake::FakeDevice, FakeLun, AtomicU64);
+
+impl ReservationDevice for Restless {
+    fn name(&self) -> String {
+        "restless".into()
+    }
+    fn read_keys(&self) -> Result<device::KeyList, DeviceError> {
+        let keys = self.0.read_keys();
+        let left = self.2.load(Ordering::SeqCst);
+        if left > 0 {
+            self.2.store(left - 1, Ordering::SeqCst);
+            self.1.put_key(7, STRANGER + left);
+        }
+        keys
+    }
+    fn read_reservation(&self) -> Result<(u32, Option<device::ReservationHeld>), DeviceError> {
+        self.0.read_reservation()
+    }
+    fn capabilities(&self) -> Result<device::Capabilities, DeviceError> {
+        self.0.capabilities()
+    }
+    fn read_full_status(&self) -> Result<(u32, Vec<device::Nexus>), DeviceError> {
+        Err(DeviceError::Unsupported("old".into()))
+    }
+    fn command(&self, command: Command) -> Result<(), DeviceError> {
+        self.0.command(command)
+    }
+    fn write_nothing(&self) -> Result<(), DeviceError> {
+        self.0.write_nothing()
+    }
+    fn rewrite_first_block(&self) -> Result<(), DeviceError> {
+        self.0.rewrite_first_block()
+    }
+}
+
+#[test]
+fn two_readings_that_do_not_belong_together_are_made_again() {
+    let read = |times| {
+        let lun = FakeLun::new();
+        Facts::read(&Restless(lun.nexus(1), lun, AtomicU64::new(times)))
+    };
+    let facts = read(3).unwrap();
+    assert_eq!((facts.generation, facts.keys.len()), (3, 1));
+    assert!(read(100).is_err(), "it never settles");
 }
 
 /// A device that hangs until it is let go.

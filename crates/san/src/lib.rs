@@ -106,11 +106,12 @@ impl San {
         for lun in [0, 1] {
             make_file(&san.lun(lun), lun_mebibytes)?;
         }
-        make_file(&san.state(), 4)?;
+        make_file(&san.state(), 16)?;
         let state = san.state().display().to_string();
+        // With a journal: the target is killed while it writes there.
         run(
             "mke2fs",
-            &["-q", "-F", "-t", "ext4", "-O", "^has_journal", &state],
+            &["-q", "-F", "-t", "ext4", "-J", "size=4", &state],
         )?;
         Ok(san)
     }

@@ -159,6 +159,7 @@ mod tests {
         assert!(completes(&["vm", "migrate"], "to"));
         assert!(completes(&["explain", "vm"], "name"));
         assert!(!completes(&["init"], "host"));
-        assert!(!completes(&["delete", "pool"], "name"));
+        assert!(completes(&["delete", "pool"], "name"));
+        assert!(!completes(&["delete", "rule"], "name"));
     }
 }

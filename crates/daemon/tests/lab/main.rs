@@ -32,3 +32,4 @@ mod t13_chain;
 mod t14_two_hosts;
 mod t15_debian;
 mod t17_storage_cut;
+mod t18_storage_loss;

@@ -58,6 +58,16 @@ pub enum TargetError {
         /// The limit.
         limit_ms: u64,
     },
+    /// The SAN's management is not there.
+    #[error(
+        "the SAN's management cannot be reached ({program}: {detail}): is it running, and is the pool's `access` right?"
+    )]
+    Unreachable {
+        /// Which program says so.
+        program: String,
+        /// What it said.
+        detail: String,
+    },
     /// It failed.
     #[error("{program} failed: {detail}")]
     Failed {

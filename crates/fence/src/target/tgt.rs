@@ -89,7 +89,14 @@ impl Tgt {
         let base = ["tgtadm", "-C", &control, "--lld", "iscsi"];
         let own = base.iter().chain(words).map(ToString::to_string);
         let all: Vec<String> = self.via.iter().cloned().chain(own).collect();
-        call(&all, String::new(), &[], deadline).await
+        let done = call(&all, String::new(), &[], deadline).await;
+        done.map_err(|error| match error {
+            // Without a daemon behind its socket.
+            TargetError::Failed { program, detail } if detail.contains("tgt daemon") => {
+                TargetError::Unreachable { program, detail }
+            }
+            other => other,
+        })
     }
 
     async fn targets(&self, deadline: Instant) -> Result<BTreeMap<String, TgtTarget>, TargetError> {

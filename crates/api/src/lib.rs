@@ -20,6 +20,7 @@ mod openapi;
 pub mod questions;
 mod routes;
 mod server;
+pub mod storage;
 pub mod view;
 
 pub use backend::{Backend, Console, ConsoleIo, LogOptions, LogStream};

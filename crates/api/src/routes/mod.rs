@@ -5,6 +5,8 @@ mod events;
 mod hosts;
 mod manifest;
 mod questions;
+mod secrets;
+mod storage;
 mod vms;
 
 pub(crate) use cluster::*;
@@ -12,6 +14,8 @@ pub(crate) use events::*;
 pub(crate) use hosts::*;
 pub(crate) use manifest::*;
 pub(crate) use questions::*;
+pub(crate) use secrets::*;
+pub(crate) use storage::*;
 pub(crate) use vms::*;
 
 use crate::backend::Backend;
@@ -103,9 +107,12 @@ pub fn router(
         .route("/vms/{name}/explain", get(explain_vm))
         .route("/vms/{name}/logs", get(vm_logs))
         .route("/vms/{name}/console", get(vm_console))
-        .route("/pools/{name}", delete(delete_pool))
+        .route("/pools", get(list_pools))
+        .route("/pools/{name}", get(show_pool).delete(delete_pool))
         .route("/networks/{name}", delete(delete_network))
         .route("/rules/{name}", delete(delete_rule))
+        .route("/secrets", get(list_secrets))
+        .route("/secrets/{name}", post(set_secret).delete(delete_secret))
         .route("/manifest/apply", post(apply_manifest))
         .route("/manifest/diff", post(diff_manifest))
         .route("/manifest/schema", get(manifest_schema))

@@ -14,6 +14,7 @@ mod group;
 mod handler;
 mod heartbeat;
 mod link;
+mod look;
 mod machine;
 mod node;
 mod peer;

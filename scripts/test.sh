@@ -79,6 +79,7 @@ stage tools make --no-print-directory tools
 stage build cargo build --locked --workspace --all-targets
 stage verify cargo xtask verify --no-tests
 stage guest scripts/build-guest.sh
+stage debian scripts/build-debian-guest.sh
 stage unit cargo test --locked --workspace --no-fail-fast --exclude quorate-hypervisor
 stage qemu qemu_tests
 stage sim cargo run --locked --release -p quorate-sim -- --seeds 2000

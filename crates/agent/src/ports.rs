@@ -77,7 +77,7 @@ pub struct Pools {
 }
 
 /// Longest time for one look at a SAN.
-const LOOK_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_WITHIN: Duration = Duration::from_secs(3);
 
 impl PoolFactory for Pools {
     fn open(&self, name: &PoolName, pool: &PoolDefinition) -> Arc<dyn Pool> {

@@ -2,6 +2,7 @@
 
 use crate::build::Observed;
 use crate::error::{ApiError, ErrorCode};
+use crate::quorum::QuorumView;
 use crate::storage::PoolLook;
 use crate::view::{ClusterView, JoinToken, PlacementView};
 use async_trait::async_trait;
@@ -53,8 +54,18 @@ pub trait Backend: Send + Sync + 'static {
     /// Proposes a command in the name of `by` and waits until it is applied by the leader.
     async fn propose(&self, by: &str, command: Command) -> Result<Outcome, ApiError>;
 
-    /// Makes a join token.
-    async fn create_token(&self, by: &str, ttl: Millis) -> Result<JoinToken, ApiError>;
+    /// Makes a token that lets one host join, or one remote witness.
+    async fn create_token(
+        &self,
+        by: &str,
+        ttl: Millis,
+        witness: bool,
+    ) -> Result<JoinToken, ApiError>;
+
+    /// Votes and the witness; when no leader answers, what this host remembers.
+    async fn quorum(&self) -> Result<QuorumView, ApiError> {
+        Ok(crate::build_quorum(&self.state(), None))
+    }
 
     /// Cuts a host's power with its fence devices; the answer is a sentence.
     async fn fence(&self, by: &str, host: &HostName) -> Result<String, ApiError>;

@@ -48,6 +48,8 @@ use utoipa::OpenApi;
         routes::balance,
         routes::save_state,
         routes::create_token,
+        routes::show_quorum,
+        routes::set_quorum,
         routes::events,
         routes::openapi,
         routes::metrics_text,

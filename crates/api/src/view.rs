@@ -510,6 +510,9 @@ pub struct TokenRequest {
     #[schema(value_type = String)]
     #[serde(default = "default_ttl")]
     pub ttl: Millis,
+    /// It lets a remote witness in, not a host.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 fn default_ttl() -> Millis {
@@ -518,7 +521,10 @@ fn default_ttl() -> Millis {
 
 impl Default for TokenRequest {
     fn default() -> Self {
-        Self { ttl: default_ttl() }
+        Self {
+            ttl: default_ttl(),
+            witness: false,
+        }
     }
 }
 

@@ -238,7 +238,13 @@ async fn tokens_have_a_bounded_life() {
     let ttl = Millis::secs(60);
     let token: JoinToken = site
         .client
-        .post("/api/v1/tokens", &TokenRequest { ttl })
+        .post(
+            "/api/v1/tokens",
+            &TokenRequest {
+                ttl,
+                witness: false,
+            },
+        )
         .await
         .unwrap();
     assert_eq!(token.token, "token");

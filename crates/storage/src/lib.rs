@@ -24,6 +24,7 @@ pub mod fake;
 pub mod iscsi;
 mod lanes;
 mod model;
+pub mod reservation;
 
 use std::path::PathBuf;
 

@@ -3,7 +3,7 @@
 //! Always holds: a definition has no secret in it, only the name of one (`quorate secret set`), so a
 //! manifest can be kept beside the code. Names of targets and initiators follow RFC 7143, section 4.2.7.
 
-use crate::{HostName, SecretName};
+use crate::{HostName, PoolName, SecretName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -179,6 +179,19 @@ impl PoolSpec {
         self.hosts().is_empty() || self.hosts().contains(host)
     }
 
+    /// What a disk's image is, by a name that is the same however it is written: two disks with equal names are
+    /// one. `pool` is this pool's name.
+    pub fn identity(&self, pool: &PoolName, image: &str) -> String {
+        match self {
+            Self::Directory { .. } => format!("{pool}/{image}"),
+            Self::Iscsi(spec) => match spec.lun_of(image) {
+                Ok(unit) => unit.to_string(),
+                Err(_) => format!("{pool}/{image}"),
+            },
+            Self::Block(spec) => format!("{}/{image}", spec.path.trim_end_matches('/')),
+        }
+    }
+
     /// Whether it has room for files beside disks, such as saved memory.
     pub fn holds_files(&self) -> bool {
         matches!(self, Self::Directory { .. })
@@ -325,6 +338,17 @@ mod tests {
         for bad in ["db/x", "db/-1", "db/99999", "DB", "d b", "db/1/2"] {
             assert!(pool.lun_of(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn one_unit_has_one_identity_however_it_is_written() {
+        let name = |text| PoolName::new(text).unwrap();
+        let spec = PoolSpec::Iscsi(pool());
+        let whole = spec.identity(&name("san"), "db/1");
+        assert_eq!(whole, spec.identity(&name("other"), "db"));
+        assert_ne!(whole, spec.identity(&name("san"), "db/2"));
+        let nas: PoolSpec = serde_json::from_str(r#"{"kind":"directory","path":"/p"}"#).unwrap();
+        assert_ne!(nas.identity(&name("a"), "x"), nas.identity(&name("b"), "x"));
     }
 
     #[test]

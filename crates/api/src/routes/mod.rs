@@ -5,6 +5,7 @@ mod events;
 mod hosts;
 mod manifest;
 mod questions;
+mod quorum;
 mod secrets;
 mod storage;
 mod vms;
@@ -14,6 +15,7 @@ pub(crate) use events::*;
 pub(crate) use hosts::*;
 pub(crate) use manifest::*;
 pub(crate) use questions::*;
+pub(crate) use quorum::*;
 pub(crate) use secrets::*;
 pub(crate) use storage::*;
 pub(crate) use vms::*;
@@ -121,6 +123,7 @@ pub fn router(
         .route("/balance", get(balance))
         .route("/state", get(save_state))
         .route("/tokens", post(create_token))
+        .route("/quorum", get(show_quorum).put(set_quorum))
         .route("/events", get(events))
         .route("/openapi.json", get(openapi));
     Router::new()

@@ -6,12 +6,14 @@ use super::group::wall_clock;
 use super::look;
 use super::peer::{Answer, Ask};
 use async_trait::async_trait;
+use quorate_api::quorum::QuorumView;
 use quorate_api::storage::PoolLook;
 use quorate_api::view::{ClusterView, JoinToken, PlacementView};
 use quorate_api::{
-    Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed, ObservedHost,
+    Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed,
+    ObservedHost, ObservedVote,
 };
-use quorate_controller::{HostPicture, Picture};
+use quorate_controller::{HostPicture, Picture, VotePicture};
 use quorate_planner::{SNAPSHOT_FORMAT, Snapshot};
 use quorate_state::{Command, Outcome, State};
 use quorate_types::{HostName, Millis, PoolName, Timestamp, VmName};
@@ -27,6 +29,13 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
 /// [`Backend`] over the daemon's parts.
 pub(crate) struct Daemon(pub(crate) Arc<Core>);
 
+fn observed_vote(vote: VotePicture) -> ObservedVote {
+    ObservedVote {
+        silent: vote.silent,
+        caught_up: vote.caught_up,
+    }
+}
+
 fn observed(picture: Picture) -> Observed {
     let host = |host: HostPicture| ObservedHost {
         health: host.health,
@@ -38,6 +47,11 @@ fn observed(picture: Picture) -> Observed {
         leader: Some(picture.leader),
         quorate: picture.quorate,
         voters: picture.voters,
+        votes: picture
+            .votes
+            .into_iter()
+            .map(|(node, vote)| (node, observed_vote(vote)))
+            .collect(),
         hosts: picture
             .hosts
             .into_iter()
@@ -75,20 +89,30 @@ impl Backend for Daemon {
         self.0.propose(by, command).await
     }
 
-    async fn create_token(&self, by: &str, ttl: Millis) -> Result<JoinToken, ApiError> {
+    async fn quorum(&self) -> Result<QuorumView, ApiError> {
+        let observed = self.0.picture().await.ok().map(observed);
+        Ok(quorate_api::build_quorum(
+            &self.0.state(),
+            observed.as_ref(),
+        ))
+    }
+
+    async fn create_token(
+        &self,
+        by: &str,
+        ttl: Millis,
+        witness: bool,
+    ) -> Result<JoinToken, ApiError> {
         let internal = |text: String| ApiError::new(ErrorCode::Internal, text);
         let secret = quorate_transport::TokenSecret::generate()
             .map_err(|error| internal(error.to_string()))?;
         let expires = Timestamp(wall_clock().0.saturating_add(ttl.0));
-        self.0
-            .propose(
-                by,
-                Command::CreateToken {
-                    hash: secret.hash(),
-                    expires,
-                },
-            )
-            .await?;
+        let hash = secret.hash();
+        let command = match witness {
+            false => Command::CreateToken { hash, expires },
+            true => Command::CreateWitnessToken { hash, expires },
+        };
+        self.0.propose(by, command).await?;
         let state = self.0.state();
         let cluster = state.cluster.as_ref().ok_or_else(ApiError::no_quorum)?;
         let ca =

@@ -4,6 +4,7 @@ use super::console::Consoles;
 use super::group::RaftGroup;
 use super::look;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
+use super::witness::Route;
 use quorate_agent::AgentHandle;
 use quorate_api::{ApiError, ErrorCode};
 use quorate_controller::{Controller, ControllerError, Group as _, Picture, ProposeFailure};
@@ -29,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) controller: Controller,
     pub(crate) agent: AgentHandle,
     pub(crate) peers: Peers,
+    pub(crate) route: Route,
     pub(crate) consoles: Consoles,
 }
 
@@ -124,6 +126,10 @@ impl Core {
                     .await
                     .map(|()| Answer::Done(text))
                     .map_err(refused)
+            }
+            Ask::Leave { host } => {
+                let left = self.controller.let_go(host).await;
+                left.map(Answer::Done).map_err(refused)
             }
             Ask::WhatMove { vm, to } => {
                 let found = self

@@ -30,6 +30,8 @@ pub(crate) enum Ask {
     },
     /// To the leader: an operator's word.
     ConfirmDead { host: HostName, who: String },
+    /// To the leader: a host's daemon is being stopped in order.
+    Leave { host: HostName },
     /// To the leader: can the VM be moved, and where to?
     WhatMove { vm: VmName, to: Option<HostName> },
     /// To the leader: where would the VM go?

@@ -4,6 +4,7 @@
 //! never outlives the program that started it.
 
 pub mod acks;
+pub mod http;
 pub mod pinger;
 pub mod status;
 
@@ -105,6 +106,19 @@ impl Lab {
     pub fn guest_status(&self, guest: Ipv4Addr) -> Result<status::GuestStatus> {
         let target = format!("{guest}:{}", quorate_guest::CONTROL_PORT);
         Tool::start(self, "guest-status", &[target])?.finish()
+    }
+
+    /// Asks a guest's web server for a page so many times, 20 ms apart, from the client.
+    pub fn visitor(
+        &self,
+        guest: Ipv4Addr,
+        path: &str,
+        requests: u64,
+    ) -> Result<Tool<http::HttpReport>> {
+        let target = format!("{guest}:80");
+        let requests = requests.to_string();
+        let arguments = [target, path.to_owned(), "--requests".to_owned(), requests];
+        Tool::start(self, "visitor", &arguments)
     }
 
     /// Collects what a guest acknowledges, at the client.

@@ -11,4 +11,5 @@ mod properties;
 mod quality;
 mod recovery;
 mod speed;
+mod storage;
 mod wishes;

@@ -68,6 +68,22 @@ impl DirectoryConfig {
     }
 }
 
+/// The pool's path, once its marker was found to be the expected one. Blocks on the storage: for files of the
+/// cluster's own that lie in a pool.
+///
+/// # Errors
+/// When the path or its marker is not as it should be.
+pub fn checked_root(config: &DirectoryConfig) -> Result<PathBuf, PoolError> {
+    let expected = Expected {
+        cluster: config.cluster.clone(),
+        pool: config.pool.clone(),
+        id: config.expected_id.clone(),
+    };
+    let root = paths::root(&config.pool, &config.path)?;
+    marker::read(&root, &expected)?;
+    Ok(root)
+}
+
 /// A pool that is a directory.
 #[derive(Debug)]
 pub struct DirectoryPool {

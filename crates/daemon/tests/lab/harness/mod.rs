@@ -16,6 +16,7 @@ use process::Copy;
 use quorate_api::Client;
 use quorate_api::view::{ClusterView, Explanation, HostState, HostView, VmState, VmView};
 use quorate_lab::guest::GuestImage;
+use quorate_lab::san::{LUN_NUMBER, TARGET_PREFIX};
 use quorate_lab::supervisor::protocol::{HostStatus, Request};
 use quorate_lab::{LabGuard, SiteSpec, wait};
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ pub(crate) struct Options {
     pub(crate) settings: String,
     /// The hosts have watchdogs.
     pub(crate) watchdog: bool,
+    /// There is a SAN.
+    pub(crate) san: bool,
 }
 
 impl Default for Options {
@@ -47,6 +50,7 @@ impl Default for Options {
             hosts: 3,
             settings: String::new(),
             watchdog: true,
+            san: false,
         }
     }
 }
@@ -89,6 +93,7 @@ impl Cluster {
         let mut spec = SiteSpec::new(program);
         spec.site = format!("t{}", std::process::id() % 10_000_000);
         spec.hosts = options.hosts;
+        spec.san = options.san;
         if !options.watchdog {
             spec.daemon = ["env", "-u", "QUORATE_WATCHDOG"]
                 .map(str::to_owned)
@@ -389,8 +394,39 @@ impl Cluster {
 
     /// Applies guests, with the network and the pool that they need.
     pub(crate) fn apply(&self, guests: &[Guest]) {
-        let text = guest::manifest(guests, &self.image(), &self.lab.site().shared_dir());
+        let pools = self.pools();
+        let text = guest::manifest(guests, &self.image(), &pools);
         self.apply_text(&text).unwrap();
+    }
+
+    /// The `pools:` section: the shared directory, and the SAN if there is one.
+    pub(crate) fn pools(&self) -> String {
+        let site = self.lab.site();
+        let mut text = format!(
+            "pools:\n  shared: {{kind: directory, path: {}}}\n",
+            site.shared_dir().display()
+        );
+        if site.san {
+            let san = self.lab.san().unwrap();
+            text += &format!(
+                "  san: {{kind: iscsi, portals: [\"{}\"], target: {}, lun: {LUN_NUMBER}, access: {{tgt: {{control: {}}}}}}}\n",
+                san.portal().unwrap(),
+                TARGET_PREFIX.trim_end_matches(':'),
+                san.control().unwrap(),
+            );
+        }
+        text
+    }
+
+    /// Where the bytes of a guest's disk are, for looking behind everybody's back.
+    pub(crate) fn disk_file(&self, guest: &Guest) -> PathBuf {
+        match guest.lun {
+            true => self.lab.san().unwrap().lun(&guest.name).unwrap().file,
+            false => {
+                let dir = self.lab.site().shared_dir();
+                dir.join(format!("{}.raw", guest.name))
+            }
+        }
     }
 
     /// Applies guests and waits until they run and are ready.

@@ -2,6 +2,7 @@
 
 use super::console::Consoles;
 use super::group::RaftGroup;
+use super::look;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
 use super::witness::Route;
 use quorate_agent::AgentHandle;
@@ -158,6 +159,7 @@ impl Core {
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,
+            Ask::Images { pool } => look::here(self, &pool).await.map(Answer::Images),
         }
     }
 }

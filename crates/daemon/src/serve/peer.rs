@@ -4,11 +4,12 @@
 //! needs the leader is told who it is when it asked the wrong host.
 
 use quorate_agent_logic::TargetSays;
+use quorate_api::storage::PoolLook;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::{Explanation, Seen};
 use quorate_state::{Command, Outcome, Reason, Refusal};
 use quorate_transport::{CallError, Peers, RpcStatus};
-use quorate_types::{HostName, MigrationId, NodeId, Revision, VmName};
+use quorate_types::{HostName, MigrationId, NodeId, PoolName, Revision, VmName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -49,6 +50,8 @@ pub(crate) enum Ask {
     ConsoleRead { vm: VmName, offset: u64, limit: u64 },
     /// To the VM's host: input for its serial console.
     ConsoleWrite { vm: VmName, input: Vec<u8> },
+    /// To a host that reaches the pool: what is in it.
+    Images { pool: PoolName },
 }
 
 /// An answer between daemons.
@@ -77,6 +80,8 @@ pub(crate) enum Answer {
         size: u64,
         bytes: Vec<u8>,
     },
+    /// What is in a pool.
+    Images(PoolLook),
 }
 
 /// Name of the method on the wire that carries an [`Ask`].

@@ -242,5 +242,6 @@ fn running(epoch: Epoch) -> VmReport {
         error: None,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     }
 }

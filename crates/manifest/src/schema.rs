@@ -123,6 +123,8 @@ pub(crate) static MANIFEST: Struct = Struct {
                         ("directory", &DIRECTORY),
                         ("iscsi", &pools::ISCSI),
                         ("block", &pools::BLOCK),
+                        ("local", &pools::LOCAL),
+                        ("mirrored", &pools::MIRRORED),
                     ],
                 ),
             ),

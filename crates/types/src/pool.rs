@@ -31,6 +31,10 @@ pub enum PoolSpec {
     Iscsi(IscsiPool),
     /// Block devices of the hosts by stable names (kernel iSCSI, Fibre Channel, multipath).
     Block(BlockPool),
+    /// A directory of each host's own: a disk is on one host and stays there.
+    Local(LocalPool),
+    /// A directory of each host's own: a disk is on its VM's host, with a synchronous copy on another.
+    Mirrored(MirroredPool),
 }
 
 /// LUNs of an iSCSI target.
@@ -136,6 +140,36 @@ pub struct BlockPool {
     pub hosts: BTreeSet<HostName>,
 }
 
+/// Directories of the hosts' own disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalPool {
+    /// Absolute path, the same on every host; each host has its own content there.
+    pub path: String,
+    /// Hosts that have it; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<HostName>,
+}
+
+/// Directories of the hosts' own disks, with a copy of each disk on a second host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirroredPool {
+    /// Absolute path, the same on every host; each host has its own content there.
+    pub path: String,
+    /// How fast a copy that is not in step is brought up to date, in MiB per second; 0: as fast as it goes.
+    #[serde(default = "resync_speed")]
+    pub resync_mib_per_s: u64,
+    /// Hosts that have it; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<HostName>,
+}
+
+/// A tenth of a 10 Gbit/s link: a resync must not starve guests.
+fn resync_speed() -> u64 {
+    128
+}
+
 fn by_id() -> String {
     "/dev/disk/by-id".to_owned()
 }
@@ -162,6 +196,8 @@ impl PoolSpec {
             Self::Directory { .. } => "directory",
             Self::Iscsi(_) => "iscsi",
             Self::Block(_) => "block",
+            Self::Local(_) => "local",
+            Self::Mirrored(_) => "mirrored",
         }
     }
 
@@ -171,12 +207,34 @@ impl PoolSpec {
             Self::Directory { hosts, .. } => hosts,
             Self::Iscsi(pool) => &pool.hosts,
             Self::Block(pool) => &pool.hosts,
+            Self::Local(pool) => &pool.hosts,
+            Self::Mirrored(pool) => &pool.hosts,
         }
     }
 
     /// Whether the operator says that this host reaches the pool.
     pub fn is_for(&self, host: &HostName) -> bool {
         self.hosts().is_empty() || self.hosts().contains(host)
+    }
+
+    /// Where its images are files of the hosts: the path.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::Directory { path, .. } => Some(path),
+            Self::Local(pool) => Some(&pool.path),
+            Self::Mirrored(pool) => Some(&pool.path),
+            Self::Iscsi(_) | Self::Block(_) => None,
+        }
+    }
+
+    /// Whether each host has a content of its own there, so that it matters which host has a disk.
+    pub fn is_hosts_own(&self) -> bool {
+        matches!(self, Self::Local(_) | Self::Mirrored(_))
+    }
+
+    /// Whether a disk has a copy on a second host.
+    pub fn is_mirrored(&self) -> bool {
+        matches!(self, Self::Mirrored(_))
     }
 
     /// Whether it has room for files beside disks, such as saved memory.

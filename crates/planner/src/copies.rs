@@ -155,6 +155,11 @@ fn rank(
         return None;
     }
     let pool = report.pools.get(&disk.pool).filter(|pool| pool.usable)?;
+    // Two hosts that see one directory have one image, not two.
+    let same = owner_pool(work, owner, disk) == pool.marker.as_ref();
+    if same && pool.marker.is_some() {
+        return None;
+    }
     let room = disk.size.is_none_or(|size| pool.free >= size);
     let listed = state.pools.get(&disk.pool)?.spec.is_for(host.name);
     if !room || !listed || !work.vms[vm].record.spec.allows(host.name, &record.spec) {
@@ -179,6 +184,12 @@ fn rank(
         mine.is_some() && theirs.is_some() && mine != theirs
     };
     Some((DOMAINS.iter().filter(apart).count(), pool.free.0))
+}
+
+/// The identity of the pool on the owner.
+fn owner_pool<'a>(work: &Work<'a>, owner: usize, disk: &DiskSpec) -> Option<&'a String> {
+    let report = work.hosts[owner].report?;
+    report.pools.get(&disk.pool)?.marker.as_ref()
 }
 
 impl Work<'_> {

@@ -354,6 +354,7 @@ impl From<&quorate_state::Event> for EventView {
             EventKind::Release => "release",
             EventKind::Migration => "migration",
             EventKind::Refused => "refused",
+            EventKind::Storage => "storage",
         };
         let subject = match &event.subject {
             Subject::Cluster => "cluster".to_owned(),

@@ -6,7 +6,9 @@
 # mirror that the machine already uses.
 set -eu
 
-plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps util-linux"
+plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
+# For the lab's Debian guest.
+plain="$plain debian-archive-keyring debootstrap e2fsprogs fdisk grub-common grub-pc-bin"
 qemu="qemu-system-x86 qemu-utils qemu-block-extra"
 
 say() { echo "packages: $*"; }
@@ -62,18 +64,9 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 1
 fi
 
-# The archive that the machine's own sources name for its release, in either format of apt's sources.
-mirror() {
-    {
-        sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources 2>/dev/null || :
-        cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
-            awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /^[a-z+]+:/) { print $i; break } }' || :
-    } | tr ' ' '\n' | grep -E '/debian/?$' | head -n 1
-}
-
 if [ -n "$need_qemu" ] && [ -n "$backports" ] &&
     ! grep -rqs bookworm-backports /etc/apt/sources.list /etc/apt/sources.list.d; then
-    uri=$(mirror)
+    uri=$("$(dirname "$0")/debian-mirror.sh")
     if [ -n "$uri" ]; then
         say "enabling bookworm-backports from $uri"
         keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -93,8 +86,17 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 say "installing: $need$need_qemu"
 apt-get update -q
+# The lab runs an iSCSI target of its own in a namespace; the package's service would serve the whole machine.
+quiet_tgt=
+case " $need" in *" tgt "*) quiet_tgt=yes ;; esac
 # shellcheck disable=SC2086 # lists of words
 [ -z "$need" ] || apt-get install -q -y --no-install-recommends $need
+if [ -n "$quiet_tgt" ] && [ -d /run/systemd/system ]; then
+    say "switching off the service that the package tgt has brought (the lab starts its own)"
+    systemctl disable --now -q tgt
+elif [ -n "$quiet_tgt" ]; then
+    systemctl disable -q tgt 2>/dev/null || :
+fi
 # shellcheck disable=SC2086
 [ -z "$need_qemu" ] || apt-get install -q -y --no-install-recommends $backports $need_qemu
 check_rust

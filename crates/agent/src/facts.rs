@@ -1,12 +1,12 @@
 //! What the host is and has: the parts of the report that are not about one VM.
 
-use crate::ports::PoolFactory;
+use crate::ports::{PoolDefinition, PoolFactory};
 use quorate_hypervisor::qemu::probe::HostFacts;
 use quorate_network::NetworkDriver;
 use quorate_state::State;
 use quorate_storage::{Pool, PoolFacts};
 use quorate_types::report::{Capacity, HypervisorFacts, PoolReport};
-use quorate_types::{ByteSize, NetworkName, PoolName, PoolSpec};
+use quorate_types::{ByteSize, NetworkName, PoolName, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ pub(crate) struct Surroundings {
 /// Pools that are open; a changed definition opens anew.
 #[derive(Default)]
 pub(crate) struct OpenPools {
-    pools: BTreeMap<PoolName, (PoolSpec, Arc<dyn Pool>)>,
+    pools: BTreeMap<PoolName, (PoolDefinition, Arc<dyn Pool>)>,
 }
 
 impl OpenPools {
@@ -80,14 +80,13 @@ impl OpenPools {
         &mut self,
         factory: &dyn PoolFactory,
         name: &PoolName,
-        spec: &PoolSpec,
+        spec: PoolDefinition,
     ) -> Arc<dyn Pool> {
         match self.pools.get(name) {
-            Some((known, pool)) if known == spec => pool.clone(),
+            Some((known, pool)) if *known == spec => pool.clone(),
             _ => {
-                let pool = factory.open(name, spec);
-                self.pools
-                    .insert(name.clone(), (spec.clone(), pool.clone()));
+                let pool = factory.open(name, &spec);
+                self.pools.insert(name.clone(), (spec, pool.clone()));
                 pool
             }
         }
@@ -106,6 +105,19 @@ pub(crate) fn pool_report(facts: &PoolFacts) -> PoolReport {
         total: ByteSize(facts.total_bytes),
         latency_us: facts.probe_write_us.unwrap_or(0),
         problem: facts.problem.clone(),
+        since: None,
+    }
+}
+
+/// Dates what has changed since the last look.
+pub(crate) fn date(
+    found: &mut BTreeMap<PoolName, PoolReport>,
+    before: &BTreeMap<PoolName, PoolReport>,
+    now: Timestamp,
+) {
+    for (name, pool) in found {
+        let same = before.get(name).filter(|old| old.usable == pool.usable);
+        pool.since = same.and_then(|old| old.since).or(Some(now));
     }
 }
 

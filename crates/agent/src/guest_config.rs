@@ -4,7 +4,7 @@
 //! name, so both sides of a migration make the same machine.
 
 use quorate_hypervisor::{
-    Accel, Boot, DiskConfig, DiskFormat, GuestConfig, NicConfig, config::RuntimePaths,
+    Accel, Boot, DiskConfig, DiskFormat, DiskSource, GuestConfig, NicConfig, config::RuntimePaths,
 };
 use quorate_network::{Announcement, MacAddr, TapSpec, nic_mac, tap_name};
 use quorate_state::{GuestAbi, State};
@@ -40,6 +40,11 @@ impl Layout {
     /// How long the serial log was when the guest's process was made.
     pub(crate) fn serial_begins(&self, vm: &VmName) -> PathBuf {
         self.runtime(vm).join("serial.begins")
+    }
+
+    /// One directory for each export of a copy.
+    pub(crate) fn exports(&self) -> PathBuf {
+        self.dir.join("exports")
     }
 
     pub(crate) fn ledger(&self) -> PathBuf {
@@ -114,7 +119,7 @@ pub(crate) fn nics(
     spec.nics.iter().enumerate().map(one).collect()
 }
 
-/// The guest as the hypervisor is told; `disks` are the paths of the images, in order.
+/// The guest as the hypervisor is told; `disks` say where the images are, in order.
 #[allow(clippy::too_many_arguments)] // the sources of one configuration
 pub(crate) fn guest_config(
     layout: &Layout,
@@ -124,12 +129,12 @@ pub(crate) fn guest_config(
     abi: &GuestAbi,
     accel: Accel,
     sandbox: bool,
-    disks: &[PathBuf],
+    disks: &[DiskSource],
     nics: &[Nic],
 ) -> GuestConfig {
-    let disk = |(index, (disk, path)): (usize, (&spec::DiskSpec, &PathBuf))| DiskConfig {
+    let disk = |(index, (disk, source)): (usize, (&spec::DiskSpec, &DiskSource))| DiskConfig {
         id: format!("disk{index}"),
-        path: path.clone(),
+        source: source.clone(),
         format: match disk.format {
             spec::DiskFormat::Raw => DiskFormat::Raw,
             spec::DiskFormat::Qcow2 => DiskFormat::Qcow2,

@@ -2,12 +2,20 @@
 
 use crate::guard::client::{GuardClient, GuardError, GuardStatus, Registration};
 use async_trait::async_trait;
-use quorate_agent_logic::TargetSays;
+use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
 use quorate_hypervisor::{Accel, Hypervisor, ProcessIdentity};
 use quorate_network::NetworkDriver;
-use quorate_storage::{DirectoryConfig, DirectoryPool, Pool};
+use quorate_state::State;
+use quorate_storage::{
+    BlockConfig, BlockPoolDriver, DirectoryConfig, DirectoryPool, IscsiConfig, IscsiPoolDriver,
+    Login, Pool, RbdConfig, RbdPoolDriver,
+};
+use quorate_types::pool::Chap;
 use quorate_types::report::HypervisorFacts;
-use quorate_types::{BootId, ByteSize, HostName, MigrationId, PoolName, PoolSpec, VmName};
+use quorate_types::{
+    BootId, ByteSize, HostName, MigrationId, PoolName, PoolSpec, Secret, SecretName, VmName,
+};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -31,12 +39,37 @@ pub trait PeerAsk: Send + Sync + 'static {
     /// Asks the target what became of the guest; answered there by [`crate::AgentHandle::outcome`].
     /// Not reachable is [`TargetSays::Unknown`].
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays;
+
+    /// Asks the host of a disk's copy where to write it to; answered there by
+    /// [`crate::AgentHandle::export`]. Bounded by the caller.
+    async fn ask_export(&self, to: HostName, request: ExportRequest)
+    -> Result<ExportOffer, String>;
+}
+
+/// A pool's definition with the passwords that it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolDefinition {
+    /// What the operator wants.
+    pub spec: PoolSpec,
+    /// Of the secrets that it names the ones that the cluster has.
+    pub secrets: BTreeMap<SecretName, Secret>,
+}
+
+impl PoolDefinition {
+    /// The definition as it is in the state, if the cluster has the pool.
+    #[must_use]
+    pub fn of(state: &State, name: &PoolName) -> Option<Self> {
+        let spec = state.pools.get(name)?.spec.clone();
+        let known = |name: &SecretName| Some((name.clone(), state.secrets.get(name)?.clone()));
+        let secrets = spec.secrets().into_iter().filter_map(known).collect();
+        Some(Self { spec, secrets })
+    }
 }
 
 /// Opens pools.
 pub trait PoolFactory: Send + Sync + 'static {
     /// The driver of a pool as it is defined now.
-    fn open(&self, name: &PoolName, spec: &PoolSpec) -> Arc<dyn Pool>;
+    fn open(&self, name: &PoolName, pool: &PoolDefinition) -> Arc<dyn Pool>;
 }
 
 /// The pool kinds that this program knows.
@@ -48,14 +81,67 @@ pub struct Pools {
     pub host: HostName,
 }
 
+/// Longest time for one look at a SAN.
+const LOOK_WITHIN: Duration = Duration::from_secs(3);
+
 impl PoolFactory for Pools {
-    fn open(&self, name: &PoolName, spec: &PoolSpec) -> Arc<dyn Pool> {
-        match spec {
+    fn open(&self, name: &PoolName, pool: &PoolDefinition) -> Arc<dyn Pool> {
+        match &pool.spec {
             PoolSpec::Directory { path, .. } => {
                 let (pool, host) = (name.as_str(), self.host.as_str());
                 let config = DirectoryConfig::new(pool, path, &self.cluster_id, host);
                 Arc::new(DirectoryPool::new(config))
             }
+            // Each host has its own: the marker only says that something is mounted there.
+            PoolSpec::Local(quorate_types::pool::LocalPool { path, .. })
+            | PoolSpec::Mirrored(quorate_types::pool::MirroredPool { path, .. }) => {
+                let (pool, host) = (name.as_str(), self.host.as_str());
+                let path = path.replace("{host}", host);
+                let config = DirectoryConfig::new(pool, path, &self.cluster_id, host);
+                Arc::new(DirectoryPool::new(config))
+            }
+            PoolSpec::Iscsi(spec) => {
+                let secret = |chap: &Chap| pool.secrets.get(&chap.secret).cloned();
+                let login = spec.chap.as_ref().and_then(|chap| {
+                    let secret = secret(chap)?;
+                    Some(Login {
+                        user: chap.user.clone(),
+                        password: secret.expose().to_owned(),
+                    })
+                });
+                let missing = spec.chap.as_ref().filter(|chap| secret(chap).is_none());
+                Arc::new(IscsiPoolDriver::new(IscsiConfig {
+                    pool: name.to_string(),
+                    initiator: spec.initiator(&self.cluster_id, &self.host),
+                    cluster: self.cluster_id.clone(),
+                    login,
+                    missing_secret: missing.map(|chap| chap.secret.to_string()),
+                    spec: spec.clone(),
+                    deadline: LOOK_WITHIN,
+                }))
+            }
+            PoolSpec::Rbd(spec) => {
+                let secret = spec.secret.as_ref();
+                let known = secret.and_then(|name| pool.secrets.get(name));
+                Arc::new(RbdPoolDriver::new(RbdConfig {
+                    pool: name.to_string(),
+                    cluster: self.cluster_id.clone(),
+                    login: known.map(|secret| Login {
+                        user: spec.user.clone(),
+                        password: secret.expose().to_owned(),
+                    }),
+                    missing_secret: secret.filter(|_| known.is_none()).map(ToString::to_string),
+                    spec: spec.clone(),
+                    deadline: LOOK_WITHIN,
+                    program: "rbd".to_owned(),
+                }))
+            }
+            PoolSpec::Block(spec) => Arc::new(BlockPoolDriver::new(BlockConfig {
+                pool: name.to_string(),
+                path: PathBuf::from(&spec.path),
+                cluster: self.cluster_id.clone(),
+                deadline: LOOK_WITHIN,
+            })),
         }
     }
 }

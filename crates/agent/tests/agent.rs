@@ -607,7 +607,10 @@ async fn a_pool_is_marked_once_and_a_missing_one_says_what_is_wrong() {
     let name = PoolName::new("new").unwrap();
     let spec = |path: PathBuf| {
         let spec = serde_json::json!({ "kind": "directory", "path": path });
-        serde_json::from_value(spec).unwrap()
+        quorate_agent::PoolDefinition {
+            spec: serde_json::from_value(spec).unwrap(),
+            secrets: Default::default(),
+        }
     };
     let missing = agent
         .define_pool(&name, &spec("/nowhere/at/all".into()))

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password, RbdDisk};
 use crate::error::HypervisorError;
 use crate::guest::SavedState;
 
@@ -39,27 +40,6 @@ impl Accel {
     }
 }
 
-/// Layout of an image file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// The bytes of the disk, nothing else.
-    Raw,
-    /// QEMU's copy-on-write format.
-    Qcow2,
-}
-
-impl DiskFormat {
-    /// The name QEMU knows it by.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
 /// What the guest starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,26 +55,6 @@ pub enum Boot {
     },
     /// The first disk, through the firmware.
     Disk,
-}
-
-/// One virtual disk backed by an image file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskConfig {
-    /// Name of the disk, unique in the guest; events report it.
-    pub id: String,
-    /// Path of the image file.
-    pub path: PathBuf,
-    /// Layout of the image file.
-    pub format: DiskFormat,
-    /// The guest may not write.
-    #[serde(default)]
-    pub read_only: bool,
-    /// Serial number the guest sees, at most 20 bytes.
-    #[serde(default)]
-    pub serial: Option<String>,
-    /// Bypass the host's page cache; `None` lets the driver ask the file system before the start.
-    #[serde(default)]
-    pub direct: Option<bool>,
 }
 
 /// One network card, attached to a tap device that exists already.
@@ -208,6 +168,11 @@ impl RuntimePaths {
     pub fn log(&self) -> PathBuf {
         self.dir.join("qemu.log")
     }
+    /// A password that QEMU reads at its start; gone as soon as it has.
+    #[must_use]
+    pub fn secret(&self, index: usize) -> PathBuf {
+        self.dir.join(format!("secret{index}"))
+    }
     /// The process record that adoption reads.
     #[must_use]
     pub fn record(&self) -> PathBuf {
@@ -279,15 +244,7 @@ impl GuestConfig {
             if !is_name(&disk.id, 63) || !ids.insert(disk.id.as_str()) {
                 return Err(format!("disk id '{}' is malformed or used twice", disk.id));
             }
-            if disk.serial.as_ref().is_some_and(|serial| serial.len() > 20) {
-                return Err(format!(
-                    "the serial of disk '{}' is longer than 20 bytes",
-                    disk.id
-                ));
-            }
-            if disk.path.to_str().is_none() {
-                return Err(format!("the path of disk '{}' is not UTF-8", disk.id));
-            }
+            disk.validate()?;
         }
         let mut ids = BTreeSet::new();
         for nic in &self.nics {

@@ -28,10 +28,16 @@ async fn boots_freezes_thaws_and_shuts_down() {
         guest.freeze(LONG).await.unwrap().released_disks,
         "freezing twice is no error"
     );
-    let (seq, tick) = (disk_seq(&config.disks[0].path), ticks(&config));
+    let (seq, tick) = (
+        disk_seq(config.disks[0].source.path().unwrap()),
+        ticks(&config),
+    );
     tokio::time::sleep(Duration::from_millis(300)).await; // six ticks, if it ran
     assert_eq!(
-        (disk_seq(&config.disks[0].path), ticks(&config)),
+        (
+            disk_seq(config.disks[0].source.path().unwrap()),
+            ticks(&config)
+        ),
         (seq, tick)
     );
 

@@ -123,7 +123,7 @@ async fn a_guest_moves_with_its_disk_and_pauses_at_the_switchover() {
         "no tick is lost: {moved}"
     );
     eventually("the target writes the disk", || {
-        disk_seq(&pair.to.disks[0].path) > at_pause
+        disk_seq(pair.to.disks[0].source.path().unwrap()) > at_pause
     })
     .await;
     // A thaw of the source by mistake cannot write next to the target.

@@ -5,10 +5,12 @@
 use crate::faults::Link;
 use crate::fence_agent::{self, Bmc};
 use crate::lab::{Lab, LabStatus};
-use crate::site::{CLIENT, DEFAULT_ROOT, DEFAULT_SITE, Networks, SiteSpec};
+use crate::san::cli::SanCommand;
+use crate::san::{self, KeepSanArgs, keep};
+use crate::site::{DEFAULT_ROOT, DEFAULT_SITE, Networks, SAN, SiteSpec};
 use crate::supervisor::protocol::{Power, Request, Who};
 use crate::supervisor::{SuperviseArgs, supervise};
-use crate::tools::{acks, pinger, status};
+use crate::tools::{acks, http, pinger, status};
 use crate::{demo, guest};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -41,6 +43,9 @@ pub enum LabCommand {
         /// One network for cluster traffic and guests.
         #[arg(long)]
         single_network: bool,
+        /// With a SAN (iSCSI) on a network of its own.
+        #[arg(long)]
+        san: bool,
         /// Only the machines: the hosts stay off, no cluster is formed.
         #[arg(long)]
         bare: bool,
@@ -62,30 +67,30 @@ pub enum LabCommand {
     },
     /// Hosts, power, processes, cut cables.
     Status,
-    /// Run a command on a host (h1, h2, ... or client), for example `exec h1 quorate status`.
+    /// Run a command on a host (h1, h2, ..., client or san), for example `exec h1 quorate status`.
     Exec {
-        /// The host, or `client`.
+        /// The host, `client` or `san`.
         host: String,
         /// The command; a shell when absent.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Cut a host's power: all of its processes end at one instant.
+    /// Cut the power of a host (all of its processes end at one instant) or of the SAN.
     Kill {
-        /// The host.
+        /// The host, or `san`.
         host: String,
         /// Only these processes; the power stays on.
         #[arg(long, value_enum, default_value_t)]
         only: Who,
     },
-    /// Power a host on.
+    /// Power a host or the SAN on.
     Start {
-        /// The host.
+        /// The host, or `san`.
         host: String,
     },
-    /// Cut the cable between two parts (hosts or client); with one, cut it from everything.
+    /// Cut the cable between two parts (hosts, client or san); with one, cut it from everything.
     Cut {
-        /// One end.
+        /// One end; `cut h1 san` cuts the host's path to the SAN.
         from: String,
         /// The other end; absent: everything else.
         to: Option<String>,
@@ -99,11 +104,25 @@ pub enum LabCommand {
         #[arg(long, conflicts_with_all = ["to", "one_way"])]
         lossy: bool,
     },
+    /// Limit how much the cables of a part (host or san) carry, each way.
+    Slow {
+        /// The host, or `san`.
+        part: String,
+        /// Which network; `slow h1 --network san` slows the host's path to the SAN.
+        #[arg(long, value_enum, default_value_t)]
+        network: Link,
+        /// Kilobits per second; at 512 a write of 4 KiB to the SAN takes about 70 ms.
+        #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(8..))]
+        kbit_per_s: u32,
+    },
     /// Mend all cables.
     Heal,
-    /// Stop processes of a host (SIGSTOP).
+    /// LUNs of the lab's SAN and who may use them.
+    #[command(subcommand)]
+    San(SanCommand),
+    /// Stop processes of a host, or the SAN (SIGSTOP).
     Pause {
-        /// The host.
+        /// The host, or `san`.
         host: String,
         /// Which.
         #[arg(long, value_enum, default_value_t)]
@@ -111,7 +130,7 @@ pub enum LabCommand {
     },
     /// Let paused processes go on.
     Resume {
-        /// The host.
+        /// The host, or `san`.
         host: String,
         /// Which.
         #[arg(long, value_enum, default_value_t)]
@@ -139,9 +158,9 @@ pub enum LabCommand {
         #[arg(long)]
         ignores_off: bool,
     },
-    /// Judge the disk image of a lab guest: lost, torn or doubly written records.
+    /// Judge the disk image, or the LUN, of a lab guest: lost, torn or doubly written records.
     Verify {
-        /// A raw image.
+        /// A raw image; `lun:NAME` for a LUN of the lab's SAN.
         image: PathBuf,
     },
     /// The tour: migrate, drain, kill, cut and restart, each with a measurement.
@@ -153,12 +172,16 @@ pub enum LabCommand {
 pub enum ToolCommand {
     /// The stand-in for a host's hardware.
     Supervise(SuperviseArgs),
+    /// The SAN.
+    KeepSan(KeepSanArgs),
     /// `fence_lab`.
     FenceAgent,
     /// Measures blackouts.
     Pinger(pinger::PingerArgs),
     /// Records acknowledgements.
     Acks(acks::AcksArgs),
+    /// Asks a guest's web server for a page.
+    Visitor(http::HttpArgs),
     /// Asks a guest how it is.
     GuestStatus(status::StatusArgs),
 }
@@ -176,11 +199,13 @@ pub enum Output {
 pub fn run_tool(command: &ToolCommand) -> Result<ExitCode> {
     match command {
         ToolCommand::Supervise(args) => supervise(args)?,
+        ToolCommand::KeepSan(args) => keep(args)?,
         ToolCommand::FenceAgent => return Ok(fence_agent::run(std::io::stdin()).into()),
         ToolCommand::Pinger(args) => {
             let report = pinger::run(args).context("cannot ping")?;
             println!("{}", serde_json::to_string(&report)?);
         }
+        ToolCommand::Visitor(args) => println!("{}", serde_json::to_string(&http::run(args))?),
         ToolCommand::GuestStatus(args) => {
             println!(
                 "{}",
@@ -197,7 +222,10 @@ pub fn run(args: &LabArgs, output: Output) -> Result<ExitCode> {
     match &args.command {
         LabCommand::Up { .. } => up(args, output)?,
         LabCommand::Down { all } => down(args, *all)?,
-        LabCommand::Verify { image } => return verify(image, output),
+        LabCommand::Verify { image } => return verify(args, image, output),
+        LabCommand::San(command) => {
+            san::cli::run(&Lab::open(&args.root, &args.site)?, command, output)?;
+        }
         LabCommand::Demo(demo) => return demo::run(demo),
         LabCommand::Exec { host, command } => return exec(args, host, command),
         other => {
@@ -215,6 +243,7 @@ fn up(args: &LabArgs, output: Output) -> Result<()> {
     let LabCommand::Up {
         hosts,
         single_network,
+        san,
         bare,
         settings,
         daemon,
@@ -228,6 +257,7 @@ fn up(args: &LabArgs, output: Output) -> Result<()> {
     spec.site.clone_from(&args.site);
     spec.root.clone_from(&args.root);
     spec.hosts = *hosts;
+    spec.san = *san;
     spec.reboot_after_ms = *reboot_after_ms;
     if let Some(path) = daemon {
         spec.daemon = vec![path.to_string_lossy().into_owned()];
@@ -271,6 +301,15 @@ fn down(args: &LabArgs, all: bool) -> Result<()> {
 
 fn act(lab: &Lab, command: &LabCommand) -> Result<()> {
     match command {
+        LabCommand::Kill { host, .. } if host == SAN => lab.san()?.kill()?,
+        LabCommand::Start { host } if host == SAN => lab.san()?.start()?,
+        LabCommand::Pause { host, .. } if host == SAN => lab.san()?.pause()?,
+        LabCommand::Resume { host, .. } if host == SAN => lab.san()?.resume()?,
+        LabCommand::Slow {
+            part,
+            network,
+            kbit_per_s,
+        } => lab.slow(part, *network, *kbit_per_s)?,
         LabCommand::Kill {
             host,
             only: Who::All,
@@ -317,9 +356,7 @@ fn act(lab: &Lab, command: &LabCommand) -> Result<()> {
 
 fn exec(args: &LabArgs, host: &str, command: &[String]) -> Result<ExitCode> {
     let lab = Lab::open(&args.root, &args.site)?;
-    if host != CLIENT {
-        lab.site().number(host)?;
-    }
+    lab.site().check_part(host)?;
     let path = format!(
         "{}:{}",
         lab.site().bin_dir().display(),
@@ -343,8 +380,14 @@ fn exec(args: &LabArgs, host: &str, command: &[String]) -> Result<ExitCode> {
         .map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-fn verify(image: &std::path::Path, output: Output) -> Result<ExitCode> {
-    let verdict = guest::judge(image, &acks::AckReport::default())?;
+fn verify(args: &LabArgs, image: &std::path::Path, output: Output) -> Result<ExitCode> {
+    let lun = image.to_str().and_then(|name| name.strip_prefix("lun:"));
+    let verdict = match lun {
+        Some(name) => {
+            Lab::open(&args.root, &args.site)?.judge_lun(name, &acks::AckReport::default())?
+        }
+        None => guest::judge(image, &acks::AckReport::default())?,
+    };
     match output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&verdict)?),
         Output::Table => {
@@ -399,6 +442,9 @@ fn show(status: &LabStatus, output: Output) -> Result<()> {
         ]);
     }
     println!("{table}");
+    if let Some(san) = &status.san {
+        println!("{}", san::cli::summary(san));
+    }
     for cut in &status.cuts {
         println!("cut: {} -> {} on {}", cut.from, cut.to, cut.network);
     }

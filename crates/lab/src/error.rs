@@ -64,6 +64,44 @@ pub enum LabError {
         /// The names that exist.
         known: String,
     },
+    /// Two parts that are not on one network.
+    #[error("no cable of the chosen network joins {from} and {to}")]
+    NoCable {
+        /// One part.
+        from: String,
+        /// The other one.
+        to: String,
+    },
+    /// There is no SAN.
+    #[error("lab `{site}` has no SAN: bring it up with `quorate lab up --san`")]
+    NoSan {
+        /// The site.
+        site: String,
+    },
+    /// There is no such LUN.
+    #[error("the SAN has no LUN `{name}`; it has {known}")]
+    UnknownLun {
+        /// The name given.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// A LUN's name is taken or cannot be part of a target's name.
+    #[error("`{name}` cannot name a new LUN: {problem}")]
+    BadLun {
+        /// The name given.
+        name: String,
+        /// Why.
+        problem: &'static str,
+    },
+    /// The SAN does not work.
+    #[error("the SAN {problem}; its log is {log}")]
+    San {
+        /// What is wrong.
+        problem: String,
+        /// Where to look.
+        log: PathBuf,
+    },
     /// A name that cannot be part of an interface's name.
     #[error("`{site}` cannot name a lab: use 1 to 8 lower-case letters and digits")]
     BadSite {

@@ -4,12 +4,14 @@
 //! cut. Always holds: a cut says direction by direction which frames are dropped, so one-way and
 //! partial cuts need no special case. Must not: touch the hosts; they find out by themselves.
 
-use crate::net::{namespace_path, network_names};
+use crate::net::namespace_path;
 use crate::process::{run, run_with_input};
-use crate::site::{CLIENT, Networks, Site};
+use crate::site::{CLIENT, Networks, SAN, Site};
 use crate::{LabError, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 /// Which of the switch's networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
@@ -22,12 +24,14 @@ pub enum Link {
     Lan,
     /// The cluster's network.
     Mgmt,
+    /// The network to the SAN.
+    San,
 }
 
 /// One direction that is cut.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cut {
-    /// `lan` or `mgmt`.
+    /// `lan`, `mgmt` or `san`.
     pub network: String,
     /// The sender.
     pub from: String,
@@ -36,14 +40,15 @@ pub struct Cut {
 }
 
 impl Link {
-    fn networks(self, site: Networks) -> Vec<&'static str> {
-        let all = network_names(site).iter().copied();
+    fn networks(self, site: &Site) -> Vec<&'static str> {
+        let all = site.network_names().into_iter();
         match self {
             Self::All => all.collect(),
             // On a single network, cluster traffic is on the guests' network.
-            Self::Mgmt if site == Networks::Single => vec!["lan"],
+            Self::Mgmt if site.networks == Networks::Single => vec!["lan"],
             Self::Lan => all.filter(|name| *name == "lan").collect(),
             Self::Mgmt => all.filter(|name| *name == "mgmt").collect(),
+            Self::San => all.filter(|name| *name == SAN).collect(),
         }
     }
 }
@@ -64,7 +69,7 @@ pub(crate) fn prepare(site: &Site) -> Result<()> {
     )
 }
 
-/// Cuts the cable between two parts of the site (hosts or `client`), both ways or only `from` -> `to`.
+/// Cuts the cable between two parts of the site (hosts, `client` or `san`), both ways or only `from` -> `to`.
 pub(crate) fn cut(site: &Site, from: &str, to: &str, link: Link, one_way: bool) -> Result<()> {
     let pairs = if one_way {
         vec![(from, to)]
@@ -74,28 +79,30 @@ pub(crate) fn cut(site: &Site, from: &str, to: &str, link: Link, one_way: bool) 
     change(site, "add", "cuts", link, &pairs)
 }
 
-/// Cuts a host from everything else.
-pub(crate) fn isolate(site: &Site, host: &str, link: Link) -> Result<()> {
-    change(site, "add", "cuts", link, &pairs_with_all(site, host))
+/// Cuts a host or the SAN from everything else.
+pub(crate) fn isolate(site: &Site, part: &str, link: Link) -> Result<()> {
+    change(site, "add", "cuts", link, &pairs_with_all(site, part))
 }
 
-/// Loses 30 % of the frames between a host and everything else.
-pub(crate) fn make_lossy(site: &Site, host: &str, link: Link) -> Result<()> {
-    change(site, "add", "lossy", link, &pairs_with_all(site, host))
+/// Loses 30 % of the frames between a host or the SAN and everything else.
+pub(crate) fn make_lossy(site: &Site, part: &str, link: Link) -> Result<()> {
+    change(site, "add", "lossy", link, &pairs_with_all(site, part))
 }
 
-fn pairs_with_all<'a>(site: &'a Site, host: &'a str) -> Vec<(&'a str, &'a str)> {
+fn pairs_with_all<'a>(site: &'a Site, part: &'a str) -> Vec<(&'a str, &'a str)> {
     site.hosts
         .iter()
         .map(String::as_str)
         .chain([CLIENT])
-        .filter(|other| *other != host)
-        .flat_map(|other| [(host, other), (other, host)])
+        .chain(site.san.then_some(SAN))
+        .filter(|other| *other != part)
+        .flat_map(|other| [(part, other), (other, part)])
         .collect()
 }
 
 /// Mends everything.
 pub(crate) fn heal(site: &Site) -> Result<()> {
+    hurry(site)?;
     nft(
         site,
         "flush set bridge quorate_lab cuts\nflush set bridge quorate_lab lossy\n",
@@ -144,12 +151,14 @@ fn parse(text: &str) -> Option<Vec<Cut>> {
 
 fn change(site: &Site, verb: &str, set: &str, link: Link, pairs: &[(&str, &str)]) -> Result<()> {
     let mut lines = String::new();
-    for network in link.networks(site.networks) {
+    for part in pairs.iter().flat_map(|(from, to)| [from, to]) {
+        site.check_part(part)?;
+    }
+    for network in link.networks(site) {
+        let plugged = |part: &str| site.plugged_into(network).any(|other| other == part);
         for (from, to) in pairs {
-            for part in [from, to] {
-                if *part != CLIENT {
-                    site.number(part)?;
-                }
+            if !plugged(from) || !plugged(to) {
+                continue;
             }
             // Writing to a String cannot fail.
             let _ = writeln!(
@@ -158,7 +167,75 @@ fn change(site: &Site, verb: &str, set: &str, link: Link, pairs: &[(&str, &str)]
             );
         }
     }
+    if lines.is_empty() {
+        let (from, to) = pairs.first().copied().unwrap_or_default();
+        return Err(LabError::NoCable {
+            from: from.to_owned(),
+            to: to.to_owned(),
+        });
+    }
     nft(site, &lines)
+}
+
+/// Makes the cables of a part carry no more than so much, each way: a slow network, or a slow SAN. Small
+/// packets pass at once until the allowance is used up, as on a real line.
+pub(crate) fn slow(site: &Site, part: &str, link: Link, kbit_per_s: u32) -> Result<()> {
+    site.check_part(part)?;
+    let mut ends = Vec::new();
+    for network in link.networks(site) {
+        if site.plugged_into(network).any(|other| other == part) {
+            ends.push(format!("{} {network}-{part}", site.namespace("switch")));
+            ends.push(format!("{} {network}0", site.namespace(part)));
+        }
+    }
+    if ends.is_empty() {
+        return Err(LabError::NoCable {
+            from: part.to_owned(),
+            to: "the switch".to_owned(),
+        });
+    }
+    let mut all = slowed(site);
+    all.extend(ends.iter().cloned());
+    let path = slow_path(site);
+    let text: Vec<String> = all.into_iter().collect();
+    std::fs::write(&path, text.join("\n")).map_err(LabError::file("write", &path))?;
+    let rate = format!("{kbit_per_s}kbit");
+    for end in &ends {
+        let tbf = ["tbf", "rate", &rate, "burst", "4kb", "limit", "1mb"];
+        queue(end, "replace", &tbf)?;
+    }
+    Ok(())
+}
+
+/// Lets everything run at full speed again.
+fn hurry(site: &Site) -> Result<()> {
+    for end in slowed(site) {
+        queue(&end, "delete", &[])?;
+    }
+    match std::fs::remove_file(slow_path(site)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(LabError::file("remove", slow_path(site))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Changes the queue of one end of a cable, given as `NAMESPACE INTERFACE`.
+fn queue(end: &str, verb: &str, kind: &[&str]) -> Result<()> {
+    let (namespace, device) = end.split_once(' ').unwrap_or_default();
+    let mut arguments = vec!["-n", namespace, "qdisc", verb, "dev", device, "root"];
+    arguments.extend(kind);
+    run("tc", &arguments).map(drop)
+}
+
+/// The ends of cables that are slow now.
+fn slowed(site: &Site) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(slow_path(site)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn slow_path(site: &Site) -> PathBuf {
+    site.dir.join("slow")
 }
 
 fn net_argument(site: &Site) -> String {
@@ -174,6 +251,8 @@ fn nft(site: &Site, script: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::site::SiteSpec;
+    use std::path::Path;
 
     #[test]
     fn cuts_are_read_from_nft() {
@@ -194,8 +273,29 @@ mod tests {
 
     #[test]
     fn on_a_single_network_the_cluster_uses_the_lan() {
-        assert_eq!(Link::Mgmt.networks(Networks::Single), ["lan"]);
-        assert_eq!(Link::Mgmt.networks(Networks::Separate), ["mgmt"]);
-        assert_eq!(Link::All.networks(Networks::Separate), ["lan", "mgmt"]);
+        let mut spec = SiteSpec::new(Path::new("/bin/quorate"));
+        let separate = Site::plan(spec.clone()).unwrap();
+        spec.networks = Networks::Single;
+        let single = Site::plan(spec.clone()).unwrap();
+        spec.san = true;
+        let with_san = Site::plan(spec).unwrap();
+        assert_eq!(Link::Mgmt.networks(&single), ["lan"]);
+        assert_eq!(Link::Mgmt.networks(&separate), ["mgmt"]);
+        assert_eq!(Link::All.networks(&separate), ["lan", "mgmt"]);
+        assert!(Link::San.networks(&separate).is_empty());
+        assert_eq!(Link::All.networks(&with_san), ["lan", "san"]);
+        assert_eq!(
+            pairs_with_all(&with_san, SAN)[..2],
+            [("san", "h1"), ("h1", "san")]
+        );
+    }
+
+    #[test]
+    fn what_no_cable_joins_cannot_be_cut() {
+        let mut spec = SiteSpec::new(Path::new("/bin/quorate"));
+        spec.san = true;
+        let site = Site::plan(spec).unwrap();
+        let error = cut(&site, CLIENT, SAN, Link::All, false).unwrap_err();
+        assert!(error.to_string().contains("no cable"), "{error}");
     }
 }

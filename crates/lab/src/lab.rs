@@ -4,6 +4,7 @@ use crate::cgroup::Cgroup;
 use crate::faults::{self, Cut, Link};
 use crate::guest::GuestImage;
 use crate::process::{Found, in_namespace, namespace_of, run};
+use crate::san::{self, San, SanStatus};
 use crate::site::{Site, SiteSpec};
 use crate::supervisor::protocol::{HostStatus, Request, Who};
 use crate::supervisor::{control_path, pid_path, request};
@@ -36,6 +37,9 @@ pub struct LabStatus {
     pub dir: String,
     /// Its hosts; one whose supervisor does not answer has an error instead.
     pub hosts: Vec<HostLine>,
+    /// The SAN, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub san: Option<SanStatus>,
     /// What is cut.
     pub cuts: Vec<Cut>,
 }
@@ -94,6 +98,9 @@ impl Lab {
         }
         net::build(site)?;
         faults::prepare(site)?;
+        if site.san {
+            self.san()?.start()?;
+        }
         let real_time = run("chrt", &["-R", "-f", "10", "true"]).is_ok();
         for host in &site.hosts {
             self.start_supervisor(host, real_time)?;
@@ -194,6 +201,9 @@ impl Lab {
         }
         Cgroup::remove_site(name);
         end_processes(name)?;
+        if let Some(site) = &site {
+            san::forget(site);
+        }
         net::remove(name)?;
         Cgroup::remove_site(name);
         let dir = root.join(name);
@@ -232,6 +242,7 @@ impl Lab {
             site: self.site.site.clone(),
             dir: self.site.dir.to_string_lossy().into_owned(),
             hosts,
+            san: self.san().ok().map(|san| san.status()),
             cuts: faults::list(&self.site)?,
         })
     }
@@ -266,21 +277,29 @@ impl Lab {
         self.ask(host, &Request::RestartDaemon { hard })
     }
 
-    /// Cuts two parts of the site (hosts or `client`) from each other; `one_way`: only `from` -> `to`.
+    /// The SAN.
+    pub fn san(&self) -> Result<San> {
+        San::of(&self.site)
+    }
+
+    /// Cuts two parts of the site (hosts, `client` or `san`) from each other; `one_way`: only `from` -> `to`.
     pub fn cut(&self, from: &str, to: &str, link: Link, one_way: bool) -> Result<()> {
         faults::cut(&self.site, from, to, link, one_way)
     }
 
-    /// Cuts a host from everything else.
-    pub fn isolate(&self, host: &str, link: Link) -> Result<()> {
-        self.site.number(host)?;
-        faults::isolate(&self.site, host, link)
+    /// Cuts a host or the SAN from everything else.
+    pub fn isolate(&self, part: &str, link: Link) -> Result<()> {
+        faults::isolate(&self.site, part, link)
     }
 
-    /// Loses 30 % of a host's frames.
-    pub fn make_lossy(&self, host: &str, link: Link) -> Result<()> {
-        self.site.number(host)?;
-        faults::make_lossy(&self.site, host, link)
+    /// Loses 30 % of the frames of a host or of the SAN.
+    pub fn make_lossy(&self, part: &str, link: Link) -> Result<()> {
+        faults::make_lossy(&self.site, part, link)
+    }
+
+    /// Lets the cables of a host or of the SAN carry no more than this, each way.
+    pub fn slow(&self, part: &str, link: Link, kbit_per_s: u32) -> Result<()> {
+        faults::slow(&self.site, part, link, kbit_per_s)
     }
 
     /// Mends all cables.

@@ -14,8 +14,8 @@
 //!     `- lan0 ----- bridge sw-lan ------------------------'
 //!   mgmt0 10.78.0.1 -- bridge sw-mgmt (both in qr-switch)  mgmt0 10.78.0.250
 //! ```
-//! Cluster traffic runs on `mgmt`, guests on `lan`; faults are nftables rules between the
-//! switch's ports. A second site at the same time is called `qr-SITE-h1` and so on.
+//! Cluster traffic runs on `mgmt`, guests on `lan`; a lab with a SAN has a third network, see [`san`]. Faults are
+//! nftables rules between the switch's ports. A second site at the same time is called `qr-SITE-h1` and so on.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod cgroup;
@@ -30,6 +30,8 @@ mod interrupt;
 mod lab;
 mod net;
 mod process;
+pub mod san;
+mod severed;
 pub mod site;
 pub mod supervisor;
 pub mod tools;
@@ -39,6 +41,8 @@ pub use error::LabError;
 pub use faults::{Cut, Link};
 pub use interrupt::on_interrupt;
 pub use lab::{Lab, LabGuard, LabStatus};
+pub use san::{Lun, San};
+pub use severed::Severed;
 pub use site::{Networks, Site, SiteSpec};
 
 /// Result of this crate.

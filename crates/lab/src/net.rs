@@ -4,20 +4,12 @@
 //! the machine's own; removing the namespaces removes the network.
 
 use crate::process::run_with_input;
-use crate::site::{CLIENT, Networks, Site, namespace};
+use crate::site::{CLIENT, Networks, SAN, Site, namespace};
 use crate::{LabError, Result};
 use std::fmt::Write as _;
 use std::path::Path;
 
 const NAMESPACES: &str = "/run/netns";
-
-/// The networks of a site: name and third byte's owner.
-pub(crate) fn network_names(networks: Networks) -> &'static [&'static str] {
-    match networks {
-        Networks::Separate => &["lan", "mgmt"],
-        Networks::Single => &["lan"],
-    }
-}
 
 /// Path that stands for a namespace.
 pub(crate) fn namespace_path(name: &str) -> String {
@@ -36,6 +28,9 @@ pub(crate) fn build(site: &Site) -> Result<()> {
     }
     build_switch(site)?;
     build_client(site)?;
+    if site.san {
+        build_san(site)?;
+    }
     for host in &site.hosts {
         build_host(site, host)?;
     }
@@ -51,7 +46,7 @@ fn quiet_ipv6(name: &str) -> Result<()> {
 
 fn build_switch(site: &Site) -> Result<()> {
     let mut lines = String::from("link set lo up\n");
-    for network in network_names(site.networks) {
+    for network in site.network_names() {
         line(
             &mut lines,
             format_args!(
@@ -59,7 +54,7 @@ fn build_switch(site: &Site) -> Result<()> {
             ),
         );
         line(&mut lines, format_args!("link set sw-{network} up"));
-        for part in site.hosts.iter().map(String::as_str).chain([CLIENT]) {
+        for part in site.plugged_into(network) {
             // The host's end is made inside the host's namespace right away.
             line(
                 &mut lines,
@@ -94,6 +89,16 @@ fn build_client(site: &Site) -> Result<()> {
     batch(Some(&site.namespace(CLIENT)), &lines)
 }
 
+fn build_san(site: &Site) -> Result<()> {
+    let mut lines = String::from("link set lo up\n");
+    line(
+        &mut lines,
+        format_args!("addr add {}/24 dev san0", site.san_address(SAN)?),
+    );
+    line(&mut lines, format_args!("link set san0 up"));
+    batch(Some(&site.namespace(SAN)), &lines)
+}
+
 fn build_host(site: &Site, host: &str) -> Result<()> {
     let mut lines = String::from(
         "link set lo up\n\
@@ -111,6 +116,13 @@ fn build_host(site: &Site, host: &str) -> Result<()> {
             format_args!("addr add {}/24 dev mgmt0", site.cluster_address(host)?),
         );
         line(&mut lines, format_args!("link set mgmt0 up"));
+    }
+    if site.san {
+        line(
+            &mut lines,
+            format_args!("addr add {}/24 dev san0", site.san_address(host)?),
+        );
+        line(&mut lines, format_args!("link set san0 up"));
     }
     batch(Some(&site.namespace(host)), &lines)
 }
@@ -133,6 +145,7 @@ pub(crate) fn existing(site: &str) -> Vec<String> {
     let is_part = |part: &str| {
         part == "switch"
             || part == CLIENT
+            || part == SAN
             || part.strip_prefix('h').is_some_and(|number| {
                 !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
             })
@@ -169,12 +182,12 @@ pub(crate) mod inside {
     use super::*;
 
     /// Takes the cables' carrier away, so that no farewell of a dying process leaves the host.
-    pub(crate) fn unplug(networks: Networks) -> Result<()> {
-        all_cables(networks, "down")
+    pub(crate) fn unplug(site: &Site) -> Result<()> {
+        all_cables(site, "down")
     }
 
     /// A boot: cables up, taps of guests of the life before gone.
-    pub(crate) fn boot(networks: Networks) -> Result<()> {
+    pub(crate) fn boot(site: &Site) -> Result<()> {
         let mut lines = String::new();
         let interfaces = Path::new("/sys/class/net");
         for entry in std::fs::read_dir(interfaces)
@@ -191,12 +204,12 @@ pub(crate) mod inside {
         if !lines.is_empty() {
             batch(None, &lines)?;
         }
-        all_cables(networks, "up")
+        all_cables(site, "up")
     }
 
-    fn all_cables(networks: Networks, state: &str) -> Result<()> {
+    fn all_cables(site: &Site, state: &str) -> Result<()> {
         let mut lines = String::new();
-        for network in network_names(networks) {
+        for network in site.network_names() {
             line(&mut lines, format_args!("link set {network}0 {state}"));
         }
         batch(None, &lines)

@@ -27,6 +27,16 @@ pub(crate) fn run_with_input<S: AsRef<OsStr>>(
     arguments: &[S],
     input: &str,
 ) -> Result<String> {
+    run_with_environment(program, arguments, input, &[])
+}
+
+/// The same with more environment.
+pub(crate) fn run_with_environment<S: AsRef<OsStr>>(
+    program: &str,
+    arguments: &[S],
+    input: &str,
+    environment: &[(&str, &OsStr)],
+) -> Result<String> {
     let missing = |source| LabError::MissingTool {
         tool: program.to_owned(),
         source,
@@ -34,6 +44,7 @@ pub(crate) fn run_with_input<S: AsRef<OsStr>>(
     let _guard = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut child = Command::new(program)
         .args(arguments)
+        .envs(environment.iter().copied())
         .stdin(if input.is_empty() {
             Stdio::null()
         } else {

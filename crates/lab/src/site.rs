@@ -16,6 +16,8 @@ pub const DEFAULT_ROOT: &str = "/var/lib/quorate-lab";
 pub const DEFAULT_SITE: &str = "lab";
 /// Name of the client's namespace and switch ports.
 pub const CLIENT: &str = "client";
+/// Name of the SAN's namespace and switch port, and of its network.
+pub const SAN: &str = "san";
 
 /// How the hosts are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ pub struct SiteSpec {
     pub hosts: u32,
     /// Networks.
     pub networks: Networks,
+    /// With a SAN, on a network of its own.
+    pub san: bool,
     /// Where labs keep their files.
     pub root: PathBuf,
     /// The daemon's program and arguments before `serve`; normally the path of `quorate`.
@@ -62,6 +66,7 @@ impl SiteSpec {
             site: DEFAULT_SITE.to_owned(),
             hosts: 3,
             networks: Networks::default(),
+            san: false,
             root: PathBuf::from(DEFAULT_ROOT),
             daemon: vec![program.clone()],
             tool: vec![program, "lab-tool".to_owned()],
@@ -84,6 +89,9 @@ pub struct Site {
     pub hosts: Vec<String>,
     /// Networks.
     pub networks: Networks,
+    /// See [`SiteSpec::san`].
+    #[serde(default)]
+    pub san: bool,
     /// See [`SiteSpec::daemon`].
     pub daemon: Vec<String>,
     /// See [`SiteSpec::tool`].
@@ -115,6 +123,7 @@ impl Site {
                 .collect(),
             site: spec.site,
             networks: spec.networks,
+            san: spec.san,
             daemon: spec.daemon,
             tool: spec.tool,
             environment: spec.environment,
@@ -157,7 +166,7 @@ impl Site {
         self.dir.join("lab.json")
     }
 
-    /// Name of a namespace: `part` is a host, `switch` or `client`.
+    /// Name of a namespace: `part` is a host, `switch`, `client` or `san`.
     #[must_use]
     pub fn namespace(&self, part: &str) -> String {
         namespace(&self.site, part)
@@ -172,13 +181,57 @@ impl Site {
     fn parts(&self) -> impl Iterator<Item = &str> {
         ["switch", CLIENT]
             .into_iter()
+            .chain(self.san.then_some(SAN))
             .chain(self.hosts.iter().map(String::as_str))
+    }
+
+    /// The switch's networks.
+    #[must_use]
+    pub fn network_names(&self) -> Vec<&'static str> {
+        let mut names = match self.networks {
+            Networks::Separate => vec!["lan", "mgmt"],
+            Networks::Single => vec!["lan"],
+        };
+        if self.san {
+            names.push(SAN);
+        }
+        names
+    }
+
+    /// What is plugged into a network of the switch: hosts, and the client or the SAN.
+    pub fn plugged_into(&self, network: &str) -> impl Iterator<Item = &str> {
+        let other = if network == SAN { SAN } else { CLIENT };
+        self.hosts.iter().map(String::as_str).chain([other])
+    }
+
+    /// An error unless the site has this host, client or SAN.
+    pub fn check_part(&self, part: &str) -> Result<()> {
+        match part {
+            CLIENT => Ok(()),
+            SAN if self.san => Ok(()),
+            SAN => Err(LabError::NoSan {
+                site: self.site.clone(),
+            }),
+            host => self.number(host).map(drop),
+        }
     }
 
     /// The host's files that are the lab's.
     #[must_use]
     pub fn host_dir(&self, host: &str) -> PathBuf {
         self.dir.join(host)
+    }
+
+    /// The SAN's files: backing files, configuration, log.
+    #[must_use]
+    pub fn san_dir(&self) -> PathBuf {
+        self.dir.join(SAN)
+    }
+
+    /// Address on the SAN's network; `.240` for the SAN.
+    pub fn san_address(&self, part: &str) -> Result<Ipv4Addr> {
+        self.check_part(SAN)?;
+        Ok(Ipv4Addr::new(10, 79, 0, self.last_byte(part)?))
     }
 
     /// The host's state directory: the daemon's `--dir`.
@@ -237,10 +290,10 @@ impl Site {
     }
 
     fn last_byte(&self, part: &str) -> Result<u8> {
-        if part == CLIENT {
-            Ok(250)
-        } else {
-            self.number(part)
+        match part {
+            CLIENT => Ok(250),
+            SAN => Ok(240),
+            host => self.number(host),
         }
     }
 

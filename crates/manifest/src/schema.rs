@@ -4,6 +4,9 @@
 //! test deserialises what the table accepts, so the two cannot drift apart unseen. A table (rather
 //! than serde alone) lets one pass find every error, with positions, and writes the JSON schema.
 
+#[path = "schema_pools.rs"]
+mod pools;
+
 /// What a value must look like.
 #[derive(Debug)]
 pub(crate) enum Kind {
@@ -112,7 +115,20 @@ pub(crate) static MANIFEST: Struct = Struct {
         ),
         optional(
             "pools",
-            Kind::Map("pool", &Kind::Tagged("kind", &[("directory", &DIRECTORY)])),
+            Kind::Map(
+                "pool",
+                &Kind::Tagged(
+                    "kind",
+                    &[
+                        ("directory", &DIRECTORY),
+                        ("iscsi", &pools::ISCSI),
+                        ("block", &pools::BLOCK),
+                        ("rbd", &pools::RBD),
+                        ("local", &pools::LOCAL),
+                        ("mirrored", &pools::MIRRORED),
+                    ],
+                ),
+            ),
             "Storage pools by name.",
         ),
         optional(
@@ -523,7 +539,7 @@ static DISK: Struct = Struct {
             "image",
             Kind::Text,
             "image: db.raw",
-            "Image file, relative to the pool.",
+            "Image file, relative to the pool; in a pool of a SAN the unit's name.",
         ),
         optional("format", Kind::Choice(&["raw", "qcow2"]), "Image format."),
         optional(

@@ -5,7 +5,7 @@
 //! is possible, because a committed command carries it; only the leader's own code proposes them.)
 
 use crate::Instant;
-use quorate_types::{BootId, Epoch, HostName, Millis, VmName};
+use quorate_types::{BootId, Epoch, HostName, Millis, PoolName, VmName};
 use serde::{Deserialize, Serialize};
 
 /// Kinds of proof, strongest first.
@@ -76,6 +76,30 @@ pub enum Evidence {
         /// Who said it.
         who: String,
     },
+    /// The host's access to the disks of one VM was taken away, and looked at afterwards.
+    StorageCut {
+        /// Which VM.
+        vm: VmName,
+        /// Its epoch when that was ordered.
+        epoch: Epoch,
+        /// Every disk of it.
+        disks: Vec<DiskCut>,
+    },
+}
+
+/// One disk that a host can no longer write to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCut {
+    /// The disk's pool.
+    pub pool: PoolName,
+    /// The disk's image in it.
+    pub image: String,
+    /// How it was done and what was seen afterwards, as a sentence.
+    pub how: String,
+    /// A look afterwards found neither a right to write nor a session.
+    pub verified: bool,
+    /// How long it took.
+    pub took: Millis,
 }
 
 /// Why evidence proves nothing.
@@ -102,6 +126,16 @@ pub enum ProofError {
         silence: Millis,
         /// Time needed.
         bound: Millis,
+    },
+    /// A VM without disks, or a disk that was not looked at after the cut.
+    #[error("{host} may still write to the disks of {vm}: {why}")]
+    NotCut {
+        /// The host.
+        host: HostName,
+        /// The VM.
+        vm: VmName,
+        /// What is missing.
+        why: String,
     },
 }
 
@@ -140,6 +174,13 @@ impl FenceProof {
                 ProofKind::LeaseExpired
             }
             Evidence::Operator { .. } => ProofKind::OperatorConfirmed,
+            Evidence::StorageCut { vm, disks, .. } => {
+                if let Some(why) = not_cut(disks) {
+                    let vm = vm.clone();
+                    return Err(ProofError::NotCut { host, vm, why });
+                }
+                ProofKind::StorageCut
+            }
         };
         Ok(Self {
             host,
@@ -176,6 +217,34 @@ impl FenceProof {
             Evidence::Lease { silence, bound, .. } => silence > bound,
             Evidence::Power(power) => power.off_accepted && power.status_after == "off",
             Evidence::Operator { .. } => true,
+            Evidence::StorageCut {
+                vm: cut_vm,
+                epoch: cut_epoch,
+                disks,
+            } => cut_vm == vm && *cut_epoch >= epoch && not_cut(disks).is_none(),
+        }
+    }
+
+    /// Whether it holds for a VM that has these disks: a cut must be one of every disk.
+    pub fn covers_disks<'d>(
+        &self,
+        disks: impl IntoIterator<Item = (&'d PoolName, &'d str)>,
+    ) -> bool {
+        let Evidence::StorageCut { disks: cut, .. } = &self.evidence else {
+            return true;
+        };
+        let mut disks = disks.into_iter();
+        disks.all(|(pool, image)| {
+            cut.iter()
+                .any(|disk| disk.pool == *pool && disk.image == image)
+        })
+    }
+
+    /// The one VM that it is about; absent: all of the host.
+    pub fn vm(&self) -> Option<&VmName> {
+        match &self.evidence {
+            Evidence::Closed { vm, .. } | Evidence::StorageCut { vm, .. } => Some(vm),
+            Evidence::Power(_) | Evidence::Lease { .. } | Evidence::Operator { .. } => None,
         }
     }
 
@@ -197,6 +266,16 @@ impl FenceProof {
                 self.host
             ),
             Evidence::Operator { who } => format!("{who} confirmed that {} is dead", self.host),
+            Evidence::StorageCut { disks, .. } => {
+                let took = disks.iter().map(|disk| disk.took.0).max();
+                let how = disks.first().map_or("", |disk| disk.how.as_str());
+                format!(
+                    "{} was cut off from all {} of its disks in {} ({how})",
+                    self.host,
+                    disks.len(),
+                    Millis(took.unwrap_or(0))
+                )
+            }
         }
     }
 }
@@ -204,6 +283,18 @@ impl FenceProof {
 /// Span between two instants as evidence needs it.
 pub(crate) fn silence(now: Instant, since: Instant) -> Millis {
     now.since(since)
+}
+
+/// Why a cut of these disks proves nothing.
+fn not_cut(disks: &[DiskCut]) -> Option<String> {
+    if disks.is_empty() {
+        return Some("it has none, so nothing can be cut".to_owned());
+    }
+    let open = disks.iter().find(|disk| !disk.verified)?;
+    Some(format!(
+        "{} in pool {}: {}",
+        open.image, open.pool, open.how
+    ))
 }
 
 #[cfg(test)]
@@ -246,6 +337,34 @@ mod tests {
         assert!(!proof.covers(&host(), &vm(), Epoch(5)));
         assert!(!proof.covers(&host(), &VmName::new("app").unwrap(), Epoch(4)));
         assert!(!proof.covers(&HostName::new("h2").unwrap(), &vm(), Epoch(4)));
+    }
+
+    #[test]
+    fn a_cut_covers_one_vm_and_only_with_every_disk() {
+        let disk = |image: &str, verified| DiskCut {
+            pool: PoolName::new("san").unwrap(),
+            image: image.into(),
+            how: "access removed, no session left".into(),
+            verified,
+            took: Millis(7),
+        };
+        let evidence = |disks| Evidence::StorageCut {
+            vm: vm(),
+            epoch: Epoch(4),
+            disks,
+        };
+        for bad in [vec![], vec![disk("a", true), disk("b", false)]] {
+            assert!(FenceProof::from_evidence(host(), evidence(bad)).is_err());
+        }
+        let good = evidence(vec![disk("a", true), disk("b", true)]);
+        let proof = FenceProof::from_evidence(host(), good).unwrap();
+        assert_eq!(proof.kind(), ProofKind::StorageCut);
+        assert!(proof.covers(&host(), &vm(), Epoch(4)));
+        assert!(!proof.covers(&host(), &vm(), Epoch(5)));
+        assert!(!proof.covers(&host(), &VmName::new("app").unwrap(), Epoch(4)));
+        let san = PoolName::new("san").unwrap();
+        assert!(proof.covers_disks([(&san, "a"), (&san, "b")]));
+        assert!(!proof.covers_disks([(&san, "a"), (&san, "c")]));
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn recover(work: &mut Work<'_>, vm: usize, host: usize, epoch: Epoch, order: Ord
     work.release(vm, vec![proof], saved, reason);
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     /// A proof that `host` does not run the VM under `epoch`, the owner's own word first.
     pub(crate) fn proof(&self, vm: usize, host: usize, epoch: Epoch) -> Option<FenceProof> {
         let closed = self.report(vm, host).map(|report| report.closed);
@@ -74,9 +74,27 @@ impl Work<'_> {
             };
             return FenceProof::from_evidence(self.hosts[host].name.clone(), evidence).ok();
         }
-        let wide = self.hosts[host].proof?;
-        wide.covers(self.hosts[host].name, self.vms[vm].name, epoch)
-            .then(|| wide.clone())
+        let (owner, name) = (self.hosts[host].name, self.vms[vm].name);
+        let wide = self.hosts[host].proof;
+        wide.or_else(|| self.storage_cut(vm, host))
+            .filter(|proof| proof.covers(owner, name, epoch))
+            .cloned()
+    }
+
+    /// The proof that this VM's disks were taken from a silent host.
+    fn storage_cut(&self, vm: usize, host: usize) -> Option<&'a FenceProof> {
+        if self.hosts[host].up {
+            return None;
+        }
+        let (owner, seen) = (self.hosts[host].name, &self.vms[vm]);
+        let disks = || {
+            let disks = seen.record.effective().disks.iter();
+            disks.map(|disk| (&disk.pool, disk.image.as_str()))
+        };
+        let mut about = self.input.proofs.iter();
+        about.find(|proof| {
+            proof.vm() == Some(seen.name) && proof.host() == owner && proof.covers_disks(disks())
+        })
     }
 
     /// Its owner has given up saving its memory. The policy `quick` allows no stop that loses it, so it goes on there.
@@ -144,7 +162,14 @@ impl Work<'_> {
                 format!("it runs on {name} and is not ready yet")
             }
             VmPhase::Frozen => format!("{name} froze it when its lease ran out; it goes on soon"),
-            VmPhase::IoError => format!("{name} paused it after an I/O error: {error}"),
+            VmPhase::IoError => {
+                let disks = self.vms[vm].record.effective().disks.iter();
+                let mut lost = disks.filter_map(|disk| self.pool_problem(host, &disk.pool));
+                let layer = lost
+                    .next()
+                    .map_or(String::new(), |problem| format!(" ({problem})"));
+                format!("{name} paused it after an I/O error: {error}{layer}")
+            }
             VmPhase::BackOff => format!(
                 "{name} waits before it tries again ({} restarts): {error}",
                 report.restarts

@@ -118,10 +118,11 @@ impl Snapshot {
         }
     }
 
-    /// Takes out the authority's key, the join tokens and the parameters of fence devices.
+    /// Takes out the authority's key, the join tokens, the secrets and the parameters of fence devices.
     #[must_use]
     pub fn redact(mut self) -> Self {
         self.state.tokens.clear();
+        self.state.secrets.clear();
         if let Some(cluster) = &mut self.state.cluster {
             cluster.ca_key = REDACTED.to_owned();
             for device in cluster.settings.fencing.values_mut().flatten() {

@@ -468,12 +468,7 @@ fn host<'a>(input: &Input<'a>, name: &'a HostName) -> Host<'a> {
     let up = health == Some(HostHealth::Up);
     // Who is heard within its lease is not dead, whatever a proof says: it was made before.
     let mut proofs = input.proofs.iter().filter(|proof| proof.host() == name);
-    let wide = |proof: &&FenceProof| {
-        !matches!(
-            proof.evidence(),
-            quorate_membership::Evidence::Closed { .. }
-        )
-    };
+    let wide = |proof: &&FenceProof| proof.vm().is_none();
     let report = input.reports.get(name);
     Host {
         name,

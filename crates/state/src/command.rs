@@ -5,10 +5,11 @@
 use crate::event::Event;
 use crate::model::{HostMode, StopMode};
 use crate::plan::Plan;
+use crate::quorum::WitnessChoice;
 use quorate_types::spec::Power;
 use quorate_types::{
     ClusterSettings, HostName, LabelName, Manifest, Millis, NetworkName, NodeId, PoolName,
-    Revision, RuleName, Timestamp, VmName,
+    Revision, RuleName, Secret, SecretName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Version of the command format that this program writes.
 ///
 /// 2: `LabelHost`; manifests with hosts, resources, preferences, weights and domains of rules.
-pub const FORMAT: u32 = 2;
+///
+/// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`; witnesses; hosts that left in
+/// order.
+pub const FORMAT: u32 = 3;
 
 /// A command with its circumstances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +156,67 @@ pub enum Command {
         set: BTreeMap<LabelName, LabelName>,
         /// Labels to remove.
         remove: BTreeSet<LabelName>,
+    },
+    /// A host's access to these pools is about to be taken away at their SANs. Since format 3.
+    CutStorage {
+        /// Which.
+        host: HostName,
+        /// Where.
+        pools: BTreeSet<PoolName>,
+    },
+    /// A host's access to these pools was given back at their SANs. Since format 3.
+    RestoreStorage {
+        /// Which.
+        host: HostName,
+        /// Where, with the revision of the cut that was undone: a newer one stays.
+        pools: BTreeMap<PoolName, Revision>,
+    },
+    /// Keep a password, or replace it. Since format 3.
+    SetSecret {
+        /// Its name.
+        name: SecretName,
+        /// The password.
+        secret: Secret,
+    },
+    /// Forget a password that no pool names. Since format 3.
+    DeleteSecret {
+        /// Its name.
+        name: SecretName,
+    },
+    /// Which witness the cluster has. Since format 3.
+    SetWitness {
+        /// The choice; a remote one joins by itself ([`Command::AdmitWitness`]).
+        witness: WitnessChoice,
+    },
+    /// A token that lets one remote witness join. Since format 3.
+    CreateWitnessToken {
+        /// SHA-256 in hex.
+        hash: String,
+        /// Not valid after this.
+        expires: Timestamp,
+    },
+    /// Admit a remote witness with a token, which is used up; it takes the place of any other. Since format 3.
+    AdmitWitness {
+        /// The token's hash.
+        token: String,
+        /// The witness.
+        name: HostName,
+        /// Its `address:port`.
+        address: String,
+    },
+    /// A disk witness lost its log: it goes on as a newcomer, under a new number. Since format 3.
+    RenewDiskWitness {
+        /// The number that it had.
+        old: NodeId,
+        /// What happened, for people.
+        why: String,
+    },
+    /// A host's daemon is being stopped in order, or is back. Since format 3.
+    HostLeft {
+        /// Which.
+        host: HostName,
+        /// It goes.
+        left: bool,
     },
 }
 

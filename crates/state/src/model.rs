@@ -1,11 +1,14 @@
 //! The objects of the state.
 
+use crate::copies::DiskRecords;
 use crate::event::EventLog;
 use crate::plan::{ActionKind, Reason};
+use crate::quorum::Quorum;
 use quorate_types::report::SavedState;
 use quorate_types::{
     ClusterSettings, Epoch, HostName, HostSpec, MigrationId, Millis, NetworkName, NetworkSpec,
-    NodeId, PoolName, PoolSpec, Revision, RuleName, RuleSpec, Timestamp, VmName, VmSpec,
+    NodeId, PoolName, PoolSpec, Revision, RuleName, RuleSpec, Secret, SecretName, Timestamp,
+    VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,6 +30,16 @@ pub struct State {
     /// none at the pool's path has not mounted it.
     #[serde(default)]
     pub pool_markers: BTreeMap<PoolName, String>,
+    /// Access of hosts to pools that was taken away, or is being taken away, at the SAN; with the revision that
+    /// ordered it. Recorded before it is done, so whoever leads next knows what to give back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub storage_cuts: BTreeMap<HostName, BTreeMap<PoolName, Revision>>,
+    /// Which hosts have the disks of pools that are the hosts' own, and which copies are in step.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub disk_copies: DiskRecords,
+    /// Passwords by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<SecretName, Secret>,
     /// Placement rules by name.
     pub rules: BTreeMap<RuleName, Object<RuleSpec>>,
     /// VMs by name.
@@ -41,6 +54,9 @@ pub struct State {
     /// name of a deleted one must not meet that one's epochs in the ledgers of hosts.
     #[serde(default)]
     pub forgotten_epoch: Epoch,
+    /// The witness, and who left in order.
+    #[serde(default, skip_serializing_if = "Quorum::is_empty")]
+    pub quorum: Quorum,
     /// What happened lately.
     pub log: EventLog,
 }
@@ -120,6 +136,9 @@ pub struct HostRecord {
 pub struct TokenRecord {
     /// Not valid after this.
     pub expires: Timestamp,
+    /// It lets a witness in, not a host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witness: bool,
 }
 
 /// How a guest is ended.
@@ -290,6 +309,12 @@ impl VmRecord {
 }
 
 impl State {
+    /// Whether the host's access to the pool was taken away, or is being taken away.
+    pub fn is_cut(&self, host: &HostName, pool: &PoolName) -> bool {
+        let cuts = self.storage_cuts.get(host);
+        cuts.is_some_and(|cuts| cuts.contains_key(pool))
+    }
+
     /// Settings in force (the defaults before the cluster exists).
     pub fn settings(&self) -> ClusterSettings {
         self.cluster

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::DiskFormat;
+use crate::iscsi::session::IscsiError;
 
 /// A failed pool operation.
 #[derive(Debug, thiserror::Error)]
@@ -238,6 +239,110 @@ pub enum PoolError {
         operation: &'static str,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// The SAN.
+    #[error("pool `{pool}`: {source}")]
+    Iscsi {
+        /// The pool.
+        pool: String,
+        /// What went wrong.
+        source: IscsiError,
+    },
+    /// Ceph.
+    #[error(
+        "pool `{pool}`: {operation} failed: {detail}: is `rbd` (package ceph-common) installed, and does Ceph answer?"
+    )]
+    Ceph {
+        /// The pool.
+        pool: String,
+        /// What was tried.
+        operation: &'static str,
+        /// What `rbd` said.
+        detail: String,
+    },
+    /// An image names no unit.
+    #[error("{reason}")]
+    BadUnit {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A password is not known.
+    #[error(
+        "pool `{pool}` names the secret `{secret}`, which the cluster does not have: run `quorate secret set {secret}`"
+    )]
+    SecretMissing {
+        /// The pool.
+        pool: String,
+        /// The secret's name.
+        secret: String,
+    },
+    /// A format that needs a file.
+    #[error("`{image}` in pool `{pool}` is a whole device: set `format: raw`")]
+    RawOnly {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
+    },
+    /// A unit cannot be enlarged from here.
+    #[error(
+        "`{image}` in pool `{pool}` has {have_bytes} bytes: enlarge it at the SAN first, then repeat this"
+    )]
+    GrowAtSan {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
+        /// Its size in bytes.
+        have_bytes: u64,
+    },
+    /// The name is taken.
+    #[error("pool `{pool}` has an image `{image}` already: give another name, or delete it first")]
+    ImageExists {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
+    },
+    /// Units are made and deleted elsewhere.
+    #[error("`{image}` in pool `{pool}` is a unit of the SAN: delete it there")]
+    NotOurs {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
+    },
+    /// The pool has no room for files.
+    #[error(
+        "pool `{pool}` holds whole disks and no files: {what} needs a pool of the kind `directory`"
+    )]
+    NoFiles {
+        /// The pool.
+        pool: String,
+        /// What was wanted.
+        what: &'static str,
+    },
+    /// Not a block device.
+    #[error("pool `{pool}`: {} is not a block device", .path.display())]
+    NotADevice {
+        /// The pool.
+        pool: String,
+        /// What was found there.
+        path: PathBuf,
+    },
+    /// The directory of device names does not exist.
+    #[error("pool `{pool}`: this host has no {}: is the SAN logged in (`iscsiadm`, multipath), is udev running?", .path.display())]
+    NoDevices {
+        /// The pool.
+        pool: String,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The pool does not work here.
+    #[error("{problem}")]
+    NotUsable {
+        /// What is wrong.
+        problem: String,
     },
     /// A fake pool was told to fail.
     #[error("fake pool: {operation} was told to fail")]

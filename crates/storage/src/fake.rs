@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
-    DiskFormat, DiskInfo, DiskSpec, Marker, Pool, PoolError, PoolFacts, SavedState, StorageFence,
-    round_to_sector,
+    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, Pool, PoolError, PoolFacts,
+    SavedState, StorageFence, round_to_sector,
 };
 
 const TOTAL_BYTES: u64 = 1 << 40;
@@ -108,7 +108,7 @@ impl FakePool {
                 found: found.to_string(),
             }),
             Some((_, bytes)) => Ok(DiskInfo {
-                path: self.path(image),
+                source: DiskSource::File(self.path(image)),
                 format,
                 virtual_bytes: *bytes,
                 actual_bytes: 0,
@@ -227,6 +227,18 @@ impl Pool for FakePool {
         let mut inner = self.begin("delete_disk")?;
         Self::refuse_in_use(&inner, image)?;
         Ok(inner.disks.remove(image).is_some())
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageEntry>, PoolError> {
+        let inner = self.begin("list_images")?;
+        let entry = |(image, (format, bytes)): (&String, &(DiskFormat, u64))| ImageEntry {
+            image: image.clone(),
+            virtual_bytes: Some(*bytes),
+            actual_bytes: Some(0),
+            format: *format,
+            problem: None,
+        };
+        Ok(inner.disks.iter().map(entry).collect())
     }
 
     async fn prepare_saved_state(&self, vm: &str, epoch: u64) -> Result<SavedState, PoolError> {

@@ -1,8 +1,9 @@
 //! Storage pools: where disks are, whether this host reaches them, and what a pool can
 //! prove about a host that lost them.
 //!
-//! Owns: the trait [`Pool`], the kind [`DirectoryPool`] (a path that all listed hosts
-//! share) and a fake one.
+//! Owns: the trait [`Pool`], its kinds [`DirectoryPool`] (a path that all listed hosts
+//! share), [`IscsiPoolDriver`] (units of a SAN, opened by QEMU itself), [`BlockPoolDriver`] (block devices
+//! of the hosts), [`RbdPoolDriver`] (images of Ceph), and a fake one.
 //!
 //! Always holds:
 //! - a pool carries a **marker** with a random id. Two hosts see the same pool exactly when
@@ -16,20 +17,28 @@
 //! Must not: take part in deciding who owns a disk. The locks of QEMU are looked at before
 //! an image is deleted, as a second net; they prove nothing about a host that hangs.
 
+pub mod block;
 pub mod directory;
 mod error;
 pub mod fake;
+pub mod iscsi;
 mod lanes;
 mod model;
+pub mod rbd;
+pub mod reservation;
 
 use std::path::PathBuf;
 
+pub use block::{BlockConfig, BlockPoolDriver};
 pub use directory::{DirectoryConfig, DirectoryPool};
 pub use error::PoolError;
 pub use fake::{FakePool, FakeStore};
+pub use iscsi::{IscsiConfig, IscsiPoolDriver};
 pub use model::{
-    DiskFormat, DiskInfo, DiskSpec, Marker, PoolFacts, SavedState, StorageFence, round_to_sector,
+    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, NewImage,
+    PoolFacts, RbdSource, SavedState, StorageFence, round_to_sector,
 };
+pub use rbd::{RbdConfig, RbdPoolDriver};
 
 /// What an agent needs from a pool of its host. All operations are idempotent.
 #[async_trait::async_trait]
@@ -84,30 +93,81 @@ pub trait Pool: Send + Sync + 'static {
     /// When it is in use.
     async fn delete_disk(&self, image: &str) -> Result<bool, PoolError>;
 
+    /// The images that are in the pool, by name.
+    ///
+    /// # Errors
+    /// When the pool is not in order.
+    async fn list_images(&self) -> Result<Vec<ImageEntry>, PoolError>;
+
+    /// Where a new image is to be written; nobody sees it before [`Pool::publish_image`]. Repeating it with the same
+    /// id finds what was written so far. A pool of whole units gives the unit itself.
+    ///
+    /// # Errors
+    /// When there is such an image already, or no such unit.
+    async fn begin_image(&self, image: &str, _id: &str) -> Result<NewImage, PoolError> {
+        let info = self.disk_info(image, DiskFormat::Raw).await?;
+        Ok(NewImage::Unit {
+            source: info.source,
+            bytes: info.virtual_bytes,
+        })
+    }
+
+    /// Gives a new image its name, durably, in one step.
+    ///
+    /// # Errors
+    /// When somebody made an image of that name meanwhile.
+    async fn publish_image(&self, _image: &str, _id: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    /// Removes a new image that is not finished.
+    ///
+    /// # Errors
+    /// When the pool is not in order.
+    async fn abandon_image(&self, _image: &str, _id: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
+
     /// Prepares the place where a VM's state is saved for a quick migration. Write to
     /// `part`, then call [`Pool::commit_saved_state`].
     ///
     /// # Errors
-    /// When the pool is not in order.
-    async fn prepare_saved_state(&self, vm: &str, epoch: u64) -> Result<SavedState, PoolError>;
+    /// When the pool is not in order, or has no room for files.
+    async fn prepare_saved_state(&self, _vm: &str, _epoch: u64) -> Result<SavedState, PoolError> {
+        Err(self.no_files("saving a guest's memory"))
+    }
 
     /// Makes a saved state durable and visible in one step; returns its path. Repeating it
     /// is fine.
     ///
     /// # Errors
     /// When nothing was saved.
-    async fn commit_saved_state(&self, vm: &str, epoch: u64) -> Result<PathBuf, PoolError>;
+    async fn commit_saved_state(&self, _vm: &str, _epoch: u64) -> Result<PathBuf, PoolError> {
+        Err(self.no_files("saving a guest's memory"))
+    }
 
     /// The committed saved state of that epoch, if there is one.
     ///
     /// # Errors
     /// When the pool is not in order.
-    async fn find_saved_state(&self, vm: &str, epoch: u64) -> Result<Option<PathBuf>, PoolError>;
+    async fn find_saved_state(&self, _vm: &str, _epoch: u64) -> Result<Option<PathBuf>, PoolError> {
+        Ok(None)
+    }
 
     /// Deletes saved states of the VM up to and including the epoch, finished or not;
     /// returns how many.
     ///
     /// # Errors
     /// When the pool is not in order.
-    async fn delete_saved_states(&self, vm: &str, up_to_epoch: u64) -> Result<u32, PoolError>;
+    async fn delete_saved_states(&self, _vm: &str, _up_to_epoch: u64) -> Result<u32, PoolError> {
+        Ok(0)
+    }
+
+    /// What to say when the pool has no room for files.
+    fn no_files(&self, what: &'static str) -> PoolError {
+        PoolError::NoFiles {
+            pool: self.name().to_owned(),
+            what,
+        }
+    }
 }

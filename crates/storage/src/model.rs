@@ -45,10 +45,10 @@ pub struct DiskSpec {
 }
 
 /// A disk image as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskInfo {
-    /// Its path on this host, without symbolic links.
-    pub path: PathBuf,
+    /// Where its bytes are.
+    pub source: DiskSource,
     /// Its format.
     pub format: DiskFormat,
     /// Size as the guest sees it, in bytes.
@@ -59,6 +59,106 @@ pub struct DiskInfo {
     pub backing: Option<PathBuf>,
     /// Whether this call made it.
     pub created: bool,
+}
+
+/// Where the bytes of a disk are, as QEMU is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// An image file: its path on this host, without symbolic links.
+    File(PathBuf),
+    /// A block device of this host.
+    Device(PathBuf),
+    /// A logical unit of an iSCSI target, for QEMU's own initiator.
+    Iscsi(IscsiSource),
+    /// An image of Ceph, for QEMU's own client.
+    Rbd(RbdSource),
+}
+
+impl DiskSource {
+    /// The path on this host, where there is one.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::File(path) | Self::Device(path) => Some(path),
+            Self::Iscsi(_) | Self::Rbd(_) => None,
+        }
+    }
+}
+
+/// Where a new image is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewImage {
+    /// A file that is not visible yet.
+    Part(PathBuf),
+    /// A unit that is there.
+    Unit {
+        /// Where.
+        source: DiskSource,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+}
+
+/// A logical unit and how this host logs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IscsiSource {
+    /// `address:port` of the portal that answered.
+    pub portal: String,
+    /// Name of the target.
+    pub target: String,
+    /// Number of the unit.
+    pub lun: u32,
+    /// Name by which this host logs in.
+    pub initiator: String,
+    /// Account and password, where the target asks for them.
+    pub login: Option<Login>,
+}
+
+/// An image of Ceph and how this host logs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RbdSource {
+    /// Ceph's pool.
+    pub pool: String,
+    /// The image in it.
+    pub image: String,
+    /// Ceph's configuration on this host.
+    pub conf: String,
+    /// User, without `client.`.
+    pub user: String,
+    /// The user with its key; absent: the keyring has it.
+    pub login: Option<Login>,
+}
+
+/// An account at a target.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Its name.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+}
+
+impl fmt::Debug for Login {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An image that is in a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageEntry {
+    /// Its name within the pool.
+    pub image: String,
+    /// Size as a guest sees it, in bytes, where it can be told.
+    pub virtual_bytes: Option<u64>,
+    /// Space it takes in the pool, in bytes.
+    pub actual_bytes: Option<u64>,
+    /// Its format, as its first bytes suggest.
+    pub format: DiskFormat,
+    /// Why more is not known.
+    pub problem: Option<String>,
 }
 
 /// The file that says which pool this is.

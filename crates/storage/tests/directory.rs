@@ -171,17 +171,17 @@ async fn images_are_made_once_and_never_overwritten() {
         assert!(one.created != two.created, "exactly one host makes {name}");
         assert_eq!(one.virtual_bytes, round_to_sector(10 * MIB + 1));
         assert!(one.actual_bytes < MIB, "{name} is not sparse");
-        assert_eq!(one.path, two.path);
+        assert_eq!(one.source, two.source);
         fs::File::options()
             .append(true)
-            .open(&one.path)
+            .open(one.source.path().unwrap())
             .unwrap()
             .write_all(&[7; 512])
             .unwrap();
-        let before = fs::read(&one.path).unwrap();
+        let before = fs::read(one.source.path().unwrap()).unwrap();
         let again = h1.ensure_disk(&spec).await.unwrap();
         assert!(!again.created);
-        assert_eq!(before, fs::read(&one.path).unwrap());
+        assert_eq!(before, fs::read(one.source.path().unwrap()).unwrap());
     }
     assert_eq!(leftovers(dir.path()), ["a", "b.qcow2"]);
     assert_eq!(leftovers(&dir.path().join("a")), ["raw.img"]);
@@ -293,7 +293,8 @@ async fn an_image_in_use_is_neither_deleted_nor_resized() {
     let dir = tempfile::tempdir().unwrap();
     let pool = defined(dir.path()).await;
     let spec = disk("db.img", DiskFormat::Raw, MIB);
-    let path = pool.ensure_disk(&spec).await.unwrap().path;
+    let path = pool.ensure_disk(&spec).await.unwrap().source;
+    let path = path.path().unwrap().to_owned();
     let guest = Command::new("qemu-system-x86_64")
         .args([
             "-nodefaults",

@@ -123,6 +123,10 @@ name_type!(
     /// Name of a countable resource of hosts.
     ResourceName
 );
+name_type!(
+    /// Name of a secret that the cluster keeps.
+    SecretName
+);
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ pub use crate::placement::{
     Condition, Dependency, HostSpec, LabelSelector, OnTimeout, Preference, RuleKind, RuleSpec,
     Tolerates,
 };
+pub use crate::pool::PoolSpec;
 use crate::settings::ClusterSettings;
 use crate::{ByteSize, HostName, Millis, NetworkName, PoolName, ResourceName, RuleName, VmName};
 use serde::{Deserialize, Serialize};
@@ -53,29 +54,6 @@ pub struct NetworkSpec {
 
 fn default_mtu() -> u32 {
     1500
-}
-
-/// A storage pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
-pub enum PoolSpec {
-    /// A directory that all the listed hosts share (NFS, a cluster file system).
-    Directory {
-        /// Absolute path, the same on every host.
-        path: String,
-        /// Hosts that reach it; empty: all.
-        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-        hosts: BTreeSet<HostName>,
-    },
-}
-
-impl PoolSpec {
-    /// Hosts that the operator says reach the pool; empty: all.
-    pub fn hosts(&self) -> &BTreeSet<HostName> {
-        match self {
-            Self::Directory { hosts, .. } => hosts,
-        }
-    }
 }
 
 /// What a VM's power should be.

@@ -55,6 +55,7 @@ fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
         save_failures: 0,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     };
     HostReport {
         host: name.clone(),
@@ -261,9 +262,14 @@ impl Backend for Fake {
         self.apply(by, command)
     }
 
-    async fn create_token(&self, _by: &str, ttl: Millis) -> Result<JoinToken, ApiError> {
+    async fn create_token(
+        &self,
+        _by: &str,
+        ttl: Millis,
+        witness: bool,
+    ) -> Result<JoinToken, ApiError> {
         Ok(JoinToken {
-            token: "token".into(),
+            token: if witness { "witness" } else { "token" }.into(),
             expires: Timestamp(ttl.0),
         })
     }

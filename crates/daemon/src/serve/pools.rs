@@ -2,6 +2,7 @@
 //! replicated state. From then on a host that finds no identity at the pool's path has not mounted it.
 
 use super::core::Core;
+use quorate_agent::PoolDefinition;
 use quorate_controller::Group as _;
 use quorate_state::{Command, State};
 use quorate_types::{HostName, PoolName};
@@ -52,17 +53,20 @@ fn duties(state: &State, leader: Option<&HostName>, me: &HostName) -> Vec<PoolNa
     let open = state
         .pools
         .iter()
-        .filter(|(name, _)| !state.pool_markers.contains_key(*name));
+        // What is a host's own is marked by that host.
+        .filter(|(name, pool)| {
+            !pool.spec.is_hosts_own() && !state.pool_markers.contains_key(*name)
+        });
     open.filter(|(_, pool)| mine(pool.spec.hosts()))
         .map(|(name, _)| name.clone())
         .collect()
 }
 
 async fn prepare_one(core: &Core, state: &State, name: &PoolName) -> bool {
-    let Some(object) = state.pools.get(name) else {
+    let Some(pool) = PoolDefinition::of(state, name) else {
         return true;
     };
-    match core.agent.define_pool(name, &object.spec).await {
+    match core.agent.define_pool(name, &pool).await {
         Ok(marker) => {
             info!(pool = %name, marker, "pool prepared");
             let command = Command::RecordPoolMarker {

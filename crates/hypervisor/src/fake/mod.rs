@@ -23,6 +23,7 @@ use async_trait::async_trait;
 pub use guest::FakeGuest;
 
 use crate::config::{GuestConfig, StartMode};
+use crate::disk::DiskSource;
 use crate::error::HypervisorError;
 use crate::guest::GuestState;
 use crate::vm::{Adoption, Hypervisor, Vm};
@@ -77,7 +78,7 @@ pub struct FakeSite {
 struct World {
     guests: BTreeMap<PathBuf, FakeGuest>,
     /// Which guest (by pid) holds an image for writing.
-    locks: BTreeMap<PathBuf, i32>,
+    locks: BTreeMap<DiskSource, i32>,
     listening: BTreeMap<SocketAddr, FakeGuest>,
     faults: BTreeMap<String, VecDeque<Fault>>,
     last_pid: i32,
@@ -159,15 +160,15 @@ impl FakeSite {
     }
 
     /// Takes the write locks of all images, or none; the error is the image that is taken.
-    fn lock_disks(&self, config: &GuestConfig, pid: i32) -> Result<(), PathBuf> {
+    fn lock_disks(&self, config: &GuestConfig, pid: i32) -> Result<(), String> {
         let mut world = self.world();
         let writable = || config.disks.iter().filter(|disk| !disk.read_only);
-        let taken = writable().find(|d| world.locks.get(&d.path).is_some_and(|by| *by != pid));
+        let taken = writable().find(|d| world.locks.get(&d.source).is_some_and(|by| *by != pid));
         if let Some(disk) = taken {
-            return Err(disk.path.clone());
+            return Err(disk.source.to_string());
         }
         for disk in writable() {
-            world.locks.insert(disk.path.clone(), pid);
+            world.locks.insert(disk.source.clone(), pid);
         }
         Ok(())
     }
@@ -207,7 +208,7 @@ impl FakeHypervisor {
             return Err(HypervisorError::StartFailed {
                 vm,
                 reason: "exit status 1".into(),
-                stderr: format!("{}: Failed to get \"write\" lock", path.display()),
+                stderr: format!("{}: Failed to get \"write\" lock", path),
             });
         }
         let guest = FakeGuest::new(self.site.clone(), config.clone(), pid, state);

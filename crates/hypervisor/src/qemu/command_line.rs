@@ -13,11 +13,14 @@
 
 use serde_json::{Value, json};
 
-use crate::config::{Boot, DiskConfig, GuestConfig, NicConfig, StartMode};
+use crate::config::{Boot, DiskConfig, DiskSource, GuestConfig, NicConfig, StartMode};
 
 /// The system calls QEMU may not make: no programs, no privileges, no priorities.
 pub(crate) const SANDBOX: &str =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// A command that a SAN does not answer for this long is tried again over a new connection; after some such tries the
+/// guest is paused by an I/O error. Without it a guest would hang and nothing would say so.
+const COMMAND_TIMEOUT_S: u32 = 5;
 /// Name of the guest agent's port, fixed by the agent.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
@@ -167,18 +170,71 @@ fn control(line: &mut Line, config: &GuestConfig) {
     line.pair("-serial", "chardev:console");
 }
 
+fn secret_id(index: usize) -> String {
+    format!("secret{index}")
+}
+
+/// The node that has the bytes.
+fn protocol(index: usize, disk: &DiskConfig) -> Value {
+    let mut node = match &disk.source {
+        DiskSource::File(file) => json!({
+            "driver": "file",
+            "filename": path(file),
+            "locking": "on",
+            "aio": "threads",
+        }),
+        DiskSource::HostDevice(device) => json!({
+            "driver": "host_device",
+            "filename": path(device),
+            "aio": "threads",
+        }),
+        DiskSource::Iscsi(unit) => {
+            let mut node = json!({
+                "driver": "iscsi",
+                "transport": "tcp",
+                "portal": unit.portal,
+                "target": unit.target,
+                "lun": unit.lun,
+                "initiator-name": unit.initiator,
+                "timeout": COMMAND_TIMEOUT_S,
+            });
+            if let Some(user) = &unit.user {
+                node["user"] = json!(user);
+                node["password-secret"] = json!(secret_id(index));
+            }
+            node
+        }
+        DiskSource::Rbd(disk) => {
+            let mut node = json!({
+                "driver": "rbd",
+                "pool": disk.pool,
+                "image": disk.image,
+                "conf": disk.conf,
+                "user": disk.user,
+            });
+            if disk.key.is_some() {
+                node["key-secret"] = json!(secret_id(index));
+            }
+            node
+        }
+    };
+    node["node-name"] = json!(format!("file{index}"));
+    node["read-only"] = json!(disk.read_only);
+    node["cache"] = json!({ "direct": disk.direct.unwrap_or(false), "no-flush": false });
+    node["discard"] = json!("unmap");
+    node
+}
+
 fn add_disk(line: &mut Line, config: &GuestConfig, bus: &str, index: usize, disk: &DiskConfig) {
     let node = disk_node(index);
-    let file = json!({
-        "driver": "file",
-        "node-name": format!("file{index}"),
-        "filename": path(&disk.path),
-        "read-only": disk.read_only,
-        "locking": "on",
-        "aio": "threads",
-        "cache": { "direct": disk.direct.unwrap_or(false), "no-flush": false },
-        "discard": "unmap",
-    });
+    if disk.password().is_some() {
+        let file = path(&config.paths().secret(index));
+        line.json(
+            "-object",
+            json!({ "qom-type": "secret", "id": secret_id(index), "file": file }),
+        );
+    }
+    let file = protocol(index, disk);
     line.json(
         "-blockdev",
         json!({

@@ -17,12 +17,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::guest::Guest;
 use super::process::record::Record;
-use super::process::{Spawned, Watched, identity, spawn, stderr_tail, supports_direct_io};
+use super::process::{
+    Spawned, Watched, identity, remove_secrets, spawn, stderr_tail, supports_direct_io,
+};
 use super::qmp::{QmpClient, QmpError};
 use crate::config::{GuestConfig, StartMode};
 use crate::error::HypervisorError;
 use crate::guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
 use crate::migration::{IncomingMigration, ListenRequest, MigrationRequest, OutgoingMigration};
+use crate::mirror::{MirrorStatus, MirrorTarget};
 use crate::vm::{Adoption, Hypervisor, Vm};
 
 /// Pause between two looks at a socket that a starting QEMU has not made yet.
@@ -74,7 +77,9 @@ impl QemuDriver {
             deadline,
             get_ready(&process, &config, &mode, deadline, &mut stage),
         );
-        let failure = match ready.await {
+        let ready = ready.await;
+        remove_secrets(&config);
+        let failure = match ready {
             Ok(Ok(client)) => {
                 let guest = Guest::new(config, process, Some(client));
                 return finish_start(guest, mode, deadline, log_start, within).await;
@@ -114,7 +119,10 @@ impl QemuDriver {
 /// Asks each disk's file system whether it can bypass the page cache, where the configuration leaves it open.
 fn resolve_direct_io(config: &mut GuestConfig) {
     for disk in &mut config.disks {
-        disk.direct = disk.direct.or_else(|| Some(supports_direct_io(&disk.path)));
+        let path = disk.source.path();
+        disk.direct = disk
+            .direct
+            .or_else(|| Some(path.is_none_or(supports_direct_io)));
     }
 }
 
@@ -353,5 +361,20 @@ impl Vm for Guest {
     }
     async fn listen(&self, request: ListenRequest) -> Result<IncomingMigration, HypervisorError> {
         self.listen(request).await
+    }
+    async fn start_mirror(
+        &self,
+        disk: usize,
+        tag: &str,
+        target: &MirrorTarget,
+        speed: Option<u64>,
+    ) -> Result<(), HypervisorError> {
+        self.start_mirror(disk, tag, target, speed).await
+    }
+    async fn mirrors(&self) -> Result<Vec<MirrorStatus>, HypervisorError> {
+        self.mirrors().await
+    }
+    async fn drop_mirror(&self, disk: usize) -> Result<(), HypervisorError> {
+        self.drop_mirror(disk).await
     }
 }

@@ -134,14 +134,7 @@ impl Drop for Bench {
 }
 
 fn disk(path: PathBuf, format: DiskFormat) -> DiskConfig {
-    DiskConfig {
-        id: "root".into(),
-        path,
-        format,
-        read_only: false,
-        serial: None,
-        direct: None,
-    }
+    DiskConfig::file("root", path, format)
 }
 
 pub fn serial_text(config: &GuestConfig) -> String {

@@ -153,7 +153,7 @@ impl Host {
         if state.power == Power::On {
             return Ok(());
         }
-        net::inside::boot(self.site.networks).map_err(|error| error.to_string())?;
+        net::inside::boot(&self.site).map_err(|error| error.to_string())?;
         if let Some(cgroup) = &self.cgroup {
             // A process that was being started when the power went.
             let _ = cgroup.kill();
@@ -190,7 +190,7 @@ impl Host {
             }
             None => self.signal(Who::All, Signal::STOP),
         }
-        let unplugged = net::inside::unplug(self.site.networks);
+        let unplugged = net::inside::unplug(&self.site);
         let gone = wait::until(
             "end of all processes",
             KILL_LIMIT,

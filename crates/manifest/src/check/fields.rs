@@ -2,7 +2,7 @@
 
 use super::Checker;
 use quorate_types::spec::{Boot, DiskSpec, KernelBoot, Machine, Probe, ReadyCheck};
-use quorate_types::{NetworkSpec, PoolSpec, VmName, VmSpec};
+use quorate_types::{NetworkSpec, VmName, VmSpec};
 
 /// Longest name of a Linux network interface.
 const MAX_INTERFACE: usize = 15;
@@ -46,8 +46,7 @@ impl Checker<'_> {
             self.network(name.as_str(), network);
         }
         for (name, pool) in &manifest.pools {
-            let PoolSpec::Directory { path, .. } = pool;
-            self.absolute(&["pools", name.as_str(), "path"], path, "a pool's path");
+            self.pool(name.as_str(), pool);
         }
         for (name, vm) in &manifest.vms {
             self.vm(name, vm);
@@ -92,7 +91,7 @@ impl Checker<'_> {
         }
     }
 
-    fn absolute(&mut self, path: &[&str], value: &str, what: &str) {
+    pub(super) fn absolute(&mut self, path: &[&str], value: &str, what: &str) {
         if !value.starts_with('/') {
             let message = format!("`{value}` is not an absolute path");
             self.report(
@@ -139,7 +138,9 @@ impl Checker<'_> {
         }
         self.boot(here, vm);
         for (index, disk) in vm.disks.iter().enumerate() {
-            self.disk(here, &index.to_string(), disk);
+            let index = index.to_string();
+            self.disk(here, &index, disk);
+            self.own_disk(here, &index, vm, disk);
         }
         for (index, nic) in vm.nics.iter().enumerate() {
             if let Some(mac) = &nic.mac {
@@ -185,6 +186,9 @@ impl Checker<'_> {
     fn disk(&mut self, here: &str, index: &str, disk: &DiskSpec) {
         let path = ["vms", here, "disks", index, "image"];
         let image = disk.image.as_str();
+        if self.unit(&path, disk) {
+            return;
+        }
         if image.starts_with('/') {
             let message = format!("`{image}` is an absolute path");
             self.report(&path, message, "write the image's path inside its pool");

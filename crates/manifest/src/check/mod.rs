@@ -8,6 +8,7 @@
 mod dependencies;
 mod fields;
 mod placement;
+mod pools;
 mod references;
 mod sharing;
 mod wishes;

@@ -1,7 +1,7 @@
 //! Things that only one object may have: images, directories, bridges, addresses.
 
 use super::Checker;
-use quorate_types::{NetworkName, PoolSpec, VmName};
+use quorate_types::{NetworkName, PoolName, PoolSpec, VmName};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -12,13 +12,16 @@ impl Checker<'_> {
     pub(super) fn sharing(&mut self) {
         self.bridges();
         self.directories();
-        let mut images: Holders<(String, String)> = BTreeMap::new();
+        let mut images: Holders<String> = BTreeMap::new();
         let mut macs: Holders<String> = BTreeMap::new();
         let mut addresses: Holders<(NetworkName, IpAddr)> = BTreeMap::new();
         for (name, vm, touched) in self.vms_existing_first() {
             let here = name.as_str();
             for (index, disk) in vm.disks.iter().enumerate() {
-                let key = (disk.pool.as_str().to_owned(), disk.image.clone());
+                let key = match self.all.pools.get(&disk.pool) {
+                    Some(pool) => pool.identity(&disk.pool, &disk.image),
+                    None => format!("{}/{}", disk.pool, disk.image),
+                };
                 if let Some(other) = images.insert(key, name.clone())
                     && touched
                 {
@@ -107,13 +110,14 @@ impl Checker<'_> {
     fn directories(&mut self) {
         let manifest = self.manifest;
         for (name, pool) in &manifest.pools {
-            let PoolSpec::Directory { path, .. } = pool;
-            let other = self.all.pools.iter().find(|(other, spec)| {
-                let PoolSpec::Directory { path: theirs, .. } = spec;
-                let earlier = !manifest.pools.contains_key(*other) || *other < name;
-                earlier && *other != name && (inside(path, theirs) || inside(theirs, path))
-            });
-            if let Some((other, PoolSpec::Directory { path: theirs, .. })) = other {
+            let Some(path) = pool.path() else { continue };
+            let overlapping = |(other, spec): (&'_ PoolName, &PoolSpec)| {
+                let theirs = spec.path()?;
+                let earlier = !manifest.pools.contains_key(other) || other < name;
+                let overlaps = inside(path, theirs) || inside(theirs, path);
+                (earlier && other != name && overlaps).then(|| (other.clone(), theirs.to_owned()))
+            };
+            if let Some((other, theirs)) = self.all.pools.iter().find_map(overlapping) {
                 let message = format!("`{path}` overlaps with `{theirs}` of the pool `{other}`");
                 self.report(
                     &["pools", name.as_str(), "path"],

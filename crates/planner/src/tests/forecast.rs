@@ -332,10 +332,20 @@ fn a_saved_state_replays_the_same_plan_and_holds_no_secret() {
     cluster.settings.fencing.insert(host("h1"), vec![device]);
     let token = quorate_state::TokenRecord {
         expires: quorate_types::Timestamp(9),
+        witness: false,
     };
     snapshot.state.tokens.insert("abcdef".into(), token);
+    let secret = quorate_types::Secret::new("open sesame").unwrap();
+    let name = quorate_types::SecretName::new("san").unwrap();
+    snapshot.state.secrets.insert(name, secret);
     let text = serde_json::to_string(&snapshot.clone().redact()).unwrap();
-    for secret in ["very secret", "hunter2", "10.0.0.1\"}", "abcdef"] {
+    for secret in [
+        "very secret",
+        "open sesame",
+        "hunter2",
+        "10.0.0.1\"}",
+        "abcdef",
+    ] {
         assert!(!text.contains(secret), "{secret} is in {text}");
     }
     let read = Snapshot::read(text.as_bytes()).unwrap();

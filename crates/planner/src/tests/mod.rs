@@ -2,6 +2,7 @@
 
 mod balance;
 mod capacity;
+mod copies;
 mod forecast;
 mod migration;
 mod moving;
@@ -10,4 +11,5 @@ mod preemption;
 mod properties;
 mod quality;
 mod recovery;
+mod storage;
 mod wishes;

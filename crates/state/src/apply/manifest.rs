@@ -4,6 +4,7 @@ use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::{EventKind, Subject};
 use crate::model::{MoveRequest, Object, OrderKind, Ownership, State, StopMode, VmRecord};
+use crate::quorum::Witness;
 use quorate_types::conflict::{self, Conflict};
 use quorate_types::spec::{Power, RuleKind};
 use quorate_types::{
@@ -48,6 +49,7 @@ pub(super) fn apply(
         {
             change.state.pool_markers.remove(name);
         }
+        kind_stays(change, name, spec)?;
     }
     put_all(change, "pool", &manifest.pools, |state| &mut state.pools);
     put_all(change, "rule", &manifest.rules, |state| &mut state.rules);
@@ -211,6 +213,14 @@ fn check(state: &State) -> Vec<String> {
             }
         }
     }
+    for (name, pool) in &state.pools {
+        let secrets = pool.spec.secrets().into_iter();
+        for secret in secrets.filter(|secret| !state.secrets.contains_key(*secret)) {
+            problems.push(format!(
+                "pool {name}: there is no secret `{secret}`: run `quorate secret set {secret}` first"
+            ));
+        }
+    }
     for (name, rule) in &state.rules {
         for vm in rule.spec.vms() {
             if !state.vms.contains_key(vm) {
@@ -224,21 +234,23 @@ fn check(state: &State) -> Vec<String> {
 }
 
 fn shared_images(state: &State) -> Vec<String> {
-    let mut users: BTreeMap<(&PoolName, &str), Vec<&VmName>> = BTreeMap::new();
+    let mut users: BTreeMap<String, Vec<(&PoolName, &str, &VmName)>> = BTreeMap::new();
     for (name, vm) in &state.vms {
         for disk in &vm.spec.disks {
-            users
-                .entry((&disk.pool, disk.image.as_str()))
-                .or_default()
-                .push(name);
+            let (pool, image) = (&disk.pool, disk.image.as_str());
+            let identity = match state.pools.get(pool) {
+                Some(object) => object.spec.identity(pool, image),
+                None => format!("{pool}/{image}"),
+            };
+            users.entry(identity).or_default().push((pool, image, name));
         }
     }
-    let shared = users.into_iter().filter(|(_, vms)| vms.len() > 1);
+    let shared = users.into_values().filter(|users| users.len() > 1);
     shared
-        .map(|((pool, image), vms)| {
+        .map(|users| {
+            let ((pool, image, first), (_, _, second)) = (users[0], users[1]);
             format!(
-                "image {image} of pool {pool} is used by {} and {}: a disk has one writer",
-                vms[0], vms[1]
+                "image {image} of pool {pool} is used by {first} and {second}: a disk has one writer"
             )
         })
         .collect()
@@ -344,6 +356,30 @@ pub(super) fn delete_vm(change: &mut Change<'_>, vm: &VmName) -> Result<(), Refu
     Ok(())
 }
 
+/// Where a disk is changes its meaning with the kind of its pool.
+fn kind_stays(
+    change: &Change<'_>,
+    name: &quorate_types::PoolName,
+    spec: &quorate_types::PoolSpec,
+) -> Result<(), Refusal> {
+    let old = change.state.pools.get(name).map(|old| &old.spec);
+    let Some(old) = old.filter(|old| old.kind() != spec.kind()) else {
+        return Ok(());
+    };
+    let user = change.state.vms.iter().find(|(_, vm)| {
+        let mut disks = vm.spec.disks.iter().chain(&vm.effective().disks);
+        disks.any(|disk| disk.pool == *name)
+    });
+    let own = old.is_hosts_own() || spec.is_hosts_own();
+    match user.filter(|_| own) {
+        Some((vm, _)) => Err(Refusal::InUse(format!(
+            "pool {name} is of kind `{}` and VM {vm} has a disk in it: define another pool, and move the disks there",
+            old.kind()
+        ))),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<(), Refusal> {
     let used = change.state.vms.iter().find(|(_, vm)| {
         vm.spec
@@ -355,12 +391,21 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
     if let Some((vm, _)) = used {
         return Err(Refusal::InUse(format!("VM {vm} has a disk in pool {pool}")));
     }
+    if let Some(Witness::Disk { pool: of, .. }) = &change.state.quorum.witness
+        && of == pool
+    {
+        return Err(Refusal::InUse(format!(
+            "the disk witness lies in pool {pool}: `quorate quorum set --witness none`, or another pool, first"
+        )));
+    }
     change
         .state
         .pools
         .remove(pool)
         .ok_or_else(|| unknown("pool", pool))?;
     change.state.pool_markers.remove(pool);
+    super::copies::forget_pool(change.state, pool);
+    super::storage::forget_cuts(change, |_, gone| gone == pool);
     change.topology_changed();
     change.event(
         EventKind::Changed,

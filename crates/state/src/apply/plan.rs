@@ -3,7 +3,7 @@
 //! Always holds: a plan made before a change of something it touches is refused whole, so the
 //! planner looks again; **proof-before-start** is checked here, not believed.
 
-use super::{Change, unknown};
+use super::{Change, copies, unknown};
 use crate::command::Refusal;
 use crate::event::EventKind;
 use crate::model::{
@@ -57,6 +57,16 @@ fn step(change: &mut Change<'_>, planned: &PlannedAction) -> Result<(), Refusal>
             }
         }
         Action::AbandonSave { vm } => abandon_save(change, action, vm)?,
+        Action::AddCopy { of, epoch } => copies::add(change, action, of, *epoch)?,
+        Action::CopyInStep {
+            of,
+            epoch,
+            since,
+            boot,
+        } => copies::in_step(change, action, of, *epoch, *since, boot)?,
+        Action::CopyOutOfStep { of, epoch, since } => {
+            copies::out_of_step(change, action, of, *epoch, *since)?
+        }
         Action::SetHostMode { host, mode } => {
             // Within a plan the mode only follows what the plan already saw: no staleness of itself.
             let topology = change.state.topology_changed;
@@ -102,7 +112,10 @@ fn record_decision(change: &mut Change<'_>, vm: &VmName, planned: &PlannedAction
     }
 }
 
-fn vm_mut<'c>(change: &'c mut Change<'_>, vm: &VmName) -> Result<&'c mut VmRecord, Refusal> {
+pub(super) fn vm_mut<'c>(
+    change: &'c mut Change<'_>,
+    vm: &VmName,
+) -> Result<&'c mut VmRecord, Refusal> {
     change
         .state
         .vms
@@ -110,7 +123,7 @@ fn vm_mut<'c>(change: &'c mut Change<'_>, vm: &VmName) -> Result<&'c mut VmRecor
         .ok_or_else(|| unknown("VM", vm))
 }
 
-fn refuse(action: &Action, why: impl Into<String>) -> Refusal {
+pub(super) fn refuse(action: &Action, why: impl Into<String>) -> Refusal {
     Refusal::Action {
         action: action.describe(),
         why: why.into(),
@@ -132,6 +145,31 @@ fn check_target(change: &Change<'_>, action: &Action, host: &HostName) -> Result
     Ok(())
 }
 
+/// A host that was cut off from a disk's pool is let in again only after everything that it ran there is gone.
+fn check_reach(
+    change: &Change<'_>,
+    action: &Action,
+    vm: &VmName,
+    host: &HostName,
+) -> Result<(), Refusal> {
+    let disks = change
+        .state
+        .vms
+        .get(vm)
+        .map(|record| &record.effective().disks);
+    let cut = disks
+        .into_iter()
+        .flatten()
+        .find(|disk| change.state.is_cut(host, &disk.pool));
+    match cut {
+        Some(disk) => Err(refuse(
+            action,
+            format!("{host} is cut off from pool {}", disk.pool),
+        )),
+        None => Ok(()),
+    }
+}
+
 fn start(
     change: &mut Change<'_>,
     action: &Action,
@@ -140,6 +178,7 @@ fn start(
     abi: &GuestAbi,
 ) -> Result<EventKind, Refusal> {
     check_target(change, action, host)?;
+    check_reach(change, action, vm, host)?;
     let record = vm_mut(change, vm)?;
     if !record.wanted() {
         return Err(refuse(action, "it shall not run"));
@@ -165,6 +204,7 @@ fn start(
     };
     record.last_host = Some(host.clone());
     record.failed_moves = 0;
+    copies::started(change, action, vm, host, epoch)?;
     Ok(EventKind::Start)
 }
 
@@ -181,7 +221,13 @@ fn release(
         return Err(refuse(action, "nobody owns it"));
     }
     for (host, epoch) in holders {
-        if !proofs.iter().any(|proof| proof.covers(host, vm, epoch)) {
+        let disks = || {
+            let disks = record.effective().disks.iter();
+            disks.map(|disk| (&disk.pool, disk.image.as_str()))
+        };
+        let holds =
+            |proof: &FenceProof| proof.covers(host, vm, epoch) && proof.covers_disks(disks());
+        if !proofs.iter().any(holds) {
             return Err(refuse(
                 action,
                 format!("no proof that {host} does not run it under epoch {epoch}"),
@@ -250,6 +296,12 @@ fn migrate(
     to: &HostName,
 ) -> Result<EventKind, Refusal> {
     check_target(change, action, to)?;
+    check_reach(change, action, vm, to)?;
+    let spec = vm_mut(change, vm)?.effective().clone();
+    if let Some(disk) = change.state.own_disks(&spec).next() {
+        let why = format!("disk {} is on its host", disk.image);
+        return Err(refuse(action, why));
+    }
     let id = MigrationId(change.revision.0);
     let record = vm_mut(change, vm)?;
     let Ownership::Owned {
@@ -338,7 +390,9 @@ fn finish(
         }
         MigrationEnd::StayedAtSource | MigrationEnd::RefusedByTarget => back,
         MigrationEnd::TargetDead(proof) => {
-            if !proof.covers(&to, vm, target_epoch) {
+            let disks = record.effective().disks.iter();
+            let disks = disks.map(|disk| (&disk.pool, disk.image.as_str()));
+            if !proof.covers(&to, vm, target_epoch) || !proof.covers_disks(disks) {
                 return Err(refuse(
                     action,
                     format!("no proof that {to} does not run it under epoch {target_epoch}"),

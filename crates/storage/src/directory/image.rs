@@ -66,6 +66,35 @@ pub(super) fn inspect(
     })
 }
 
+/// Format and size of an image as its first bytes tell them (qcow2 has its size at byte 24).
+pub(super) fn look(
+    pool: &str,
+    image: &str,
+    path: &Path,
+) -> Result<(DiskFormat, Option<u64>), PoolError> {
+    let failed = |error| PoolError::io(pool, path, "reading an image", error);
+    let mut head = [0; 32];
+    let mut file = File::open(path).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    let mut first = [0; 8];
+    if length >= 32 {
+        file.read_exact(&mut head).map_err(failed)?;
+        first.copy_from_slice(&head[..8]);
+    }
+    match format_of(&first) {
+        None => Ok((DiskFormat::Raw, Some(length))),
+        Some("qcow2") => {
+            let size = head[24..32].try_into().map(u64::from_be_bytes).ok();
+            Ok((DiskFormat::Qcow2, size))
+        }
+        Some(found) => Err(PoolError::WrongFormat {
+            image: image.to_owned(),
+            declared: DiskFormat::Raw,
+            found: found.to_owned(),
+        }),
+    }
+}
+
 /// The format whose magic number the file begins with; plain bytes have none.
 fn format_of(head: &[u8; 8]) -> Option<&'static str> {
     match head {
@@ -105,6 +134,8 @@ pub(super) struct Info {
     full_backing: Option<String>,
     #[serde(rename = "backing-filename")]
     backing: Option<String>,
+    #[serde(rename = "backing-filename-format")]
+    backing_format: Option<String>,
     #[serde(rename = "format-specific")]
     specific: Option<Specific>,
 }
@@ -129,6 +160,11 @@ impl Info {
             .and_then(|specific| specific.data.as_ref());
         let data_file = data.and_then(|data| data.data_file.as_deref());
         self.backing().into_iter().chain(data_file)
+    }
+
+    /// The format that it says the other one has.
+    pub(super) fn backing_format(&self) -> Option<&str> {
+        self.backing_format.as_deref()
     }
 
     /// The image it is based on.

@@ -46,11 +46,7 @@ impl Cluster {
                     .then_some(())
                     .ok_or_else(|| format!("{copies:?}"))
             });
-            let image = self
-                .lab
-                .site()
-                .shared_dir()
-                .join(format!("{}.raw", guest.name));
+            let image = self.disk_file(guest);
             let verdict = judge(&image, report).unwrap();
             self.say(&format!(
                 "{}: {} records in the log, {} acknowledged ones found, {} boots",

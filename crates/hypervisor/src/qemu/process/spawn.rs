@@ -1,7 +1,7 @@
 //! Spawning QEMU, detached.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -67,6 +67,8 @@ pub fn spawn(
     };
     write_record(Record::new(config.clone(), mode.clone(), None))?;
 
+    write_secrets(config, &paths).map_err(|e| io_error("write a secret below", &paths.dir, e))?;
+
     let mut command = Command::new(binary);
     command.args(command_line(config, mode));
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
@@ -98,6 +100,32 @@ pub fn spawn(
         return Err(undo(child, error));
     }
     Ok(Spawned { process, log_start })
+}
+
+/// Passwords go through files that only this user can read, and only while QEMU starts: arguments can be seen by all.
+fn write_secrets(config: &GuestConfig, paths: &RuntimePaths) -> io::Result<()> {
+    for (index, disk) in config.disks.iter().enumerate() {
+        let Some(password) = disk.password() else {
+            continue;
+        };
+        let path = paths.secret(index);
+        remove_if_there(&path)?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        file?.write_all(password.0.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Removes what [`spawn`] wrote for QEMU to read at its start.
+pub fn remove_secrets(config: &GuestConfig) {
+    let paths = config.paths();
+    let with = config.disks.iter().enumerate();
+    for (index, _) in with.filter(|(_, disk)| disk.password().is_some()) {
+        if let Err(error) = remove_if_there(&paths.secret(index)) {
+            tracing::warn!(vm = config.name, %error, "a secret's file stays");
+        }
+    }
 }
 
 /// Ends a child that could not be put under watch.

@@ -1,0 +1,107 @@
+//! Commands about access to storage: cuts at the SAN, and the passwords for it.
+//!
+//! Always holds: a cut is recorded before it is made and forgotten only by a command that names the very
+//! same cut, so no leader gives back what a later one took away.
+
+use super::{Change, unknown};
+use crate::command::Refusal;
+use crate::event::{EventKind, Subject};
+use quorate_types::{HostName, PoolName, Revision, Secret, SecretName};
+use std::collections::{BTreeMap, BTreeSet};
+
+pub(super) fn cut(
+    change: &mut Change<'_>,
+    host: &HostName,
+    pools: &BTreeSet<PoolName>,
+) -> Result<(), Refusal> {
+    if !change.state.hosts.contains_key(host) {
+        return Err(unknown("host", host));
+    }
+    if let Some(missing) = pools
+        .iter()
+        .find(|pool| !change.state.pools.contains_key(*pool))
+    {
+        return Err(unknown("pool", missing));
+    }
+    let revision = change.revision;
+    let cuts = change.state.storage_cuts.entry(host.clone()).or_default();
+    let new: Vec<_> = pools
+        .iter()
+        .filter(|pool| cuts.insert((*pool).clone(), revision).is_none())
+        .map(ToString::to_string)
+        .collect();
+    if !new.is_empty() {
+        // Where VMs can run has changed; a plan that releases VMs of the host knows that already, since it is
+        // made after this.
+        change.topology_changed();
+        let text = format!("{host} is being cut off from {}", new.join(", "));
+        change.event(EventKind::Changed, Subject::Host(host.clone()), text);
+    }
+    Ok(())
+}
+
+pub(super) fn restore(
+    change: &mut Change<'_>,
+    host: &HostName,
+    pools: &BTreeMap<PoolName, Revision>,
+) -> Result<(), Refusal> {
+    let Some(cuts) = change.state.storage_cuts.get_mut(host) else {
+        return Ok(());
+    };
+    let before = cuts.len();
+    cuts.retain(|pool, since| pools.get(pool) != Some(since));
+    let (now, empty) = (cuts.len(), cuts.is_empty());
+    if empty {
+        change.state.storage_cuts.remove(host);
+    }
+    if now < before {
+        change.topology_changed();
+        let names: Vec<_> = pools.keys().map(ToString::to_string).collect();
+        let text = format!("{host} reaches {} again", names.join(", "));
+        change.event(EventKind::Changed, Subject::Host(host.clone()), text);
+    }
+    Ok(())
+}
+
+pub(super) fn set_secret(
+    change: &mut Change<'_>,
+    name: &SecretName,
+    secret: &Secret,
+) -> Result<(), Refusal> {
+    let old = change.state.secrets.insert(name.clone(), secret.clone());
+    if old.as_ref() != Some(secret) {
+        let verb = if old.is_some() { "changed" } else { "created" };
+        secret_event(change, name, verb);
+    }
+    Ok(())
+}
+
+pub(super) fn delete_secret(change: &mut Change<'_>, name: &SecretName) -> Result<(), Refusal> {
+    let pools = change.state.pools.iter();
+    if let Some((pool, _)) = pools
+        .into_iter()
+        .find(|(_, pool)| pool.spec.secrets().contains(name))
+    {
+        return Err(Refusal::InUse(format!(
+            "pool {pool} uses the secret {name}"
+        )));
+    }
+    if change.state.secrets.remove(name).is_none() {
+        return Err(unknown("secret", name));
+    }
+    secret_event(change, name, "deleted");
+    Ok(())
+}
+
+fn secret_event(change: &mut Change<'_>, name: &SecretName, verb: &str) {
+    let subject = Subject::Object(format!("secret/{name}"));
+    change.event(EventKind::Changed, subject, format!("secret {name} {verb}"));
+}
+
+/// What of a removed host or pool is left here.
+pub(super) fn forget_cuts(change: &mut Change<'_>, gone: impl Fn(&HostName, &PoolName) -> bool) {
+    for (host, cuts) in &mut change.state.storage_cuts {
+        cuts.retain(|pool, _| !gone(host, pool));
+    }
+    change.state.storage_cuts.retain(|_, cuts| !cuts.is_empty());
+}

@@ -36,6 +36,7 @@ const TEMPLATE: &str = "\
   token        Make a join token for another host
   join         Make this host a member of a cluster
   witness      join, serve: a third vote on any machine, for two hosts
+  reservation  show, drill: who may write a LUN, and what its SAN can prove
   import       A manifest from another cluster manager's configuration
   serve        Run this host's daemon
   lab          A whole cluster on one machine, to play with
@@ -122,6 +123,9 @@ pub(crate) enum Command {
     /// Hosts.
     #[command(subcommand)]
     Host(HostCommand),
+    /// SCSI-3 persistent reservations of a LUN of this host's kernel.
+    #[command(subcommand)]
+    Reservation(super::reservation::ReservationCommand),
     /// A manifest from another cluster manager's configuration.
     #[command(subcommand)]
     Import(super::import::ImportCommand),

@@ -19,6 +19,7 @@ mod output;
 mod plan;
 mod progress;
 mod quorum;
+mod reservation;
 mod saved;
 mod setup;
 mod show;
@@ -169,6 +170,7 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Delete(command) => vm::delete(&context, command).await,
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Reservation(command) => reservation::run(&context.output, &command).await,
         Command::Import(command) => import::import(&context.output, &command),
         Command::Init(args) => setup::init(&context, args).await,
         Command::Token(command) => host::token(&context, command).await,

@@ -33,5 +33,7 @@ pub use group::{Group, Leading, ProposeFailure};
 pub use operator::ControllerError;
 pub use picture::{HostPicture, Picture, VotePicture};
 pub use power::PowerSwitch;
-pub use quorate_controller_logic::{Door, GroupMembers, HeartbeatReply, HeartbeatRequest, Shut};
+pub use quorate_controller_logic::{
+    Door, Gate, GroupMembers, HeartbeatReply, HeartbeatRequest, Shut,
+};
 pub use storage::StorageGate;

@@ -30,13 +30,14 @@ const TEMPLATE: &str = "\
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
+  storage      list, show, keys, drill: pools, their images, who may write a LUN
+  secret       set, list, delete: passwords that pools name
 
 \x1b[1mSet up\x1b[0m
   init         Make a cluster with this host as its first
   token        Make a join token for another host
   join         Make this host a member of a cluster
   witness      join, serve: a third vote on any machine, for two hosts
-  reservation  show, drill: who may write a LUN, and what its SAN can prove
   import       A manifest from another cluster manager's configuration
   serve        Run this host's daemon
   lab          A whole cluster on one machine, to play with
@@ -123,9 +124,12 @@ pub(crate) enum Command {
     /// Hosts.
     #[command(subcommand)]
     Host(HostCommand),
-    /// SCSI-3 persistent reservations of a LUN of this host's kernel.
+    /// Storage pools: who reaches them, what they can prove, their images.
     #[command(subcommand)]
-    Reservation(super::reservation::ReservationCommand),
+    Storage(super::storage::StorageCommand),
+    /// Passwords that pools name: of targets, of arrays.
+    #[command(subcommand)]
+    Secret(super::secret::SecretCommand),
     /// A manifest from another cluster manager's configuration.
     #[command(subcommand)]
     Import(super::import::ImportCommand),

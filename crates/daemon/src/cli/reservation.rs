@@ -1,9 +1,9 @@
-//! `reservation`: who may write a LUN of this host's kernel, and what its SAN can prove. Asks the
+//! `storage keys` and `storage drill`: who may write a LUN of this host's kernel, and what its SAN can prove. Asks the
 //! device itself; needs no daemon, and changes nothing but a scratch LUN's registrations.
 
 use super::error::CliError;
 use super::output::{Output, Tone, cell, count};
-use clap::{Args, Subcommand, ValueHint};
+use clap::{Args, ValueHint};
 use quorate_storage::StorageFence;
 use quorate_storage::reservation::{
     ClusterTag, DrillReport, Inspection, LinuxDevice, Reservation, ReservationKey,
@@ -15,15 +15,6 @@ use std::time::Duration;
 
 /// For everything that is asked of a device.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ReservationCommand {
-    /// The keys on a LUN: who may write it. Changes nothing.
-    Show(DeviceArgs),
-    /// Try the persistent reservations of a scratch LUN, and say which proof its SAN can give. One that
-    /// somebody is registered on is refused; data stays as it is.
-    Drill(DeviceArgs),
-}
 
 #[derive(Debug, Args)]
 pub(crate) struct DeviceArgs {
@@ -77,13 +68,6 @@ struct DrillView<'a> {
     persistent: bool,
 }
 
-pub(crate) async fn run(output: &Output, command: &ReservationCommand) -> Result<(), CliError> {
-    match command {
-        ReservationCommand::Show(args) => show(output, &args.device).await,
-        ReservationCommand::Drill(args) => drill(output, &args.device).await,
-    }
-}
-
 /// The tag only marks the drill's own keys; every cluster's are shown.
 fn reservation(device: &Path) -> Reservation {
     let device = Arc::new(LinuxDevice::new(device));
@@ -94,7 +78,9 @@ fn failed(error: impl std::fmt::Display) -> CliError {
     CliError::Failed(error.to_string())
 }
 
-async fn show(output: &Output, device: &Path) -> Result<(), CliError> {
+/// `storage keys`.
+pub(crate) async fn keys(output: &Output, args: &DeviceArgs) -> Result<(), CliError> {
+    let device = args.device.as_path();
     let asked = reservation(device);
     let seen = asked.inspect().await.map_err(failed)?;
     let may_write = asked.may_write().await.map_err(failed)?;
@@ -181,7 +167,9 @@ fn page(output: &Output, view: &DeviceView) -> String {
     format!("{text}\n\n{table}")
 }
 
-async fn drill(output: &Output, device: &Path) -> Result<(), CliError> {
+/// `storage drill`.
+pub(crate) async fn drill(output: &Output, args: &DeviceArgs) -> Result<(), CliError> {
+    let device = args.device.as_path();
     let asked = reservation(device);
     let scratch = ReservationKey::new(asked.cluster(), 1, 1).map_err(failed)?;
     let report = asked.drill(scratch).await.map_err(failed)?;
@@ -258,11 +246,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_device_fails_with_a_hint() {
-        for command in [ReservationCommand::Show, ReservationCommand::Drill] {
-            let args = DeviceArgs {
-                device: "/dev/disk/by-id/none".into(),
-            };
-            let error = run(&PLAIN, &command(args)).await.unwrap_err();
+        let args = DeviceArgs {
+            device: "/dev/disk/by-id/none".into(),
+        };
+        let errors = [
+            keys(&PLAIN, &args).await.unwrap_err(),
+            drill(&PLAIN, &args).await.unwrap_err(),
+        ];
+        for error in errors {
             assert!(error.to_string().contains("the device is gone"), "{error}");
         }
     }

@@ -282,5 +282,6 @@ fn running(epoch: Epoch) -> VmReport {
         error: None,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     }
 }

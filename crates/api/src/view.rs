@@ -6,7 +6,7 @@ use quorate_types::report::Capacity;
 use quorate_types::spec::Power;
 use quorate_types::{
     ByteSize, Epoch, HostName, LabelName, Millis, NetworkName, NetworkSpec, PoolName, PoolSpec,
-    Revision, RuleName, RuleSpec, Timestamp, VmName,
+    Revision, RuleName, RuleSpec, SecretName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -354,6 +354,7 @@ impl From<&quorate_state::Event> for EventView {
             EventKind::Release => "release",
             EventKind::Migration => "migration",
             EventKind::Refused => "refused",
+            EventKind::Storage => "storage",
         };
         let subject = match &event.subject {
             Subject::Cluster => "cluster".to_owned(),
@@ -525,6 +526,32 @@ impl Default for TokenRequest {
             ttl: default_ttl(),
             witness: false,
         }
+    }
+}
+
+/// A secret, without its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecretView {
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: SecretName,
+    /// What names it: `pool/san`.
+    pub used_by: Vec<String>,
+}
+
+/// A secret to be kept.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRequest {
+    /// The password itself.
+    #[schema(format = Password)]
+    pub value: String,
+}
+
+impl std::fmt::Debug for SecretRequest {
+    /// Without the value.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretRequest").finish_non_exhaustive()
     }
 }
 

@@ -296,6 +296,14 @@ pub enum PoolError {
         /// Its size in bytes.
         have_bytes: u64,
     },
+    /// The name is taken.
+    #[error("pool `{pool}` has an image `{image}` already: give another name, or delete it first")]
+    ImageExists {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
+    },
     /// Units are made and deleted elsewhere.
     #[error("`{image}` in pool `{pool}` is a unit of the SAN: delete it there")]
     NotOurs {

@@ -35,8 +35,8 @@ pub use error::PoolError;
 pub use fake::{FakePool, FakeStore};
 pub use iscsi::{IscsiConfig, IscsiPoolDriver};
 pub use model::{
-    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, PoolFacts,
-    RbdSource, SavedState, StorageFence, round_to_sector,
+    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, NewImage,
+    PoolFacts, RbdSource, SavedState, StorageFence, round_to_sector,
 };
 pub use rbd::{RbdConfig, RbdPoolDriver};
 
@@ -98,6 +98,35 @@ pub trait Pool: Send + Sync + 'static {
     /// # Errors
     /// When the pool is not in order.
     async fn list_images(&self) -> Result<Vec<ImageEntry>, PoolError>;
+
+    /// Where a new image is to be written; nobody sees it before [`Pool::publish_image`]. Repeating it with the same
+    /// id finds what was written so far. A pool of whole units gives the unit itself.
+    ///
+    /// # Errors
+    /// When there is such an image already, or no such unit.
+    async fn begin_image(&self, image: &str, _id: &str) -> Result<NewImage, PoolError> {
+        let info = self.disk_info(image, DiskFormat::Raw).await?;
+        Ok(NewImage::Unit {
+            source: info.source,
+            bytes: info.virtual_bytes,
+        })
+    }
+
+    /// Gives a new image its name, durably, in one step.
+    ///
+    /// # Errors
+    /// When somebody made an image of that name meanwhile.
+    async fn publish_image(&self, _image: &str, _id: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    /// Removes a new image that is not finished.
+    ///
+    /// # Errors
+    /// When the pool is not in order.
+    async fn abandon_image(&self, _image: &str, _id: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
 
     /// Prepares the place where a VM's state is saved for a quick migration. Write to
     /// `part`, then call [`Pool::commit_saved_state`].

@@ -84,6 +84,20 @@ impl DiskSource {
     }
 }
 
+/// Where a new image is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewImage {
+    /// A file that is not visible yet.
+    Part(PathBuf),
+    /// A unit that is there.
+    Unit {
+        /// Where.
+        source: DiskSource,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+}
+
 /// A logical unit and how this host logs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IscsiSource {

@@ -9,6 +9,7 @@
 
 pub mod conflict;
 pub mod ids;
+pub mod image;
 pub mod name;
 pub mod placement;
 pub mod policy;
@@ -20,6 +21,7 @@ pub mod spec;
 pub mod units;
 
 pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};
+pub use image::{FileFormat, ImageJob, ImageRef, ImageSnapshot, ImageTask, JobState};
 pub use name::{
     HostName, LabelName, NameError, NetworkName, PoolName, ResourceName, RuleName, SecretName,
     VmName,

@@ -270,6 +270,9 @@ fn row(action: &ActionView) -> Option<Row> {
         ActionKind::SetHostMode => ("empty", Tone::Good),
         ActionKind::Forget => ("forget", Tone::Plain),
         ActionKind::AbandonSave => ("go on", Tone::Warn),
+        ActionKind::AddCopy => ("copy", Tone::Plain),
+        ActionKind::CopyInStep => ("in step", Tone::Good),
+        ActionKind::CopyOutOfStep => ("out of step", Tone::Warn),
         ActionKind::Release | ActionKind::FinishMigration | ActionKind::ClearMove => return None,
     };
     let host = |host: &Option<HostName>| {

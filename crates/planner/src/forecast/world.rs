@@ -508,5 +508,6 @@ fn blank() -> VmReport {
         save_failures: 0,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod balance;
 mod capacity;
+mod copies;
 mod forecast;
 mod migration;
 mod moving;

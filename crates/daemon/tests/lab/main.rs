@@ -29,3 +29,4 @@ mod t10_faults;
 mod t11_memory;
 mod t12_bad_input;
 mod t13_chain;
+mod t16_mirrored;

@@ -28,6 +28,7 @@ pub(crate) struct Guest {
     ready: Ready,
     lines: String,
     kernel: Option<String>,
+    pool: String,
 }
 
 impl Guest {
@@ -43,6 +44,7 @@ impl Guest {
             ready: Ready::Port,
             lines: String::new(),
             kernel: None,
+            pool: "shared".to_owned(),
         }
     }
 
@@ -80,6 +82,12 @@ impl Guest {
         self
     }
 
+    /// Another pool for its disk.
+    pub(crate) fn pool(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.pool);
+        self
+    }
+
     /// Another kernel: for one that does not exist.
     pub(crate) fn kernel(mut self, path: &str) -> Self {
         self.kernel = Some(path.to_owned());
@@ -100,8 +108,8 @@ impl Guest {
         );
         let _ = write!(
             text,
-            "    disks: [{{pool: shared, image: {0}.raw, size: 16MiB}}]\n    nics: [{{network: lan, address: {1}}}]\n",
-            self.name, self.address,
+            "    disks: [{{pool: {2}, image: {0}.raw, size: 16MiB}}]\n    nics: [{{network: lan, address: {1}}}]\n",
+            self.name, self.address, self.pool,
         );
         match self.ready {
             Ready::Port => {

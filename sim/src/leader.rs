@@ -531,6 +531,7 @@ impl World {
                 .map(|(node, at)| (*node, Some(index(*at))))
                 .collect(),
             last: index(raft.log.len()),
+            heard: BTreeMap::new(),
         };
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;

@@ -21,6 +21,7 @@ use quorate_agent_logic::{
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationStatus, Vm};
 use quorate_membership::Instant;
 use quorate_state::State;
+use quorate_storage::Pool;
 use quorate_types::report::LinkReport;
 use quorate_types::{
     HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
@@ -393,6 +394,14 @@ impl AgentHandle {
                 "the storage of pool {name} does not answer: look at its mount"
             )),
         }
+    }
+
+    /// The driver of a pool, as this host opens it.
+    ///
+    /// # Errors
+    /// A sentence, when there is no such pool.
+    pub fn pool(&self, name: &PoolName) -> Result<Arc<dyn Pool>, String> {
+        self.inner.shared.pool(name)
     }
 
     /// What the VM wrote to its serial port.

@@ -120,6 +120,11 @@ impl Host {
         }
     }
 
+    /// By the clock at boot: steady, and good enough for people.
+    fn wall_clock(&self) -> Timestamp {
+        Timestamp(self.booted.0.saturating_add(boottime_ns() / 1_000_000))
+    }
+
     fn sleep(&self) -> Duration {
         let now = Instant(boottime_ns());
         let next = self.logic.next_wakeup(now);
@@ -171,7 +176,12 @@ impl Host {
                 self.outcomes.insert(ask, reply);
                 self.step(Input::PeerOutcome { ask, vm, id }).await
             }
-            Message::Surroundings(found) => {
+            Message::Surroundings(mut found) => {
+                facts::date(
+                    &mut found.pools,
+                    &self.surroundings.pools,
+                    self.wall_clock(),
+                );
                 if self.surroundings != found {
                     self.surroundings = found;
                     self.publish();

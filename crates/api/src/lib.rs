@@ -18,12 +18,14 @@ mod error;
 mod metrics;
 mod openapi;
 pub mod questions;
+pub mod quorum;
 mod routes;
 mod server;
+pub mod storage;
 pub mod view;
 
 pub use backend::{Backend, Console, ConsoleIo, LogOptions, LogStream};
-pub use build::{Answering, Observed, ObservedHost, build};
+pub use build::{Answering, Observed, ObservedHost, ObservedVote, build, quorum as build_quorum};
 pub use client::{Client, ClientError};
 pub use error::{ApiError, ErrorCode};
 pub use openapi::document;

@@ -6,7 +6,7 @@ use quorate_types::report::Capacity;
 use quorate_types::spec::Power;
 use quorate_types::{
     ByteSize, Epoch, HostName, LabelName, Millis, NetworkName, NetworkSpec, PoolName, PoolSpec,
-    Revision, RuleName, RuleSpec, Timestamp, VmName,
+    Revision, RuleName, RuleSpec, SecretName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -537,6 +537,9 @@ pub struct TokenRequest {
     #[schema(value_type = String)]
     #[serde(default = "default_ttl")]
     pub ttl: Millis,
+    /// It lets a remote witness in, not a host.
+    #[serde(default)]
+    pub witness: bool,
 }
 
 fn default_ttl() -> Millis {
@@ -545,7 +548,36 @@ fn default_ttl() -> Millis {
 
 impl Default for TokenRequest {
     fn default() -> Self {
-        Self { ttl: default_ttl() }
+        Self {
+            ttl: default_ttl(),
+            witness: false,
+        }
+    }
+}
+
+/// A secret, without its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecretView {
+    /// Name.
+    #[schema(value_type = String)]
+    pub name: SecretName,
+    /// What names it: `pool/san`.
+    pub used_by: Vec<String>,
+}
+
+/// A secret to be kept.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRequest {
+    /// The password itself.
+    #[schema(format = Password)]
+    pub value: String,
+}
+
+impl std::fmt::Debug for SecretRequest {
+    /// Without the value.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretRequest").finish_non_exhaustive()
     }
 }
 

@@ -18,6 +18,13 @@ impl BootTime {
         Self(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
     }
 
+    /// The start of the clock: longer ago than anything that is waited for.
+    pub(crate) const LONG_AGO: Self = Self(0);
+
+    pub(crate) fn as_nanos(self) -> u64 {
+        self.0
+    }
+
     #[cfg(test)]
     pub(crate) fn from_nanos(nanos: u64) -> Self {
         Self(nanos)

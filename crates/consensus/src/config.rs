@@ -7,6 +7,7 @@ use openraft::SnapshotPolicy;
 
 use crate::NodeId;
 use crate::error::OpenError;
+use crate::tenure::Tenure;
 
 /// Bytes of a snapshot in one message.
 const CHUNK_BYTES: u64 = 1024 * 1024;
@@ -43,6 +44,16 @@ impl Timings {
     }
 }
 
+/// What a node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// A host: it leads whenever it is elected.
+    #[default]
+    Host,
+    /// A third vote without a host behind it: it leads only to give what it alone knows to a host.
+    Witness,
+}
+
 /// Settings of one raft node.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -58,6 +69,10 @@ pub struct Config {
     pub max_command_bytes: usize,
     /// Largest snapshot that is accepted from a leader, in bytes. It is held in memory while it arrives.
     pub max_snapshot_bytes: u64,
+    /// What the node is for.
+    pub role: Role,
+    /// Its right to act, where its files may be opened on another machine after it; absent: they cannot.
+    pub tenure: Option<Tenure>,
 }
 
 impl Config {
@@ -70,6 +85,8 @@ impl Config {
             snapshot_every: 2000,
             max_command_bytes: 1024 * 1024,
             max_snapshot_bytes: 256 * 1024 * 1024,
+            role: Role::Host,
+            tenure: None,
         }
     }
 

@@ -17,6 +17,10 @@
 //! "here" without passing them to raft: the lease on that leader runs out, and another is elected. If the
 //! answers come through again first, the very next request counts.
 //!
+//! A *witness* ([`Role::Witness`]) waits longer than a host does, unless a host asks whose log is shorter than the
+//! witness's own: then nobody but the witness can lead, and it stands at once. It leads only until a host has its
+//! log ([`crate::witness`]).
+//!
 //! Asking changes no term and no disk, at either side. What always holds: a node answers "yes" only if it
 //! heard no leader for `election_min` itself and the asker's log is at least as long. So while a majority
 //! hears a leader, no term grows, however the other links are cut. It must not change raft's rules: the
@@ -30,7 +34,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::ServerState;
 use openraft::error::Fatal;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock::{BootTime, Newest};
@@ -40,7 +44,8 @@ use crate::log::LogStore;
 use crate::network::{VoteAnswer, VoteHeader};
 use crate::quorum::AckTable;
 use crate::types::{LogId, Raft, StoredMembership, Vote};
-use crate::{Leadership, NodeId, PeerLink, RaftMethod, Timings};
+use crate::witness::Handover;
+use crate::{Leadership, NodeId, PeerLink, RaftMethod, Role, Timings};
 
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -54,8 +59,13 @@ pub(crate) struct Shared {
     pub(crate) acks: Arc<AckTable>,
     /// When a leader was heard last.
     pub(crate) contact: Newest,
+    /// When this node gave its vote last: the one that has it gets the time to win.
+    pub(crate) voted: Newest,
     pub(crate) fault: FaultCell,
     pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) role: Role,
+    /// A node whose log is shorter than this one's looks for votes, and nobody leads.
+    pub(crate) behind: Notify,
 }
 
 /// What openraft reports about itself, copied out of its watch channel.
@@ -121,10 +131,14 @@ impl Shared {
         if leader_heard.is_some_and(|at| at.age() < self.timings.election_min) {
             return false;
         }
-        last >= self.last_log_id()
+        let mine = self.last_log_id();
+        if last < mine {
+            self.behind.notify_one();
+        }
+        last >= mine
     }
 
-    fn last_log_id(&self) -> Option<LogId> {
+    pub(crate) fn last_log_id(&self) -> Option<LogId> {
         self.raft.data_metrics().borrow().last_log
     }
 
@@ -164,30 +178,46 @@ impl Shared {
 /// When to stand for election next.
 #[derive(Debug)]
 struct Patience {
+    /// Bounds of the wait after a leader was heard.
+    silence: (Duration, Duration),
     since: BootTime,
     wait: Duration,
     refusals: u32,
 }
 
 impl Patience {
-    fn new(timings: &Timings) -> Self {
+    /// A witness lets the hosts stand first.
+    fn new(timings: &Timings, role: Role) -> Self {
+        let silence = match role {
+            Role::Host => (timings.election_min, timings.election_max),
+            Role::Witness => (
+                timings.election_max,
+                timings.election_max + timings.election_min,
+            ),
+        };
         Self {
+            silence,
             since: BootTime::now(),
-            wait: between(timings.election_min, timings.election_max),
+            wait: between(silence.0, silence.1),
             refusals: 0,
         }
     }
 
     /// Time left until this node should stand for election, given the last word of a leader.
-    fn left(&mut self, contact: BootTime, timings: &Timings) -> Duration {
+    fn left(&mut self, contact: BootTime) -> Duration {
         if contact > self.since {
             self.since = contact;
-            if self.refusals > 0 {
+            if self.refusals > 0 || self.wait.is_zero() {
                 self.refusals = 0;
-                self.wait = between(timings.election_min, timings.election_max);
+                self.wait = between(self.silence.0, self.silence.1);
             }
         }
         self.wait.saturating_sub(self.since.age())
+    }
+
+    /// Somebody needs what only this node has: no reason to wait longer.
+    fn hurry(&mut self) {
+        self.wait = Duration::ZERO;
     }
 
     /// The majority was asked and said no, or did not answer.
@@ -220,7 +250,8 @@ fn between(low: Duration, high: Duration) -> Duration {
 pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut server = shared.raft.server_metrics();
     let mut fault = shared.fault.watch();
-    let mut patience = Patience::new(&shared.timings);
+    let mut patience = Patience::new(&shared.timings, shared.role);
+    let mut handover = Handover::default();
     let mut heartbeat_at = Instant::now();
     loop {
         shared.publish();
@@ -235,12 +266,16 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         let view = shared.view();
         shared.acks.set_membership(&view.membership);
         let wake = if view.leads {
+            patience = Patience::new(&shared.timings, shared.role);
             if Instant::now() >= heartbeat_at {
-                let _ = shared.raft.trigger().heartbeat().await;
+                if shared.role == Role::Host || handover.speaks(&shared, &view) {
+                    let _ = shared.raft.trigger().heartbeat().await;
+                }
                 heartbeat_at = Instant::now() + shared.timings.heartbeat;
             }
             heartbeat_at
         } else {
+            handover = Handover::default();
             let left = stand_if_due(&shared, &view, &mut patience).await;
             Instant::now() + left.min(shared.timings.heartbeat)
         };
@@ -253,6 +288,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
                 }
             }
             () = shared.acks.news.notified() => {}
+            () = shared.behind.notified() => if shared.role == Role::Witness { patience.hurry() },
             () = sleep_until(wake) => {}
         }
     }
@@ -279,14 +315,13 @@ async fn stand_if_due(shared: &Shared, view: &View, patience: &mut Patience) -> 
         return timings.heartbeat;
     }
     let alone = configs.iter().all(|c| c.len() == 1);
-    let left = patience.left(shared.contact.get(), timings);
+    let quiet = || shared.contact.get().max(shared.voted.get());
+    let left = patience.left(quiet());
     let at_once = alone && patience.refusals == 0;
     if !left.is_zero() && !at_once {
         return left;
     }
-    if majority_would_vote(shared, configs).await
-        && (alone || patience.left(shared.contact.get(), timings).is_zero())
-    {
+    if majority_would_vote(shared, configs).await && (alone || patience.left(quiet()).is_zero()) {
         tracing::info!(
             node = shared.me,
             "no leader heard and a majority agrees: standing for election"
@@ -296,7 +331,7 @@ async fn stand_if_due(shared: &Shared, view: &View, patience: &mut Patience) -> 
     } else {
         patience.refused(timings);
     }
-    patience.left(shared.contact.get(), timings)
+    patience.left(quiet())
 }
 
 async fn majority_would_vote(shared: &Shared, configs: &[BTreeSet<NodeId>]) -> bool {

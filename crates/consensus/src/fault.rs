@@ -6,16 +6,35 @@
 
 use tokio::sync::watch;
 
+use crate::tenure::{Gate, OVER};
+
 /// Write-once cell for the reason why this node stopped.
 #[derive(Debug, Clone)]
 pub(crate) struct FaultCell {
     sender: watch::Sender<Option<String>>,
+    gate: Gate,
 }
 
 impl FaultCell {
+    #[cfg(test)]
     pub(crate) fn new() -> Self {
+        Self::gated(Gate::default())
+    }
+
+    /// The cell of a node whose right to act may end: that is a fault like any other.
+    pub(crate) fn gated(gate: Gate) -> Self {
         Self {
             sender: watch::Sender::new(None),
+            gate,
+        }
+    }
+
+    /// Why this node must not act, if so; looks at its tenure too.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.reason() {
+            Some(reason) => Err(reason),
+            None if self.gate.open() => Ok(()),
+            None => Err(self.report(OVER)),
         }
     }
 
@@ -29,7 +48,9 @@ impl FaultCell {
             *cell = Some(reason.clone());
             true
         });
-        if first {
+        if first && reason == OVER {
+            tracing::info!(%reason, "consensus stops here, to go on elsewhere");
+        } else if first {
             tracing::error!(%reason, "consensus stops: this node acknowledges nothing until it is restarted");
         }
         self.reason().unwrap_or(reason)

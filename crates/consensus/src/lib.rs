@@ -41,18 +41,21 @@ mod serve;
 mod snapshot;
 #[cfg(test)]
 mod suite;
+mod tenure;
 mod types;
+mod witness;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use config::{Config, Timings};
+pub use config::{Config, Role, Timings};
 pub use error::{
     BarrierError, BootstrapError, HandleError, MembershipError, OpenError, ProposeError,
 };
 pub use node::Consensus;
+pub use tenure::Tenure;
 
 /// Identity of a raft node. Never reused: a host that lost its disk joins with a new one.
 pub type NodeId = u64;

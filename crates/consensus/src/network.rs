@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::BootTime;
 use crate::codec::{self, CodecError};
 use crate::quorum::AckTable;
+use crate::tenure::{Gate, OVER};
 use crate::types::{LogId, SnapshotMeta, TypeConfig, Vote};
 use crate::{LinkError, NodeId, PeerLink, RaftMethod, Timings};
 
@@ -78,6 +79,7 @@ pub(crate) struct Network {
     pub(crate) me: NodeId,
     pub(crate) acks: Arc<AckTable>,
     pub(crate) timings: Timings,
+    pub(crate) gate: Gate,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -135,12 +137,20 @@ impl PeerClient {
         body: Vec<u8>,
         option: &RPCOption,
     ) -> Result<Vec<u8>, CallError<E>> {
+        let gate = &self.network.gate;
+        let over = || Unreachable::new(&self.failed(OVER));
+        if !gate.open() {
+            return Err(over().into());
+        }
         let sent = BootTime::now();
         let answer = self
             .network
             .link
             .call(self.target, method, body, option.hard_ttl())
             .await;
+        if !gate.open() {
+            return Err(over().into());
+        }
         if answer.is_ok() {
             self.network.acks.record_answer(self.target, sent);
         }

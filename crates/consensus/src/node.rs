@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::clock::{BootTime, Newest};
@@ -22,6 +22,7 @@ use crate::network::Network;
 use crate::quorum::AckTable;
 use crate::serve::Inbound;
 use crate::snapshot::SnapshotStore;
+use crate::tenure::Gate;
 use crate::types::Raft;
 use crate::{Applied, Config, Leadership, LogStatus, NodeId, PeerLink, RaftMethod, StateMachine};
 
@@ -92,7 +93,8 @@ impl<M: StateMachine> Consensus<M> {
     ) -> Result<Self, OpenError> {
         let raft_config = Arc::new(config.openraft()?);
         let acks = Arc::new(AckTable::default());
-        let fault = FaultCell::new();
+        let gate = Gate(config.tenure.clone());
+        let fault = FaultCell::gated(gate.clone());
         let (log, machine) = {
             let dir = config.dir.clone();
             let (acks, fault) = (Arc::clone(&acks), fault.clone());
@@ -111,6 +113,7 @@ impl<M: StateMachine> Consensus<M> {
             me: config.node_id,
             acks: Arc::clone(&acks),
             timings: config.timings,
+            gate: gate.clone(),
         };
         let started = Raft::new(
             config.node_id,
@@ -136,7 +139,14 @@ impl<M: StateMachine> Consensus<M> {
             log,
             link,
             acks,
-            contact: Newest::new(BootTime::now()),
+            // A node that had to win a tenure has waited longer than any election takes.
+            contact: Newest::new(match &config.tenure {
+                Some(_) => BootTime::LONG_AGO,
+                None => BootTime::now(),
+            }),
+            voted: Newest::new(BootTime::LONG_AGO),
+            role: config.role,
+            behind: Notify::new(),
             fault,
             leadership: watch::Sender::new(Leadership::default()),
         });
@@ -359,6 +369,11 @@ impl<M: StateMachine> Consensus<M> {
     /// report it and end.
     pub fn failed(&self) -> watch::Receiver<Option<String>> {
         self.inner.shared.fault.watch()
+    }
+
+    /// How long ago the newest request was sent that each peer answered, in whatever way.
+    pub fn heard(&self) -> std::collections::BTreeMap<NodeId, Duration> {
+        self.inner.shared.acks.heard()
     }
 
     /// Identity of this node.

@@ -77,6 +77,19 @@ impl AckTable {
         *newest = sent.max(*newest);
     }
 
+    /// Age of the newest answer of each peer.
+    pub(crate) fn heard(&self) -> BTreeMap<NodeId, Duration> {
+        let inner = self.lock();
+        let ages = inner.reached.iter().map(|(id, at)| (*id, at.age()));
+        ages.collect()
+    }
+
+    /// Did `target` answer something that was sent at `since` or later?
+    pub(crate) fn answered_since(&self, target: NodeId, since: BootTime) -> bool {
+        let inner = self.lock();
+        inner.reached.get(&target).is_some_and(|at| *at >= since)
+    }
+
     /// The membership openraft reports now.
     pub(crate) fn set_membership(&self, membership: &StoredMembership) {
         let configs = membership.membership().get_joint_config();

@@ -44,15 +44,16 @@ impl Inbound {
         method: RaftMethod,
         body: &[u8],
     ) -> Result<Vec<u8>, HandleError> {
-        if let Some(reason) = shared.fault.reason() {
-            return Err(HandleError::Stopped(reason));
-        }
+        shared.fault.check().map_err(HandleError::Stopped)?;
         let _permit = self.permits.try_acquire().map_err(|_| HandleError::Busy)?;
-        match method {
+        let answer = match method {
             RaftMethod::Append => append(shared, body).await,
             RaftMethod::Vote => vote(shared, body).await,
             RaftMethod::Snapshot => self.snapshot(shared, body).await,
-        }
+        }?;
+        // An answer counts only if the right to give it held until it was complete.
+        shared.fault.check().map_err(HandleError::Stopped)?;
+        Ok(answer)
     }
 
     async fn snapshot(&self, shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {
@@ -125,7 +126,11 @@ async fn vote(shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {
                 last_log_id: last,
             };
             let answer = shared.raft.vote(request).await;
-            VoteAnswer::Vote(answer.map_err(|e| stopped(shared, &e))?)
+            let answer = answer.map_err(|e| stopped(shared, &e))?;
+            if answer.vote_granted {
+                shared.voted.advance(BootTime::now());
+            }
+            VoteAnswer::Vote(answer)
         }
     };
     codec::frame(&answer, &[]).map_err(malformed)

@@ -7,15 +7,18 @@
 
 use crate::clock::boot_now;
 use crate::group::{Group, Leading, ProposeFailure};
-use crate::picture::{HostPicture, Picture};
+use crate::operator::{ControllerError, FenceAnswer, Operator};
+use crate::picture::{HostPicture, Picture, VotePicture};
 use crate::power::{Finished, Power, PowerSwitch};
+use crate::storage::{CutFinished, Storage, StorageGate};
 use quorate_controller_logic::{
-    Change, HeartbeatReply, HeartbeatRequest, Leases, next_change, owns_something,
+    Change, HeartbeatReply, HeartbeatRequest, Leases, cut_job, next_change, owns_something,
+    restorable, standing,
 };
-use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError};
+use quorate_membership::{FenceProof, HostHealth, Instant, LeaseProofError, Member};
 use quorate_planner::{Input, Seen};
 use quorate_state::{Command, Plan, Refusal, State};
-use quorate_types::{HostName, Millis, VmName};
+use quorate_types::{HostName, Millis, NodeId, VmName};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,63 +36,6 @@ const ADVISE_EVERY: Millis = Millis::secs(10);
 /// Bound for one change of membership.
 const VOTERS_DEADLINE: Duration = Duration::from_secs(15);
 
-/// Why the controller does not do what an operator asks.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ControllerError {
-    /// Ask the leader.
-    #[error("this host does not lead the cluster")]
-    NotLeader,
-    /// Not a member.
-    #[error("there is no host `{0}`; `quorate host list` shows them")]
-    UnknownHost(HostName),
-    /// Nothing to fence it with.
-    #[error(
-        "host {0} has no fence device: add one under `cluster.fencing.{0}` in the manifest, or use `quorate host confirm-dead {0}` once it is switched off"
-    )]
-    NoDevice(HostName),
-    /// It is alive.
-    #[error(
-        "host {host} is alive (heard {ago} ago): it cannot be confirmed dead; drain it, or switch it off first"
-    )]
-    Alive {
-        /// Which.
-        host: HostName,
-        /// Last sign of life.
-        ago: Millis,
-    },
-    /// Its lease from an earlier leader may run on.
-    #[error(
-        "host {host} may still hold a lease of the leader before this one: try again in {wait}"
-    )]
-    TooSoon {
-        /// Which.
-        host: HostName,
-        /// Until the lease surely has ended.
-        wait: Millis,
-    },
-    /// The fence agent failed.
-    #[error("fencing {host} failed: {why}")]
-    Fencing {
-        /// Which.
-        host: HostName,
-        /// What it said.
-        why: String,
-    },
-}
-
-enum Operator {
-    Fence(
-        HostName,
-        String,
-        oneshot::Sender<Result<String, ControllerError>>,
-    ),
-    ConfirmDead(
-        HostName,
-        String,
-        oneshot::Sender<Result<(), ControllerError>>,
-    ),
-}
-
 #[derive(Default)]
 struct Shown {
     waiting: BTreeMap<VmName, String>,
@@ -101,10 +47,10 @@ struct Shown {
     advised: Option<Instant>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     me: HostName,
-    group: Arc<dyn Group>,
-    leases: Mutex<Option<Leases>>,
+    pub(crate) group: Arc<dyn Group>,
+    pub(crate) leases: Mutex<Option<Leases>>,
     shown: Mutex<Shown>,
     wake: Notify,
     operator: mpsc::Sender<Operator>,
@@ -113,10 +59,10 @@ struct Inner {
 /// The controller of one host. Cheap to clone.
 #[derive(Clone)]
 pub struct Controller {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -126,6 +72,7 @@ impl Controller {
         me: HostName,
         group: Arc<dyn Group>,
         switch: Arc<dyn PowerSwitch>,
+        gate: Arc<dyn StorageGate>,
         stop: watch::Receiver<bool>,
     ) -> Self {
         let (operator, orders) = mpsc::channel(16);
@@ -138,15 +85,18 @@ impl Controller {
             operator,
         });
         let (done, results) = mpsc::channel(64);
+        let (cut_done, cuts) = mpsc::channel(64);
+        let storage = Storage::new(gate, Arc::clone(&inner.group), cut_done);
         let task = Loop {
             inner: Arc::clone(&inner),
             power: Power::new(switch, done),
+            storage,
             operator_proofs: BTreeMap::new(),
             fence_waiters: BTreeMap::new(),
             voters_checked: Instant(0),
             voters_busy: Arc::new(tokio::sync::Semaphore::new(1)),
         };
-        tokio::spawn(task.run(orders, results, stop));
+        tokio::spawn(task.run(orders, results, cuts, stop));
         Self { inner }
     }
 
@@ -178,6 +128,12 @@ impl Controller {
         let guard = lock(&self.inner.leases);
         let leases = guard.as_ref()?;
         let shown = lock(&self.inner.shown);
+        let members = group.members();
+        let (hosts, witness) = standing(&members, group.node(), &state, leases, now);
+        let vote = |(node, member): (NodeId, Member)| {
+            let (silent, caught_up) = (member.silent, member.caught_up);
+            (node, VotePicture { silent, caught_up })
+        };
         let host = |name: &HostName| HostPicture {
             health: leases.table.health(name, now),
             lease_left: leases.table.lease_left(name, now),
@@ -188,7 +144,8 @@ impl Controller {
             leader: self.inner.me.clone(),
             quorate: leases.table.is_quorate(now),
             term: leases.term,
-            voters: group.members().voters,
+            voters: members.voters,
+            votes: hosts.into_iter().chain(witness).map(vote).collect(),
             hosts: state
                 .hosts
                 .keys()
@@ -271,13 +228,12 @@ fn health_of(leases: &Leases, state: &State, now: Instant) -> BTreeMap<HostName,
         .collect()
 }
 
-type FenceAnswer = oneshot::Sender<Result<String, ControllerError>>;
-
-struct Loop {
-    inner: Arc<Inner>,
-    power: Power,
-    operator_proofs: BTreeMap<HostName, FenceProof>,
-    fence_waiters: BTreeMap<HostName, Vec<FenceAnswer>>,
+pub(crate) struct Loop {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) power: Power,
+    storage: Storage,
+    pub(crate) operator_proofs: BTreeMap<HostName, FenceProof>,
+    pub(crate) fence_waiters: BTreeMap<HostName, Vec<FenceAnswer>>,
     voters_checked: Instant,
     voters_busy: Arc<tokio::sync::Semaphore>,
 }
@@ -287,6 +243,7 @@ impl Loop {
         mut self,
         mut orders: mpsc::Receiver<Operator>,
         mut results: mpsc::Receiver<Finished>,
+        mut cuts: mpsc::Receiver<CutFinished>,
         mut stop: watch::Receiver<bool>,
     ) {
         let mut applied = self.inner.group.applied();
@@ -300,6 +257,7 @@ impl Loop {
                 () = self.inner.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
                 Some(finished) = results.recv() => self.fence_finished(finished),
+                Some(finished) = cuts.recv() => self.storage.finished(finished, boot_now()),
                 Some(order) = orders.recv() => self.operator(order),
             }
             let leading = *leadership.borrow_and_update();
@@ -349,6 +307,7 @@ impl Loop {
         *lock(&self.inner.leases) = None;
         *lock(&self.inner.shown) = Shown::default();
         self.power.forget_all();
+        self.storage.forget_all();
         self.operator_proofs.clear();
         self.fence_waiters.clear();
     }
@@ -443,9 +402,11 @@ impl Loop {
         if let Some(ack) = quorum_ack(self.inner.group.as_ref(), now) {
             leases.table.quorum_confirmed(ack);
         }
-        for host in leases.unseal_settled(state, now, |host| self.power.running(host)) {
+        let busy = |host: &HostName| self.power.running(host) || self.storage.running(host);
+        for host in leases.unseal_settled(state, now, busy) {
             // It gets leases again: what was proven before says nothing about it from now on.
             self.power.forget(&host);
+            self.storage.forget(&host);
             self.operator_proofs.remove(&host);
         }
         if !leases.table.is_quorate(now) {
@@ -454,6 +415,10 @@ impl Loop {
         let mut problems = Vec::new();
         let proofs = self.collect_proofs(leases, state, now, &mut problems);
         let health = health_of(leases, state, now);
+        let taken_back = restorable(state, &leases.reports, |host| {
+            leases.table.health(host, now)
+        });
+        self.storage.keep(taken_back, now);
         let settled = leases.settled(state, now);
         leases.memory.observe(state, &leases.reports, now);
         let input = Input {
@@ -514,6 +479,7 @@ impl Loop {
         for host in state.hosts.keys() {
             if !owns_something(state, host) {
                 self.power.forget(host);
+                self.storage.forget(host);
                 self.operator_proofs.remove(host);
                 continue;
             }
@@ -522,6 +488,7 @@ impl Loop {
             if health < HostHealth::Expired {
                 continue;
             }
+            let by_storage = self.cut_storage(leases, state, host, now, problems);
             let record = state.hosts.get(host).and_then(|record| record.armed);
             match leases.table.lease_expired(host, record, now) {
                 Ok(proof) => {
@@ -529,6 +496,7 @@ impl Loop {
                     proofs.push(proof);
                 }
                 Err(LeaseProofError::Proof(_)) => {}
+                Err(LeaseProofError::NotArmed { .. }) if by_storage => {}
                 Err(error @ LeaseProofError::NotArmed { .. }) => {
                     let devices = settings.fencing.get(host).map_or(&[][..], Vec::as_slice);
                     if devices.is_empty() {
@@ -549,104 +517,35 @@ impl Loop {
             }
         }
         proofs.extend(self.power.proofs().cloned());
+        proofs.extend(self.storage.proofs().cloned());
+        problems.extend(self.storage.problems());
         proofs
     }
 
-    fn fence_finished(&mut self, finished: Finished) {
-        let host = &finished.host.clone();
-        let Some(outcome) = self.power.finished(finished, boot_now()) else {
-            info!(%host, "power fencing that an earlier leadership began has ended");
-            return;
+    /// The lease of `host` has run out: takes the disks of its VMs away where that is possible. Returns whether
+    /// everything it may run is dealt with that way.
+    fn cut_storage(
+        &mut self,
+        leases: &mut Leases,
+        state: &State,
+        host: &HostName,
+        now: Instant,
+        problems: &mut Vec<String>,
+    ) -> bool {
+        let Some(job) = cut_job(state, host) else {
+            return false;
         };
-        let answer = match &outcome {
-            Ok(proof) => {
-                info!(%host, "{}", proof.describe());
-                Ok(proof.describe())
-            }
-            Err(why) => {
-                warn!(%host, why, "power fencing failed");
-                Err(ControllerError::Fencing {
-                    host: host.clone(),
-                    why: why.clone(),
-                })
-            }
-        };
-        for waiter in self.fence_waiters.remove(host).unwrap_or_default() {
-            // A caller that went away does not need the answer.
-            let _ = waiter.send(answer.clone());
+        let complete = job.complete;
+        if let Err(share) = leases.table.check_share(host, now) {
+            problems.push(share.to_string());
+            return complete;
         }
-    }
-
-    fn operator(&mut self, order: Operator) {
-        match order {
-            Operator::Fence(host, who, answer) => match self.operator_fence(&host, &who) {
-                Ok(()) => self.fence_waiters.entry(host).or_default().push(answer),
-                Err(error) => drop(answer.send(Err(error))),
-            },
-            Operator::ConfirmDead(host, who, answer) => {
-                drop(answer.send(self.operator_confirm(&host, who)))
-            }
+        if self.storage.start(job, now) {
+            info!(%host, "silent: its access to storage is taken away");
+            leases.table.seal(host);
+            leases.sealed_at.entry(host.clone()).or_insert(now);
         }
-    }
-
-    fn operator_fence(&mut self, host: &HostName, who: &str) -> Result<(), ControllerError> {
-        let state = self.inner.group.state();
-        if !state.hosts.contains_key(host) {
-            return Err(ControllerError::UnknownHost(host.clone()));
-        }
-        let settings = state.settings();
-        let devices = settings
-            .fencing
-            .get(host)
-            .ok_or_else(|| ControllerError::NoDevice(host.clone()))?;
-        let mut guard = lock(&self.inner.leases);
-        let leases = guard.as_mut().ok_or(ControllerError::NotLeader)?;
-        leases.table.seal(host);
-        leases.sealed_at.insert(host.clone(), boot_now());
-        self.power.forget(host);
-        self.power.start(host, devices, boot_now());
-        warn!(%host, who, "its power is being cut, as an operator asked for");
-        Ok(())
-    }
-
-    fn operator_confirm(&mut self, host: &HostName, who: String) -> Result<(), ControllerError> {
-        let state = self.inner.group.state();
-        if !state.hosts.contains_key(host) {
-            return Err(ControllerError::UnknownHost(host.clone()));
-        }
-        let now = boot_now();
-        let mut guard = lock(&self.inner.leases);
-        let leases = guard.as_mut().ok_or(ControllerError::NotLeader)?;
-        let lease = state.settings().lease.duration;
-        if let Some(heard) = leases
-            .table
-            .heard(host)
-            .filter(|heard| now.since(*heard) <= lease)
-        {
-            return Err(ControllerError::Alive {
-                host: host.clone(),
-                ago: now.since(heard),
-            });
-        }
-        // A new leader has not heard it yet, and its predecessor may have granted it a lease.
-        let wait = leases.elected.plus(lease).since(now);
-        if leases.table.heard(host).is_none() && wait > Millis(0) {
-            return Err(ControllerError::TooSoon {
-                host: host.clone(),
-                wait,
-            });
-        }
-        let evidence = Evidence::Operator { who };
-        let proof = FenceProof::from_evidence(host.clone(), evidence).map_err(|error| {
-            ControllerError::Fencing {
-                host: host.clone(),
-                why: error.to_string(),
-            }
-        })?;
-        leases.table.seal(host);
-        leases.sealed_at.insert(host.clone(), now);
-        self.operator_proofs.insert(host.clone(), proof);
-        Ok(())
+        complete && self.storage.is_at_it(host)
     }
 
     /// Changes of membership run beside the loop, one at a time: they wait for other hosts.

@@ -7,7 +7,7 @@
 //!          v                      v
 //!      Controller::round: proofs -> planner::plan -> Command::CommitPlan -> consensus
 //!                                 |                                   (agents act on what is applied)
-//!                                 '-> power fencing, voters, `armed` records
+//!                                 '-> storage and power fencing, voters, `armed` records
 //! ```
 //!
 //! Owns: one [`Controller`] per host, idle unless that host leads. Always holds: decisions are made by
@@ -19,14 +19,21 @@
 mod clock;
 mod controller;
 mod group;
+mod leaving;
+mod operator;
 mod picture;
 mod power;
+mod storage;
 #[cfg(test)]
 mod tests;
 
 pub use clock::boot_now;
-pub use controller::{Controller, ControllerError};
+pub use controller::Controller;
 pub use group::{Group, Leading, ProposeFailure};
-pub use picture::{HostPicture, Picture};
+pub use operator::ControllerError;
+pub use picture::{HostPicture, Picture, VotePicture};
 pub use power::PowerSwitch;
-pub use quorate_controller_logic::{GroupMembers, HeartbeatReply, HeartbeatRequest};
+pub use quorate_controller_logic::{
+    Door, Gate, GroupMembers, HeartbeatReply, HeartbeatRequest, Shut,
+};
+pub use storage::StorageGate;

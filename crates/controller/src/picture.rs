@@ -16,6 +16,9 @@ pub struct Picture {
     pub term: u64,
     /// Voters.
     pub voters: BTreeSet<NodeId>,
+    /// How each host and the witness stand in the consensus group.
+    #[serde(default)]
+    pub votes: BTreeMap<NodeId, VotePicture>,
     /// Hosts.
     pub hosts: BTreeMap<HostName, HostPicture>,
     /// Why a VM is not as wanted, one sentence each.
@@ -25,6 +28,15 @@ pub struct Picture {
     /// What would even out load, one sentence.
     #[serde(default)]
     pub advice: Option<String>,
+}
+
+/// A member of the consensus group in the leader's picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VotePicture {
+    /// For how long nothing was heard of it; absent: it is up.
+    pub silent: Option<Millis>,
+    /// Its log is as new as the leader's, or nearly.
+    pub caught_up: bool,
 }
 
 /// A host in the leader's picture.

@@ -141,6 +141,22 @@ impl PowerSwitch for NoSwitch {
     }
 }
 
+struct NoGate;
+
+#[async_trait]
+impl StorageGate for NoGate {
+    async fn shut(&self, door: &Door, _: Duration) -> Shut {
+        let one = |_: &String| Err("no SAN".to_owned());
+        door.targets.iter().map(one).collect()
+    }
+    async fn open(&self, _: &Door, _: Duration) -> Result<(), String> {
+        Err("no SAN".into())
+    }
+    async fn look(&self, _: &Door, _: Duration) -> Result<Vec<bool>, String> {
+        Err("no SAN".into())
+    }
+}
+
 struct Site {
     group: Arc<FakeGroup>,
     controller: Controller,
@@ -151,7 +167,13 @@ impl Site {
     async fn new() -> Self {
         let group = FakeGroup::new();
         let (stop, stopped) = watch::channel(false);
-        let controller = Controller::start(host(1), group.clone(), Arc::new(NoSwitch), stopped);
+        let controller = Controller::start(
+            host(1),
+            group.clone(),
+            Arc::new(NoSwitch),
+            Arc::new(NoGate),
+            stopped,
+        );
         let site = Self {
             group,
             controller,

@@ -1,7 +1,7 @@
 //! Power fencing: making sure that a host is off, and saying so only when it is.
 //!
 //! Owns: the trait [`PowerFence`], the driver [`AgentFence`] that runs standard `fence_*`
-//! agents, a fake one, and [`watchdog`]s, which end a host that no longer looks after
+//! agents, a fake one, storage fencing at a SAN ([`target`]), and [`watchdog`]s, which end a host that no longer looks after
 //! itself.
 //!
 //! Always holds:
@@ -21,6 +21,7 @@ pub mod fake;
 mod metadata;
 mod model;
 mod runner;
+pub mod target;
 pub mod watchdog;
 
 use tokio::time::Instant;

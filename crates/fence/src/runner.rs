@@ -60,11 +60,12 @@ impl Drop for Group {
 /// Runs the agent with the text on its standard input.
 pub(crate) async fn run(
     program: &Path,
+    arguments: &[String],
     input: String,
     secrets: &[&str],
     deadline: Instant,
 ) -> io::Result<Run> {
-    let mut child = spawn(program)?;
+    let mut child = spawn(program, arguments)?;
     let mut group = Group {
         leader: child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
     };
@@ -121,8 +122,9 @@ async fn converse(
     }
 }
 
-fn spawn(program: &Path) -> io::Result<Child> {
+fn spawn(program: &Path, arguments: &[String]) -> io::Result<Child> {
     let mut command = Command::new(program);
+    command.args(arguments);
     command.env_clear().env("LC_ALL", "C");
     for name in ["PATH", "HOME"] {
         if let Some(value) = std::env::var_os(name) {

@@ -205,6 +205,34 @@ fn access_that_is_taken_away_ends_writes_at_once_and_a_power_cut_does_not_give_i
     assert!(san.target("db").unwrap().initiators.is_empty());
 }
 
+/// `tgtd` keeps a session while it has something to send: a host that was cut while it was reading.
+#[test]
+fn a_host_that_was_cut_while_it_was_reading_is_shut_out_too() {
+    let (fixture, san) = site_with_san("san9", 1);
+    let lun = san.create_lun("db", 256 * MIB).unwrap();
+    san.allow("db", &initiator("h1")).unwrap();
+    let mut session = Session::open(&fixture, "h1", &lun);
+    assert_eq!(session.write(LIMIT), Some(true));
+    for _ in 0..200 {
+        session.ask("aio_read -q 0 32M");
+    }
+    let unsent = || {
+        let mut ss = fixture.lab.command(SAN, "ss");
+        ss.args(["-Htn", "sport", "=", ":3260"]);
+        let said = String::from_utf8(ss.output().unwrap().stdout).unwrap();
+        said.split_whitespace()
+            .nth(2)
+            .and_then(|bytes| bytes.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    eventually("data on its way", || unsent() > 500_000);
+    fixture.lab.isolate("h1", Link::All).unwrap();
+    let begun = Instant::now();
+    san.deny("db", &initiator("h1")).unwrap();
+    println!("shut out while reading in {:?}", begun.elapsed());
+    assert!(san.sessions("db").unwrap().is_empty());
+}
+
 #[test]
 fn a_san_without_power_is_waited_for_and_what_was_written_is_there_again() {
     let (fixture, san) = site_with_san("san3", 1);

@@ -264,6 +264,13 @@ fn the_shipped_example_is_sound() {
 }
 
 #[test]
+fn the_example_of_two_hosts_is_sound() {
+    let text = include_str!("../../../examples/two-hosts.yaml");
+    let parsed = load(text, "two-hosts.yaml", &none(), &hosts()).unwrap();
+    assert_eq!(parsed.manifest.vms.len(), 1);
+}
+
+#[test]
 fn the_example_of_racks_is_accepted_and_says_what_it_means() {
     let text = include_str!("../../../examples/racks.yaml");
     let existing = Existing {

@@ -210,10 +210,18 @@ impl LeaseTable {
         Some(entry.last_grant.plus(self.bound(host)).plus(Millis(1)))
     }
 
-    /// The earliest expiry of a host that is silent now, for the controller's timer.
+    /// When the lease of `host` has run out at the latest, if it stays silent.
+    pub fn lapse(&self, host: &HostName) -> Option<Instant> {
+        let entry = self.hosts.get(host)?;
+        let lease = Millis(self.timings.duration.0 + self.timings.drift(self.timings.duration).0);
+        Some(entry.last_grant.plus(lease).plus(Millis(1)))
+    }
+
+    /// The earliest moment at which a host that is silent now lapses or expires, for the controller's timer.
     pub fn next_expiry(&self, now: Instant) -> Option<Instant> {
-        let due = self.hosts.keys().filter_map(|host| self.expiry(host));
-        due.filter(|at| *at > now).min()
+        let hosts = self.hosts.keys();
+        let due = hosts.flat_map(|host| [self.lapse(host), self.expiry(host)]);
+        due.flatten().filter(|at| *at > now).min()
     }
 
     /// Milliseconds of lease left for a host as the leader sees it.

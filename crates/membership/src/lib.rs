@@ -15,15 +15,17 @@
 //! Why a lease and not a failure detector: Gray and Cheriton, "Leases" (SOSP 1989).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod disk;
 mod host;
 mod leader;
 mod proof;
 mod voters;
 
+pub use disk::{BLOCK_BYTES, Block, DiskLease, DiskStep, DiskTimings};
 pub use host::{HostLease, LeasePhase};
 pub use leader::{Grant, Heartbeat, HostHealth, LeaseProofError, LeaseTable, NoGrant};
 pub use proof::{DiskCut, Evidence, FenceProof, PowerOffEvidence, ProofError, ProofKind};
-pub use voters::{Member, next_voters};
+pub use voters::{Electorate, Member, next_voters, voters_without, wanted_voters};
 
 /// A point in time: nanoseconds of CLOCK_BOOTTIME on the machine that reads it.
 #[derive(

@@ -504,7 +504,7 @@ impl<'a> Site<'a> {
         let hosts: Vec<usize> = set
             .hosts
             .iter()
-            .filter_map(|name| index.get(name).copied())
+            .filter_map(|name| index.get(name))
             .collect();
         let was: Vec<_> = hosts
             .iter()

@@ -58,7 +58,7 @@ fn look(work: &mut Work<'_>, vm: usize, owner: usize, epoch: Epoch, disk: &DiskS
         let of = copy_of(work, vm, disk, host);
         let said = mirror(work, vm, owner, epoch, &of);
         let said = said.filter(|said| said.since == copy.since);
-        let at = work.host_index.get(host).copied();
+        let at = work.host_index.get(host);
         let since = copy.since;
         if copy.in_step {
             let health = work.input.health.get(host);

@@ -239,7 +239,7 @@ impl<'a> Work<'a> {
     fn memory_from(&self, vm: usize, query: &Query<'_>) -> Option<usize> {
         let seen = &self.vms[vm];
         let last = seen.record.last_host.as_ref().filter(|_| seen.saved);
-        let last = last.and_then(|last| self.host_index.get(last).copied());
+        let last = last.and_then(|last| self.host_index.get(last));
         query.from.filter(|_| seen.own != Own::Free).or(last)
     }
 
@@ -357,7 +357,7 @@ impl<'a> Work<'a> {
         from: Option<usize>,
     ) -> Option<&'a str> {
         let last = self.vms[vm].record.last_host.as_ref();
-        let last = last.and_then(|host| self.host_index.get(host).copied());
+        let last = last.and_then(|host| self.host_index.get(host));
         let marker_at = |host: usize| {
             let pools = self.hosts[host].report.map(|report| &report.pools);
             pools.and_then(|pools| pools.get(pool)?.marker.as_deref())

@@ -243,7 +243,7 @@ fn answer(work: &mut Work<'_>, vm: usize) {
         return;
     };
     let to = request.to.as_ref();
-    let target = to.and_then(|to| work.host_index.get(to).copied());
+    let target = to.and_then(|to| work.host_index.get(to));
     if to.is_some() && target.is_none() {
         return give_up(work, "the host it was to go to is no member any more");
     }

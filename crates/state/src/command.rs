@@ -5,6 +5,7 @@
 use crate::event::Event;
 use crate::model::{HostMode, StopMode};
 use crate::plan::Plan;
+use crate::quorum::WitnessChoice;
 use quorate_types::spec::Power;
 use quorate_types::{
     ClusterSettings, HostName, LabelName, Manifest, Millis, NetworkName, NodeId, PoolName,
@@ -17,7 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// 2: `LabelHost`; manifests with hosts, resources, preferences, weights and domains of rules.
 ///
-/// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`.
+/// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`; witnesses; hosts that left in
+/// order.
 pub const FORMAT: u32 = 3;
 
 /// A command with its circumstances.
@@ -180,6 +182,41 @@ pub enum Command {
     DeleteSecret {
         /// Its name.
         name: SecretName,
+    },
+    /// Which witness the cluster has. Since format 3.
+    SetWitness {
+        /// The choice; a remote one joins by itself ([`Command::AdmitWitness`]).
+        witness: WitnessChoice,
+    },
+    /// A token that lets one remote witness join. Since format 3.
+    CreateWitnessToken {
+        /// SHA-256 in hex.
+        hash: String,
+        /// Not valid after this.
+        expires: Timestamp,
+    },
+    /// Admit a remote witness with a token, which is used up; it takes the place of any other. Since format 3.
+    AdmitWitness {
+        /// The token's hash.
+        token: String,
+        /// The witness.
+        name: HostName,
+        /// Its `address:port`.
+        address: String,
+    },
+    /// A disk witness lost its log: it goes on as a newcomer, under a new number. Since format 3.
+    RenewDiskWitness {
+        /// The number that it had.
+        old: NodeId,
+        /// What happened, for people.
+        why: String,
+    },
+    /// A host's daemon is being stopped in order, or is back. Since format 3.
+    HostLeft {
+        /// Which.
+        host: HostName,
+        /// It goes.
+        left: bool,
     },
 }
 

@@ -28,6 +28,7 @@ mod event;
 mod model;
 mod order;
 mod plan;
+mod quorum;
 mod stops;
 
 pub use command::{Command, Envelope, FORMAT, Outcome, Refusal};
@@ -39,9 +40,12 @@ pub use model::{
 };
 pub use order::Order;
 pub use plan::{Action, ActionKind, Candidate, CopyOf, MigrationEnd, Plan, PlannedAction, Reason};
+pub use quorum::{Quorum, Witness, WitnessChoice};
 pub use stops::Stopped;
 
 #[cfg(test)]
 mod copies_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_quorum;

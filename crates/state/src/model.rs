@@ -3,6 +3,7 @@
 use crate::copies::DiskRecords;
 use crate::event::EventLog;
 use crate::plan::{ActionKind, Reason};
+use crate::quorum::Quorum;
 use quorate_types::report::SavedState;
 use quorate_types::{
     ClusterSettings, Epoch, HostName, HostSpec, MigrationId, Millis, NetworkName, NetworkSpec,
@@ -53,6 +54,9 @@ pub struct State {
     /// name of a deleted one must not meet that one's epochs in the ledgers of hosts.
     #[serde(default)]
     pub forgotten_epoch: Epoch,
+    /// The witness, and who left in order.
+    #[serde(default, skip_serializing_if = "Quorum::is_empty")]
+    pub quorum: Quorum,
     /// What happened lately.
     pub log: EventLog,
 }
@@ -132,6 +136,9 @@ pub struct HostRecord {
 pub struct TokenRecord {
     /// Not valid after this.
     pub expires: Timestamp,
+    /// It lets a witness in, not a host.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub witness: bool,
 }
 
 /// How a guest is ended.

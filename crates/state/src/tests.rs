@@ -8,7 +8,7 @@ use quorate_types::{
     VmName,
 };
 
-fn host(n: u32) -> HostName {
+pub(crate) fn host(n: u32) -> HostName {
     HostName::new(format!("h{n}")).unwrap()
 }
 
@@ -36,11 +36,11 @@ fn abi() -> GuestAbi {
     }
 }
 
-struct World(State);
+pub(crate) struct World(pub(crate) State);
 
 impl World {
     /// Three hosts and the VMs named.
-    fn new(vms: &[&str]) -> Self {
+    pub(crate) fn new(vms: &[&str]) -> Self {
         let mut world = Self(State::default());
         world.ok(Command::CreateCluster {
             id: "c1".into(),
@@ -74,12 +74,12 @@ impl World {
         world
     }
 
-    fn ok(&mut self, command: Command) -> Outcome {
+    pub(crate) fn ok(&mut self, command: Command) -> Outcome {
         self.0.apply(&envelope(command)).unwrap()
     }
 
     /// Refused, and nothing but the revision changed.
-    fn refused(&mut self, command: Command) -> Refusal {
+    pub(crate) fn refused(&mut self, command: Command) -> Refusal {
         let before = self.0.clone();
         let refusal = self.0.apply(&envelope(command)).unwrap_err();
         let after = State {

@@ -3,7 +3,7 @@
 //! Always holds: a definition has no secret in it, only the name of one (`quorate secret set`), so a
 //! manifest can be kept beside the code. Names of targets and initiators follow RFC 7143, section 4.2.7.
 
-use crate::{HostName, SecretName};
+use crate::{HostName, PoolName, SecretName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,6 +31,8 @@ pub enum PoolSpec {
     Iscsi(IscsiPool),
     /// Block devices of the hosts by stable names (kernel iSCSI, Fibre Channel, multipath).
     Block(BlockPool),
+    /// Images of a Ceph pool, opened by QEMU's own client.
+    Rbd(RbdPool),
     /// A directory of each host's own: a disk is on one host and stays there.
     Local(LocalPool),
     /// A directory of each host's own: a disk is on its VM's host, with a synchronous copy on another.
@@ -140,6 +142,41 @@ pub struct BlockPool {
     pub hosts: BTreeSet<HostName>,
 }
 
+/// Images of a Ceph pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RbdPool {
+    /// Name of the pool in Ceph.
+    pub ceph_pool: String,
+    /// Ceph user, without `client.`.
+    #[serde(default = "ceph_user")]
+    pub user: String,
+    /// Ceph's configuration on the hosts.
+    #[serde(default = "ceph_conf")]
+    pub conf: String,
+    /// Which of the cluster's secrets is the user's key; absent: the hosts' keyring has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretName>,
+    /// Whether a silent host's clients are put on Ceph's block list, which proves that they write no more.
+    #[serde(default)]
+    pub blocklist: bool,
+    /// Hosts that reach it; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<HostName>,
+}
+
+fn ceph_user() -> String {
+    "admin".to_owned()
+}
+
+fn ceph_conf() -> String {
+    "/etc/ceph/ceph.conf".to_owned()
+}
+
+fn by_id() -> String {
+    "/dev/disk/by-id".to_owned()
+}
+
 /// Directories of the hosts' own disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -170,10 +207,6 @@ fn resync_speed() -> u64 {
     128
 }
 
-fn by_id() -> String {
-    "/dev/disk/by-id".to_owned()
-}
-
 /// A logical unit as initiators name it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lun {
@@ -196,6 +229,7 @@ impl PoolSpec {
             Self::Directory { .. } => "directory",
             Self::Iscsi(_) => "iscsi",
             Self::Block(_) => "block",
+            Self::Rbd(_) => "rbd",
             Self::Local(_) => "local",
             Self::Mirrored(_) => "mirrored",
         }
@@ -207,6 +241,7 @@ impl PoolSpec {
             Self::Directory { hosts, .. } => hosts,
             Self::Iscsi(pool) => &pool.hosts,
             Self::Block(pool) => &pool.hosts,
+            Self::Rbd(pool) => &pool.hosts,
             Self::Local(pool) => &pool.hosts,
             Self::Mirrored(pool) => &pool.hosts,
         }
@@ -217,13 +252,29 @@ impl PoolSpec {
         self.hosts().is_empty() || self.hosts().contains(host)
     }
 
+    /// What a disk's image is, by a name that is the same however it is written: two disks with equal names are
+    /// one. `pool` is this pool's name.
+    pub fn identity(&self, pool: &PoolName, image: &str) -> String {
+        match self {
+            Self::Directory { .. } | Self::Local(_) | Self::Mirrored(_) => {
+                format!("{pool}/{image}")
+            }
+            Self::Iscsi(spec) => match spec.lun_of(image) {
+                Ok(unit) => unit.to_string(),
+                Err(_) => format!("{pool}/{image}"),
+            },
+            Self::Block(spec) => format!("{}/{image}", spec.path.trim_end_matches('/')),
+            Self::Rbd(spec) => format!("rbd:{}/{image}", spec.ceph_pool),
+        }
+    }
+
     /// Where its images are files of the hosts: the path.
     pub fn path(&self) -> Option<&str> {
         match self {
             Self::Directory { path, .. } => Some(path),
             Self::Local(pool) => Some(&pool.path),
             Self::Mirrored(pool) => Some(&pool.path),
-            Self::Iscsi(_) | Self::Block(_) => None,
+            Self::Iscsi(_) | Self::Block(_) | Self::Rbd(_) => None,
         }
     }
 
@@ -244,8 +295,12 @@ impl PoolSpec {
 
     /// Secrets that it names.
     pub fn secrets(&self) -> BTreeSet<&SecretName> {
-        let Self::Iscsi(pool) = self else {
-            return BTreeSet::new();
+        let pool = match self {
+            Self::Iscsi(pool) => pool,
+            Self::Rbd(pool) => return pool.secret.iter().collect(),
+            Self::Directory { .. } | Self::Block(_) | Self::Local(_) | Self::Mirrored(_) => {
+                return BTreeSet::new();
+            }
         };
         let chap = pool.chap.as_ref().map(|chap| &chap.secret);
         let exec = match &pool.access {
@@ -383,6 +438,17 @@ mod tests {
         for bad in ["db/x", "db/-1", "db/99999", "DB", "d b", "db/1/2"] {
             assert!(pool.lun_of(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn one_unit_has_one_identity_however_it_is_written() {
+        let name = |text| PoolName::new(text).unwrap();
+        let spec = PoolSpec::Iscsi(pool());
+        let whole = spec.identity(&name("san"), "db/1");
+        assert_eq!(whole, spec.identity(&name("other"), "db"));
+        assert_ne!(whole, spec.identity(&name("san"), "db/2"));
+        let nas: PoolSpec = serde_json::from_str(r#"{"kind":"directory","path":"/p"}"#).unwrap();
+        assert_ne!(nas.identity(&name("a"), "x"), nas.identity(&name("b"), "x"));
     }
 
     #[test]

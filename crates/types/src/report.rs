@@ -80,6 +80,9 @@ pub struct PoolReport {
     /// Why it cannot be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// Since when it can, or cannot, be used, by the host's clock. For people only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// A direct link to another host.

@@ -5,8 +5,10 @@
 
 mod hosts;
 mod problems;
+mod quorum;
 mod vms;
 
+pub use quorum::quorum;
 pub(crate) use vms::met;
 
 #[cfg(test)]
@@ -30,6 +32,9 @@ pub struct Observed {
     pub quorate: bool,
     /// Voters.
     pub voters: BTreeSet<NodeId>,
+    /// How each host and the witness stand in the consensus group.
+    #[serde(default)]
+    pub votes: BTreeMap<NodeId, ObservedVote>,
     /// Hosts.
     pub hosts: BTreeMap<HostName, ObservedHost>,
     /// Why a VM is not as wanted, one sentence each.
@@ -39,6 +44,15 @@ pub struct Observed {
     /// What would even out load, one sentence.
     #[serde(default)]
     pub advice: Option<String>,
+}
+
+/// A member of the consensus group as the leader sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedVote {
+    /// For how long nothing was heard of it; absent: it is up.
+    pub silent: Option<Millis>,
+    /// Its log is as new as the leader's, or nearly.
+    pub caught_up: bool,
 }
 
 /// A host as the leader sees it.
@@ -101,6 +115,10 @@ pub fn build(state: &State, observed: Option<&Observed>, me: &Answering) -> Clus
         rules,
     };
     view.cluster.problems = problems::problems(&view, seen);
+    if let Some(text) = quorum::witness_problem(state, seen).filter(|_| quorate) {
+        let found = problem(crate::view::Level::Warning, "cluster", text);
+        view.cluster.problems.insert(0, found);
+    }
     view
 }
 
@@ -130,7 +148,9 @@ fn pools(state: &State, seen: &Observed) -> Vec<PoolView> {
             };
             if report.usable {
                 pool.usable_on.push(host.clone());
-                if pool.free.is_none_or(|free| report.free.0 < free) {
+                // Pools of whole units have no room of their own.
+                let sized = report.total.0 > 0;
+                if sized && pool.free.is_none_or(|free| report.free.0 < free) {
                     pool.free = Some(report.free.0);
                     pool.total = Some(report.total.0);
                 }

@@ -19,6 +19,22 @@ fn vm(name: &str) -> VmName {
     name.parse().unwrap()
 }
 
+/// An idle host that can, or cannot, use the pool `shared`.
+pub(super) fn with_pool(name: &HostName, usable: bool) -> ObservedHost {
+    let mut report = report(name.as_str());
+    let pool = PoolReport {
+        usable,
+        ..PoolReport::default()
+    };
+    report.pools = [("shared".parse().unwrap(), pool)].into();
+    ObservedHost {
+        health: HostHealth::Up,
+        lease_left: Millis(1800),
+        report: Some(report),
+        fencing: None,
+    }
+}
+
 struct Scene {
     state: State,
     seen: Observed,

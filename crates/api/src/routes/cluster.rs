@@ -23,7 +23,7 @@ pub(crate) async fn cluster(State(api): State<Api>) -> Result<Json<ClusterView>,
     Ok(Json(api.backend.view().await?))
 }
 
-/// Makes a token that lets one host join.
+/// Makes a token that lets one host, or one remote witness, join.
 #[utoipa::path(post, path = "/api/v1/tokens", tag = "cluster", request_body = TokenRequest,
     responses((status = 200, body = JoinToken), (status = "default", body = ApiError)))]
 pub(crate) async fn create_token(
@@ -37,7 +37,11 @@ pub(crate) async fn create_token(
         return Err(ApiError::new(ErrorCode::BadRequest, message).hint("use 1s to 30d"));
     }
     let by = caller(&headers);
-    Ok(Json(api.backend.create_token(&by, request.ttl).await?))
+    Ok(Json(
+        api.backend
+            .create_token(&by, request.ttl, request.witness)
+            .await?,
+    ))
 }
 
 macro_rules! delete_route {

@@ -262,9 +262,14 @@ impl Backend for Fake {
         self.apply(by, command)
     }
 
-    async fn create_token(&self, _by: &str, ttl: Millis) -> Result<JoinToken, ApiError> {
+    async fn create_token(
+        &self,
+        _by: &str,
+        ttl: Millis,
+        witness: bool,
+    ) -> Result<JoinToken, ApiError> {
         Ok(JoinToken {
-            token: "token".into(),
+            token: if witness { "witness" } else { "token" }.into(),
             expires: Timestamp(ttl.0),
         })
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use quorate_consensus::{
     Applied, Config, Consensus, LinkError, NodeId, OpenError, PeerLink, ProposeError, RaftMethod,
-    StateMachine,
+    Role, StateMachine, Tenure,
 };
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
@@ -103,6 +103,10 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Node>,
     pub dir: TempDir,
     pub snapshot_every: u64,
+    /// Nodes that are witnesses.
+    pub witnesses: BTreeSet<NodeId>,
+    /// Tenures of nodes that have one.
+    pub tenures: BTreeMap<NodeId, Tenure>,
 }
 
 impl Cluster {
@@ -112,12 +116,20 @@ impl Cluster {
             nodes: BTreeMap::new(),
             dir: tempfile::tempdir().unwrap(),
             snapshot_every: 2000,
+            witnesses: BTreeSet::new(),
+            tenures: BTreeMap::new(),
         }
     }
 
     /// Node 1 bootstrapped, the others added as voters.
     pub async fn of(voters: u64) -> Self {
+        Self::with_witnesses(voters, &[]).await
+    }
+
+    /// The same, some of them witnesses.
+    pub async fn with_witnesses(voters: u64, witnesses: &[NodeId]) -> Self {
         let mut cluster = Self::empty();
+        cluster.witnesses = witnesses.iter().copied().collect();
         cluster.start(1).await;
         cluster.nodes[&1].bootstrap().await.unwrap();
         for id in 2..=voters {
@@ -138,6 +150,10 @@ impl Cluster {
     pub async fn try_start(&mut self, id: NodeId) -> Result<(), OpenError> {
         let mut config = Config::new(id, self.path(id));
         config.snapshot_every = self.snapshot_every;
+        if self.witnesses.contains(&id) {
+            config.role = Role::Witness;
+        }
+        config.tenure = self.tenures.get(&id).cloned();
         let link = Arc::new(Wire {
             from: id,
             wires: Arc::clone(&self.wires),

@@ -1,4 +1,4 @@
-//! What a leader knows and decides beside the planner: leases and reports, seals, voters, when to fence again.
+//! What a leader knows and decides beside the planner: leases and reports, seals, voters, storage cuts, when to fence again.
 //!
 //! ```text
 //!   heartbeat --> Leases --> grant            Leases --> proofs, health --> planner (pure too)
@@ -11,6 +11,7 @@
 
 mod leases;
 mod retry;
+mod storage;
 mod voters;
 mod wire;
 
@@ -19,5 +20,6 @@ mod tests;
 
 pub use leases::{Leases, owns_something};
 pub use retry::fence_again_after;
-pub use voters::{Change, GroupMembers, next_change};
+pub use storage::{CutJob, Door, Gate, Shut, Wanted, cut_job, doors_wanted, restorable};
+pub use voters::{Change, GroupMembers, before_leaving, next_change, standing};
 pub use wire::{HeartbeatReply, HeartbeatRequest};

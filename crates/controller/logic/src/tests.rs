@@ -102,3 +102,57 @@ fn the_group_follows_the_hosts_one_change_at_a_time() {
     let one = state(1, None);
     assert_eq!(next(&members, &one), Some(Change::Remove(2)));
 }
+
+#[test]
+fn a_witness_is_taken_in_by_what_it_answers_and_goes_with_its_number() {
+    let mut two = state(2, None);
+    let witness = |node| quorate_state::Witness::Disk {
+        node,
+        pool: "shared".parse().unwrap(),
+    };
+    two.quorum.witness = Some(witness(5));
+    let mut leases = Leases::new(7, &two, START);
+    for n in 1..=2 {
+        let _ = leases.heartbeat(beat(n, None), &two, Some(START), START);
+    }
+    let mut members = GroupMembers {
+        voters: [1].into(),
+        learners: [2].into(),
+        matched: [(2, Some(0))].into(),
+        ..GroupMembers::default()
+    };
+    let next =
+        |members: &GroupMembers, state: &State| next_change(members, 1, state, &leases, START);
+    assert_eq!(next(&members, &two), Some(Change::AddLearner(5)));
+    members.learners.insert(5);
+    assert_eq!(next(&members, &two), None, "nothing was heard of it");
+    members.heard = [(5, Millis(100))].into();
+    assert_eq!(next(&members, &two), None, "it has nothing yet");
+    members.matched.insert(5, Some(0));
+    assert_eq!(next(&members, &two), Some(Change::Voters([1, 2, 5].into())));
+    members.voters = [1, 2, 5].into();
+    members.learners.clear();
+    assert_eq!(next(&members, &two), None);
+    assert_eq!(
+        before_leaving(&members, (1, 2), &two, &leases, START),
+        None,
+        "1 and the witness go on"
+    );
+    members.heard = [(5, Millis(2000))].into();
+    assert_eq!(
+        before_leaving(&members, (1, 2), &two, &leases, START),
+        Some([1].into()),
+        "it does not answer"
+    );
+    // A new log has a new number: it takes the old one's place once it is ready.
+    two.quorum.witness = Some(witness(6));
+    assert_eq!(next(&members, &two), Some(Change::AddLearner(6)));
+    members.learners.insert(6);
+    assert_eq!(next(&members, &two), None);
+    members.heard.insert(6, Millis(0));
+    members.matched.insert(6, Some(0));
+    assert_eq!(next(&members, &two), Some(Change::Voters([1, 2, 6].into())));
+    members.voters = [1, 2, 6].into();
+    members.learners = [5].into();
+    assert_eq!(next(&members, &two), Some(Change::Remove(5)));
+}

@@ -22,6 +22,7 @@ const TEMPLATE: &str = "\
   plan         What would happen if a host failed, were drained, ...
   capacity     How many failures are survived, and how
   state        save: keep what decisions rest on, for questions later
+  quorum       show, recommend, set: votes, and what they survive
 
 \x1b[1mChange\x1b[0m
   apply        Make what a manifest says hold
@@ -29,11 +30,14 @@ const TEMPLATE: &str = "\
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
+  storage      list, show: pools, who reaches them, their images
+  secret       set, list, delete: passwords that pools name
 
 \x1b[1mSet up\x1b[0m
   init         Make a cluster with this host as its first
   token        Make a join token for another host
   join         Make this host a member of a cluster
+  witness      join, serve: a third vote on any machine, for two hosts
   import       A manifest from another cluster manager's configuration
   serve        Run this host's daemon
   lab          A whole cluster on one machine, to play with
@@ -104,6 +108,9 @@ pub(crate) enum Command {
     /// What decisions rest on, as a file.
     #[command(subcommand)]
     State(StateCommand),
+    /// Votes: who has one, how many failures are survived, which witness helps.
+    #[command(subcommand)]
+    Quorum(QuorumCommand),
     /// Make what a manifest says hold: all of it or nothing.
     Apply(ApplyArgs),
     /// What an apply would change.
@@ -117,6 +124,12 @@ pub(crate) enum Command {
     /// Hosts.
     #[command(subcommand)]
     Host(HostCommand),
+    /// Storage pools: who reaches them, what they can prove, their images.
+    #[command(subcommand)]
+    Storage(super::storage::StorageCommand),
+    /// Passwords that pools name: of targets, of arrays.
+    #[command(subcommand)]
+    Secret(super::secret::SecretCommand),
     /// A manifest from another cluster manager's configuration.
     #[command(subcommand)]
     Import(super::import::ImportCommand),
@@ -127,6 +140,9 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// Make this host a member of a cluster.
     Join(JoinArgs),
+    /// A third vote without a host behind it, on any machine. It runs no VM and counts as no host.
+    #[command(subcommand)]
+    Witness(WitnessCommand),
     /// Run this host's daemon.
     Serve,
     /// A whole cluster on one machine, to play with.
@@ -410,6 +426,56 @@ pub(crate) enum HostCommand {
         /// Which.
         name: HostName,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QuorumCommand {
+    /// Who votes, how many failures are survived now, and what is wrong.
+    Show,
+    /// Which witness would be best for the hosts at hand, and why.
+    Recommend,
+    /// Choose the witness.
+    Set {
+        /// Which: `disk` in a pool that all hosts share, `remote` on a third machine, or `none`.
+        #[arg(long, value_enum, value_name = "KIND")]
+        witness: WitnessChoice,
+        /// The pool for a disk witness.
+        #[arg(long, value_name = "POOL", required_if_eq("witness", "disk"))]
+        pool: Option<PoolName>,
+    },
+}
+
+/// Kinds of witnesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WitnessChoice {
+    /// A voter whose log lies in a pool; whichever host holds the pool's lease runs it.
+    Disk,
+    /// A voter on a third machine; prints the command that joins it.
+    Remote,
+    /// No witness.
+    None,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WitnessCommand {
+    /// Make this machine the witness of a cluster.
+    Join(WitnessJoinArgs),
+    /// Run the witness.
+    Serve,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WitnessJoinArgs {
+    /// The token that `quorate quorum set --witness remote` printed on a host of the cluster; `-` reads it
+    /// from standard input, where no process list shows it.
+    #[arg(env = "QUORATE_TOKEN", hide_env_values = true)]
+    pub(crate) token: String,
+    /// Name of the witness; absent: this machine's host name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<HostName>,
+    /// Address and port where the hosts reach it, such as 192.0.2.13:7420.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) address: String,
 }
 
 #[derive(Debug, Subcommand)]

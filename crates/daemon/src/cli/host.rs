@@ -142,7 +142,13 @@ pub(crate) async fn token(context: &Context, command: TokenCommand) -> Result<()
     let TokenCommand::Create { ttl } = command;
     let token: JoinToken = context
         .client
-        .post("/api/v1/tokens", &TokenRequest { ttl })
+        .post(
+            "/api/v1/tokens",
+            &TokenRequest {
+                ttl,
+                witness: false,
+            },
+        )
         .await?;
     // The token alone on standard output, so that a script can take it.
     context.output.print(&token, |_| token.token.clone())?;

@@ -18,10 +18,13 @@ mod manifest;
 mod output;
 mod plan;
 mod progress;
+mod quorum;
 mod saved;
+mod secret;
 mod setup;
 mod show;
 mod status;
+mod storage;
 mod vm;
 mod wait;
 mod when;
@@ -162,15 +165,19 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Plan(args) => plan::run(&context, args).await,
         Command::Capacity(args) => capacity::run(&context, args).await,
         Command::State(command) => saved::run(&context, command).await,
+        Command::Quorum(command) => quorum::run(&context, command).await,
         Command::Apply(args) => manifest::apply(&context, args).await,
         Command::Diff(args) => manifest::diff(&context, args).await,
         Command::Delete(command) => vm::delete(&context, command).await,
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Storage(command) => storage::run(&context, command).await,
+        Command::Secret(command) => secret::run(&context, command).await,
         Command::Import(command) => import::import(&context.output, &command),
         Command::Init(args) => setup::init(&context, args).await,
         Command::Token(command) => host::token(&context, command).await,
         Command::Join(args) => setup::join(&context, args).await,
+        Command::Witness(command) => quorum::witness(&context, command).await,
         Command::Serve => {
             crate::serve::log_to_stderr();
             Ok(crate::serve::serve(&context.dir).await?)

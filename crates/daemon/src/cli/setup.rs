@@ -9,7 +9,7 @@ use quorate_api::{ApiError, ClientError};
 use quorate_types::{ClusterSettings, HostName, LeaseTimings, Manifest};
 use std::path::Path;
 
-fn host_name(given: Option<HostName>) -> Result<HostName, CliError> {
+pub(crate) fn host_name(given: Option<HostName>) -> Result<HostName, CliError> {
     if let Some(name) = given {
         return Ok(name);
     }
@@ -70,20 +70,24 @@ fn read_settings(path: &Path) -> Result<ClusterSettings, CliError> {
 
 pub(crate) async fn join(context: &Context, args: JoinArgs) -> Result<(), CliError> {
     let host = host_name(args.host)?;
-    let token = if args.token == "-" {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line)?;
-        line
-    } else {
-        args.token
-    };
-    let node = crate::serve::join(&context.dir, token.trim(), host, &args.address).await?;
+    let token = token(args.token)?;
+    let node = crate::serve::join(&context.dir, &token, host, &args.address).await?;
     say(&format!(
         "{} is now a host of cluster {}.\n\nNow run the daemon:\n  quorate{} serve",
         node.host,
         node.cluster_name,
         at(&context.dir)
     ))
+}
+
+/// The token as given, or from standard input.
+pub(crate) fn token(given: String) -> Result<String, CliError> {
+    let mut token = given;
+    if token == "-" {
+        token.clear();
+        std::io::stdin().read_line(&mut token)?;
+    }
+    Ok(token.trim().to_owned())
 }
 
 /// ` --dir DIR`, where it is not the usual one.

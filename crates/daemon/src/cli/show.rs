@@ -10,7 +10,7 @@ use quorate_types::{HostName, Timestamp, VmName};
 use std::collections::BTreeSet;
 
 /// Lines of `name: value`, aligned.
-fn facts(out: &Output, title: &str, facts: &[(&str, String)]) -> String {
+pub(crate) fn facts(out: &Output, title: &str, facts: &[(&str, String)]) -> String {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut lines = vec![out.paint(Tone::Bold, title)];
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {

@@ -318,3 +318,31 @@ fn numbers_read_well() {
     assert_eq!(span(3_600_000), "60 min");
     assert_eq!(span(400_000_000), "4 d");
 }
+
+#[test]
+fn votes_are_shown_and_a_witness_is_recommended() {
+    let read =
+        |text: &str| -> quorate_api::quorum::QuorumView { serde_json::from_str(text).unwrap() };
+    let bare = read(include_str!("golden/quorum-bare.json"));
+    golden("quorum-bare.txt", &super::quorum::page(&PLAIN, &bare));
+    golden(
+        "quorum-recommend.txt",
+        &super::quorum::recommendation(&PLAIN, &bare.recommendation),
+    );
+    let disk = read(include_str!("golden/quorum-disk.json"));
+    golden("quorum-disk.txt", &super::quorum::page(&PLAIN, &disk));
+}
+
+#[test]
+fn a_disk_witness_needs_a_pool() {
+    let cli = parse("quorate quorum set --witness disk --pool shared").unwrap();
+    let Command::Quorum(super::args::QuorumCommand::Set { witness, pool }) = cli.command else {
+        panic!("not a choice")
+    };
+    assert_eq!(witness, super::args::WitnessChoice::Disk);
+    assert_eq!(pool.unwrap().as_str(), "shared");
+    assert!(parse("quorate quorum set --witness disk").is_err());
+    assert!(parse("quorate quorum set --witness none").is_ok());
+    assert!(parse("quorate quorum set").is_err());
+    assert!(parse("quorate witness join T --address 192.0.2.9:7420 --name w1").is_ok());
+}

@@ -3,16 +3,20 @@
 use super::console;
 use super::core::{Core, wrong_answer};
 use super::group::wall_clock;
+use super::look;
 use super::peer::{Answer, Ask};
 use async_trait::async_trait;
+use quorate_api::quorum::QuorumView;
+use quorate_api::storage::PoolLook;
 use quorate_api::view::{ClusterView, JoinToken, PlacementView};
 use quorate_api::{
-    Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed, ObservedHost,
+    Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed,
+    ObservedHost, ObservedVote,
 };
-use quorate_controller::{HostPicture, Picture};
+use quorate_controller::{HostPicture, Picture, VotePicture};
 use quorate_planner::{SNAPSHOT_FORMAT, Snapshot};
 use quorate_state::{Command, Outcome, State};
-use quorate_types::{HostName, Millis, Timestamp, VmName};
+use quorate_types::{HostName, Millis, PoolName, Timestamp, VmName};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -25,6 +29,13 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(90);
 /// [`Backend`] over the daemon's parts.
 pub(crate) struct Daemon(pub(crate) Arc<Core>);
 
+fn observed_vote(vote: VotePicture) -> ObservedVote {
+    ObservedVote {
+        silent: vote.silent,
+        caught_up: vote.caught_up,
+    }
+}
+
 fn observed(picture: Picture) -> Observed {
     let host = |host: HostPicture| ObservedHost {
         health: host.health,
@@ -36,6 +47,11 @@ fn observed(picture: Picture) -> Observed {
         leader: Some(picture.leader),
         quorate: picture.quorate,
         voters: picture.voters,
+        votes: picture
+            .votes
+            .into_iter()
+            .map(|(node, vote)| (node, observed_vote(vote)))
+            .collect(),
         hosts: picture
             .hosts
             .into_iter()
@@ -73,20 +89,30 @@ impl Backend for Daemon {
         self.0.propose(by, command).await
     }
 
-    async fn create_token(&self, by: &str, ttl: Millis) -> Result<JoinToken, ApiError> {
+    async fn quorum(&self) -> Result<QuorumView, ApiError> {
+        let observed = self.0.picture().await.ok().map(observed);
+        Ok(quorate_api::build_quorum(
+            &self.0.state(),
+            observed.as_ref(),
+        ))
+    }
+
+    async fn create_token(
+        &self,
+        by: &str,
+        ttl: Millis,
+        witness: bool,
+    ) -> Result<JoinToken, ApiError> {
         let internal = |text: String| ApiError::new(ErrorCode::Internal, text);
         let secret = quorate_transport::TokenSecret::generate()
             .map_err(|error| internal(error.to_string()))?;
         let expires = Timestamp(wall_clock().0.saturating_add(ttl.0));
-        self.0
-            .propose(
-                by,
-                Command::CreateToken {
-                    hash: secret.hash(),
-                    expires,
-                },
-            )
-            .await?;
+        let hash = secret.hash();
+        let command = match witness {
+            false => Command::CreateToken { hash, expires },
+            true => Command::CreateWitnessToken { hash, expires },
+        };
+        self.0.propose(by, command).await?;
         let state = self.0.state();
         let cluster = state.cluster.as_ref().ok_or_else(ApiError::no_quorum)?;
         let ca =
@@ -134,6 +160,14 @@ impl Backend for Daemon {
 
     async fn logs(&self, vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError> {
         console::logs(Arc::clone(&self.0), vm.clone(), options).await
+    }
+
+    async fn observed(&self) -> Option<Observed> {
+        self.0.picture().await.ok().map(observed)
+    }
+
+    async fn look_into(&self, pool: &PoolName) -> Result<PoolLook, ApiError> {
+        look::anywhere(&self.0, pool).await
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {

@@ -2,7 +2,9 @@
 
 use super::console::Consoles;
 use super::group::RaftGroup;
+use super::look;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
+use super::witness::Route;
 use quorate_agent::AgentHandle;
 use quorate_api::{ApiError, ErrorCode};
 use quorate_controller::{Controller, ControllerError, Group as _, Picture, ProposeFailure};
@@ -28,6 +30,7 @@ pub(crate) struct Core {
     pub(crate) controller: Controller,
     pub(crate) agent: AgentHandle,
     pub(crate) peers: Peers,
+    pub(crate) route: Route,
     pub(crate) consoles: Consoles,
 }
 
@@ -124,6 +127,10 @@ impl Core {
                     .map(|()| Answer::Done(text))
                     .map_err(refused)
             }
+            Ask::Leave { host } => {
+                let left = self.controller.let_go(host).await;
+                left.map(Answer::Done).map_err(refused)
+            }
             Ask::WhatMove { vm, to } => {
                 let found = self
                     .controller
@@ -158,6 +165,7 @@ impl Core {
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,
+            Ask::Images { pool } => look::here(self, &pool).await.map(Answer::Images),
         }
     }
 }

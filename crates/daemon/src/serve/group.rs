@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use quorate_consensus::{Consensus, ProposeError};
 use quorate_controller::{Group, GroupMembers, Leading, ProposeFailure};
 use quorate_state::{Command, Envelope, FORMAT, Outcome, State};
-use quorate_types::{NodeId, Timestamp};
+use quorate_types::{Millis, NodeId, Timestamp};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,10 @@ pub(crate) fn wall_clock() -> Timestamp {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn millis(age: Duration) -> Millis {
+    Millis(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// [`Group`] over the raft node of this host.
@@ -116,6 +120,12 @@ impl Group for RaftGroup {
             changing: membership.changing,
             matched: self.consensus.replication(),
             last: self.consensus.log_status().last.unwrap_or(0),
+            heard: self
+                .consensus
+                .heard()
+                .into_iter()
+                .map(|(node, age)| (node, millis(age)))
+                .collect(),
         }
     }
 

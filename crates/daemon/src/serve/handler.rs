@@ -1,11 +1,12 @@
 //! The server side of peer calls: what other daemons may ask of this one.
 
 use super::core::Core;
+use super::link::method_of;
 use super::peer::{ASK, HEARTBEAT, read, write};
 use super::setup::{JoinReply, JoinRequest};
+use super::witness::Route;
 use async_trait::async_trait;
 use bytes::Bytes;
-use quorate_consensus::RaftMethod;
 use quorate_controller::HeartbeatRequest;
 use quorate_state::Command;
 use quorate_transport::{
@@ -20,13 +21,10 @@ pub(crate) struct PeerHandler(pub(crate) Arc<Core>);
 #[async_trait]
 impl Handler for PeerHandler {
     async fn handle(&self, request: Request) -> Result<Bytes, RpcStatus> {
-        let raft = match request.method.as_str() {
-            "raft-append" => Some(RaftMethod::Append),
-            "raft-vote" => Some(RaftMethod::Vote),
-            "raft-snapshot" => Some(RaftMethod::Snapshot),
-            _ => None,
-        };
-        if let Some(method) = raft {
+        if let Some(method) = Route::method(&request.method) {
+            return self.0.route.serve(method, &request.body).await;
+        }
+        if let Some(method) = method_of(&request.method) {
             let answer = self.0.group.consensus().handle(method, &request.body).await;
             return answer
                 .map(Into::into)
@@ -58,14 +56,26 @@ impl PeerHandler {
         // The key is checked before the token is used up.
         let key = HostPublicKey::from_csr_pem(&request.request)
             .map_err(|error| RpcStatus::new(400, error.to_string()))?;
-        let command = Command::AdmitHost {
-            token: secret.hash(),
-            host: request.host.clone(),
-            address: request.address,
+        let (token, name) = (secret.hash(), request.host.clone());
+        let (who, command) = match request.witness {
+            false => (
+                format!("host {name}"),
+                Command::AdmitHost {
+                    token,
+                    host: name,
+                    address: request.address,
+                },
+            ),
+            true => (
+                format!("witness {name}"),
+                Command::AdmitWitness {
+                    token,
+                    name,
+                    address: request.address,
+                },
+            ),
         };
-        let outcome = core
-            .propose(&format!("host {}", request.host), command)
-            .await;
+        let outcome = core.propose(&who, command).await;
         let outcome = outcome.map_err(|error| RpcStatus::new(409, error.to_string()))?;
         let node = outcome
             .node

@@ -10,20 +10,26 @@ mod backend;
 mod certs;
 mod console;
 mod core;
+mod doors;
 mod group;
 mod handler;
 mod heartbeat;
+mod leave;
 mod link;
+mod look;
 mod machine;
 mod node;
 mod peer;
 mod pools;
 mod power;
+mod remote;
 mod setup;
 mod tls;
 mod wiring;
+mod witness;
 
-pub(crate) use setup::{init, join};
+pub(crate) use remote::serve_witness;
+pub(crate) use setup::{init, join, join_witness};
 
 use self::core::Core;
 use anyhow::{Context as _, Result, bail};
@@ -47,6 +53,13 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Runs until a signal or a failure of the replicated log.
 pub(crate) async fn serve(dir: &Path) -> Result<()> {
     let node = NodeFile::load(dir)?;
+    if node.witness {
+        bail!(
+            "{} is the directory of the witness {}, not of a host: run `quorate witness serve`",
+            dir.display(),
+            node.host
+        );
+    }
     let _lock = lock(dir)?;
     let identity = Identity::load(dir)?;
     if let Err(error) = identity.check(&node.cluster_id, SystemTime::now()) {
@@ -58,7 +71,11 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
 
     let (machine, states) = Machine::new();
     let raft = setup::raft_config(node.node, dir);
-    let link = Arc::new(link::Link(peers.clone()));
+    let route = witness::Route::new(peers.clone(), states.clone());
+    let link = Arc::new(link::Link {
+        peers: peers.clone(),
+        route: route.clone(),
+    });
     let consensus = Consensus::open(raft, machine, link).await?;
     let mut failed = consensus.failed();
     let group = RaftGroup::new(consensus.clone());
@@ -71,6 +88,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         node.host.clone(),
         Arc::new(group.clone()),
         switch,
+        Arc::new(doors::Doors),
         stopped.clone(),
     );
     let core = Arc::new(Core {
@@ -81,6 +99,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         consoles: wiring::consoles(&agent),
         agent,
         peers: peers.clone(),
+        route,
     });
 
     let address: SocketAddr = node
@@ -104,6 +123,9 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
     tokio::spawn(pools::prepare(Arc::clone(&core)));
+    let (end_witness, witness_ends) = watch::channel(false);
+    let witness = tokio::spawn(witness::run(Arc::clone(&core), witness_ends));
+    let presence = tokio::spawn(leave::be_back(Arc::clone(&core)));
     let book = address_book(node.node, states, peers, server);
     let api = wiring::serve_api(dir, Arc::clone(&core), stopped);
     sd_notify();
@@ -119,6 +141,14 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         why = first_failure(&mut failed) => Err(anyhow::anyhow!("the replicated log has failed: {why}")),
     };
     info!("stopping; guests go on");
+    presence.abort();
+    if outcome.is_ok() {
+        leave::leave(&core).await;
+    }
+    let _ = end_witness.send(true);
+    if tokio::time::timeout(STOP_WITHIN, witness).await.is_err() {
+        warn!("the disk witness did not end in time");
+    }
     // Nobody listens any more if the tasks have ended already.
     let _ = stop.send(true);
     if outcome.is_ok() {
@@ -216,9 +246,10 @@ async fn address_book(
                 },
             ))
         };
-        let book: BTreeMap<u64, PeerAddr> = state.hosts.iter().filter_map(entry).collect();
+        let mut book: BTreeMap<u64, PeerAddr> = state.hosts.iter().filter_map(entry).collect();
+        book.extend(remote_witness(&state));
         if last.as_ref() != Some(&book) {
-            let members: Vec<u64> = book.keys().copied().collect();
+            let members: Vec<u64> = book.keys().copied().chain([me]).collect();
             server.set_removed(
                 (1..=state.last_node)
                     .filter(|node| !members.contains(node))
@@ -230,6 +261,22 @@ async fn address_book(
         if states.changed().await.is_err() {
             return;
         }
+    }
+}
+
+fn remote_witness(state: &quorate_state::State) -> Option<(u64, PeerAddr)> {
+    match state.quorum.witness.as_ref()? {
+        quorate_state::Witness::Remote {
+            node,
+            name,
+            address,
+            ..
+        } => {
+            let host = name.to_string();
+            let addr = address.parse().ok()?;
+            Some((*node, PeerAddr { host, addr }))
+        }
+        quorate_state::Witness::Disk { .. } => None,
     }
 }
 

@@ -25,6 +25,9 @@ pub(crate) struct NodeFile {
     /// Timing of the lease when the host joined, for a start before the state has arrived.
     #[serde(default)]
     pub(crate) lease: LeaseTimings,
+    /// It is no host but a witness.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) witness: bool,
 }
 
 /// Format this program writes.

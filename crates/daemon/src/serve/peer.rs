@@ -4,11 +4,12 @@
 //! needs the leader is told who it is when it asked the wrong host.
 
 use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+use quorate_api::storage::PoolLook;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::{Explanation, Seen};
 use quorate_state::{Command, Outcome, Reason, Refusal};
 use quorate_transport::{CallError, Peers, RpcStatus};
-use quorate_types::{HostName, MigrationId, NodeId, Revision, VmName};
+use quorate_types::{HostName, MigrationId, NodeId, PoolName, Revision, VmName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub(crate) enum Ask {
     },
     /// To the leader: an operator's word.
     ConfirmDead { host: HostName, who: String },
+    /// To the leader: a host's daemon is being stopped in order.
+    Leave { host: HostName },
     /// To the leader: can the VM be moved, and where to?
     WhatMove { vm: VmName, to: Option<HostName> },
     /// To the leader: where would the VM go?
@@ -49,6 +52,8 @@ pub(crate) enum Ask {
     ConsoleRead { vm: VmName, offset: u64, limit: u64 },
     /// To the VM's host: input for its serial console.
     ConsoleWrite { vm: VmName, input: Vec<u8> },
+    /// To a host that reaches the pool: what is in it.
+    Images { pool: PoolName },
 }
 
 /// An answer between daemons.
@@ -79,6 +84,8 @@ pub(crate) enum Answer {
         size: u64,
         bytes: Vec<u8>,
     },
+    /// What is in a pool.
+    Images(PoolLook),
 }
 
 /// Name of the method on the wire that carries an [`Ask`].

@@ -33,6 +33,9 @@ pub(crate) struct JoinRequest {
     pub(crate) address: String,
     /// Its certificate request, PEM.
     pub(crate) request: String,
+    /// It is no host but a witness.
+    #[serde(default)]
+    pub(crate) witness: bool,
 }
 
 /// What it gets back.
@@ -153,6 +156,7 @@ pub(crate) async fn init(
         node: 1,
         address: address.to_owned(),
         lease,
+        witness: false,
     };
     file.save(dir)?;
     Ok(file)
@@ -165,6 +169,26 @@ pub(crate) async fn join(
     host: HostName,
     address: &str,
 ) -> Result<NodeFile> {
+    join_as(dir, token, host, address, false).await
+}
+
+/// Makes this machine the witness of the token's cluster.
+pub(crate) async fn join_witness(
+    dir: &Path,
+    token: &str,
+    name: HostName,
+    address: &str,
+) -> Result<NodeFile> {
+    join_as(dir, token, name, address, true).await
+}
+
+async fn join_as(
+    dir: &Path,
+    token: &str,
+    host: HostName,
+    address: &str,
+    witness: bool,
+) -> Result<NodeFile> {
     parse_address(address)?;
     let token: JoinToken = token.parse()?;
     prepare_dir(dir)?;
@@ -174,6 +198,7 @@ pub(crate) async fn join(
         host: host.clone(),
         address: address.to_owned(),
         request: key.csr_pem()?,
+        witness,
     };
     let body = serde_json::to_vec(&request)?;
     let answer = quorate_transport::join(&token, body, JOIN_DEADLINE).await?;
@@ -188,6 +213,7 @@ pub(crate) async fn join(
         node: reply.node,
         address: address.to_owned(),
         lease: reply.lease,
+        witness,
     };
     file.save(dir)?;
     Ok(file)

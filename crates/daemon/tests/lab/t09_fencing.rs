@@ -21,6 +21,7 @@ fn with_fencing(hosts: u32) -> Cluster {
         hosts,
         settings,
         watchdog: false,
+        san: false,
     })
 }
 

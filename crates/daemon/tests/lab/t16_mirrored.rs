@@ -27,16 +27,13 @@ fn run(cluster: &Cluster, guests: &[Guest], kind: &str) {
     for host in cluster.hosts() {
         std::fs::create_dir_all(own(cluster, &host)).unwrap();
     }
-    let site = cluster.lab.site();
-    let text = manifest(guests, &cluster.image(), &site.shared_dir());
     let path = own(cluster, "{host}");
-    let pool = format!(
-        "pools:\n  own: {{kind: {kind}, path: {}}}\n",
+    let pools = format!(
+        "pools:\n  own: {{kind: {kind}, path: \"{}\"}}\n",
         path.display()
     );
-    cluster
-        .apply_text(&text.replace("pools:\n", &pool))
-        .unwrap();
+    let text = manifest(guests, &cluster.image(), &pools);
+    cluster.apply_text(&text).unwrap();
     let names: Vec<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
     cluster.wait_ready(&names, Duration::from_secs(120));
 }

@@ -12,13 +12,16 @@ impl Checker<'_> {
     pub(super) fn sharing(&mut self) {
         self.bridges();
         self.directories();
-        let mut images: Holders<(String, String)> = BTreeMap::new();
+        let mut images: Holders<String> = BTreeMap::new();
         let mut macs: Holders<String> = BTreeMap::new();
         let mut addresses: Holders<(NetworkName, IpAddr)> = BTreeMap::new();
         for (name, vm, touched) in self.vms_existing_first() {
             let here = name.as_str();
             for (index, disk) in vm.disks.iter().enumerate() {
-                let key = (disk.pool.as_str().to_owned(), disk.image.clone());
+                let key = match self.all.pools.get(&disk.pool) {
+                    Some(pool) => pool.identity(&disk.pool, &disk.image),
+                    None => format!("{}/{}", disk.pool, disk.image),
+                };
                 if let Some(other) = images.insert(key, name.clone())
                     && touched
                 {

@@ -282,6 +282,7 @@ fn a_saved_state_replays_the_same_plan_and_holds_no_secret() {
     cluster.settings.fencing.insert(host("h1"), vec![device]);
     let token = quorate_state::TokenRecord {
         expires: quorate_types::Timestamp(9),
+        witness: false,
     };
     snapshot.state.tokens.insert("abcdef".into(), token);
     let secret = quorate_types::Secret::new("open sesame").unwrap();

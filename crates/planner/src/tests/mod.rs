@@ -12,4 +12,5 @@ mod properties;
 mod quality;
 mod recovery;
 mod speed;
+mod storage;
 mod wishes;

@@ -4,6 +4,7 @@ use super::{Change, unknown};
 use crate::command::{Command, Refusal};
 use crate::event::{EventKind, Subject};
 use crate::model::{ClusterInfo, HostMode, HostRecord, TokenRecord};
+use crate::quorum::Witness;
 use quorate_types::{HostName, HostSpec, LabelName, Millis, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -75,12 +76,24 @@ pub(super) fn create_token(
             "there are {TOKENS_KEPT} open join tokens: use them or wait until they expire"
         )));
     }
-    change
-        .state
-        .tokens
-        .insert(hash.to_owned(), TokenRecord { expires });
+    change.state.tokens.insert(
+        hash.to_owned(),
+        TokenRecord {
+            expires,
+            witness: false,
+        },
+    );
     change.event(EventKind::Host, Subject::Cluster, "join token created");
     Ok(())
+}
+
+pub(super) fn check_token(change: &Change<'_>, token: &str, witness: bool) -> Result<(), Refusal> {
+    let now = change.envelope.at;
+    let record = change.state.tokens.get(token);
+    if record.is_some_and(|record| record.expires > now && record.witness == witness) {
+        return Ok(());
+    }
+    Err(Refusal::Token)
 }
 
 pub(super) fn admit(
@@ -89,14 +102,15 @@ pub(super) fn admit(
     host: &HostName,
     address: &str,
 ) -> Result<(), Refusal> {
-    let now = change.envelope.at;
-    let good = change
-        .state
-        .tokens
-        .get(token)
-        .is_some_and(|record| record.expires > now);
-    if !good {
-        return Err(Refusal::Token);
+    check_token(change, token, false)?;
+    if let Some(Witness::Remote {
+        name, address: at, ..
+    }) = &change.state.quorum.witness
+        && (name == host || at == address)
+    {
+        return Err(Refusal::InUse(format!(
+            "the witness {name} has this name or address"
+        )));
     }
     if change.state.hosts.contains_key(host) {
         return Err(Refusal::Exists {
@@ -156,6 +170,7 @@ pub(super) fn remove(change: &mut Change<'_>, host: &HostName) -> Result<(), Ref
     super::copies::forget_host(change.state, host);
     change.state.hosts.remove(host);
     super::storage::forget_cuts(change, |gone, _| gone == host);
+    change.state.quorum.left.remove(host);
     change.topology_changed();
     change.event(
         EventKind::Host,

@@ -4,6 +4,7 @@ use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::{EventKind, Subject};
 use crate::model::{MoveRequest, Object, OrderKind, Ownership, State, StopMode, VmRecord};
+use crate::quorum::Witness;
 use quorate_types::conflict::{self, Conflict};
 use quorate_types::spec::{Power, RuleKind};
 use quorate_types::{
@@ -212,6 +213,14 @@ fn check(state: &State) -> Vec<String> {
             }
         }
     }
+    for (name, pool) in &state.pools {
+        let secrets = pool.spec.secrets().into_iter();
+        for secret in secrets.filter(|secret| !state.secrets.contains_key(*secret)) {
+            problems.push(format!(
+                "pool {name}: there is no secret `{secret}`: run `quorate secret set {secret}` first"
+            ));
+        }
+    }
     for (name, rule) in &state.rules {
         for vm in rule.spec.vms() {
             if !state.vms.contains_key(vm) {
@@ -225,21 +234,23 @@ fn check(state: &State) -> Vec<String> {
 }
 
 fn shared_images(state: &State) -> Vec<String> {
-    let mut users: BTreeMap<(&PoolName, &str), Vec<&VmName>> = BTreeMap::new();
+    let mut users: BTreeMap<String, Vec<(&PoolName, &str, &VmName)>> = BTreeMap::new();
     for (name, vm) in &state.vms {
         for disk in &vm.spec.disks {
-            users
-                .entry((&disk.pool, disk.image.as_str()))
-                .or_default()
-                .push(name);
+            let (pool, image) = (&disk.pool, disk.image.as_str());
+            let identity = match state.pools.get(pool) {
+                Some(object) => object.spec.identity(pool, image),
+                None => format!("{pool}/{image}"),
+            };
+            users.entry(identity).or_default().push((pool, image, name));
         }
     }
-    let shared = users.into_iter().filter(|(_, vms)| vms.len() > 1);
+    let shared = users.into_values().filter(|users| users.len() > 1);
     shared
-        .map(|((pool, image), vms)| {
+        .map(|users| {
+            let ((pool, image, first), (_, _, second)) = (users[0], users[1]);
             format!(
-                "image {image} of pool {pool} is used by {} and {}: a disk has one writer",
-                vms[0], vms[1]
+                "image {image} of pool {pool} is used by {first} and {second}: a disk has one writer"
             )
         })
         .collect()
@@ -379,6 +390,13 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
     });
     if let Some((vm, _)) = used {
         return Err(Refusal::InUse(format!("VM {vm} has a disk in pool {pool}")));
+    }
+    if let Some(Witness::Disk { pool: of, .. }) = &change.state.quorum.witness
+        && of == pool
+    {
+        return Err(Refusal::InUse(format!(
+            "the disk witness lies in pool {pool}: `quorate quorum set --witness none`, or another pool, first"
+        )));
     }
     change
         .state

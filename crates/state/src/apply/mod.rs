@@ -7,6 +7,7 @@ mod cluster;
 mod copies;
 mod manifest;
 mod plan;
+mod quorum;
 mod storage;
 
 use crate::command::{Command, Envelope, FORMAT, Outcome, Refusal};
@@ -120,6 +121,17 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::RestoreStorage { host, pools } => storage::restore(change, host, pools),
         Command::SetSecret { name, secret } => storage::set_secret(change, name, secret),
         Command::DeleteSecret { name } => storage::delete_secret(change, name),
+        Command::SetWitness { witness } => quorum::set_witness(change, witness),
+        Command::CreateWitnessToken { hash, expires } => {
+            quorum::create_token(change, hash, *expires)
+        }
+        Command::AdmitWitness {
+            token,
+            name,
+            address,
+        } => quorum::admit(change, token, name, address),
+        Command::RenewDiskWitness { old, why } => quorum::renew_disk(change, *old, why),
+        Command::HostLeft { host, left } => quorum::left(change, host, *left),
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct Guest {
     lines: String,
     kernel: Option<String>,
     pool: String,
+    /// Its disk is a unit of the SAN.
+    pub(crate) lun: bool,
 }
 
 impl Guest {
@@ -45,7 +47,14 @@ impl Guest {
             lines: String::new(),
             kernel: None,
             pool: "shared".to_owned(),
+            lun: false,
         }
+    }
+
+    /// Its disk is the unit of the SAN that has its name.
+    pub(crate) fn on_lun(mut self) -> Self {
+        self.lun = true;
+        self
     }
 
     pub(crate) fn memory(mut self, mebibytes: u32) -> Self {
@@ -106,10 +115,14 @@ impl Guest {
             "    boot:\n      kernel:\n        kernel: {kernel}\n        initrd: {}\n        append: {append}\n",
             image.initrd.display(),
         );
+        let disk = match self.lun {
+            true => format!("pool: san, image: {}", self.name),
+            false => format!("pool: {}, image: {}.raw, size: 16MiB", self.pool, self.name),
+        };
         let _ = write!(
             text,
-            "    disks: [{{pool: {2}, image: {0}.raw, size: 16MiB}}]\n    nics: [{{network: lan, address: {1}}}]\n",
-            self.name, self.address, self.pool,
+            "    disks: [{{{disk}}}]\n    nics: [{{network: lan, address: {}}}]\n",
+            self.address,
         );
         match self.ready {
             Ready::Port => {
@@ -142,12 +155,9 @@ impl Guest {
     }
 }
 
-/// The manifest for these guests.
-pub(crate) fn manifest(guests: &[Guest], image: &GuestImage, pool: &std::path::Path) -> String {
-    let mut text = format!(
-        "networks:\n  lan: {{bridge: br-lan}}\npools:\n  shared: {{kind: directory, path: {}}}\n",
-        pool.display()
-    );
+/// The manifest for these guests, with the `pools:` section.
+pub(crate) fn manifest(guests: &[Guest], image: &GuestImage, pools: &str) -> String {
+    let mut text = format!("networks:\n  lan: {{bridge: br-lan}}\n{pools}");
     if !guests.is_empty() {
         text.push_str("vms:\n");
         for guest in guests {

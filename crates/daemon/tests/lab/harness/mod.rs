@@ -39,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) settings: String,
     /// The hosts have watchdogs.
     pub(crate) watchdog: bool,
+    /// There is a SAN.
+    pub(crate) san: bool,
 }
 
 impl Default for Options {
@@ -47,6 +49,7 @@ impl Default for Options {
             hosts: 3,
             settings: String::new(),
             watchdog: true,
+            san: false,
         }
     }
 }
@@ -89,6 +92,7 @@ impl Cluster {
         let mut spec = SiteSpec::new(program);
         spec.site = format!("t{}", std::process::id() % 10_000_000);
         spec.hosts = options.hosts;
+        spec.san = options.san;
         if !options.watchdog {
             spec.daemon = ["env", "-u", "QUORATE_WATCHDOG"]
                 .map(str::to_owned)
@@ -403,8 +407,33 @@ impl Cluster {
 
     /// Applies guests, with the network and the pool that they need.
     pub(crate) fn apply(&self, guests: &[Guest]) {
-        let text = guest::manifest(guests, &self.image(), &self.lab.site().shared_dir());
+        let pools = self.pools();
+        let text = guest::manifest(guests, &self.image(), &pools);
         self.apply_text(&text).unwrap();
+    }
+
+    /// The `pools:` section: the shared directory, and the SAN if there is one.
+    pub(crate) fn pools(&self) -> String {
+        let site = self.lab.site();
+        let mut text = format!(
+            "pools:\n  shared: {{kind: directory, path: {}}}\n",
+            site.shared_dir().display()
+        );
+        if site.san {
+            text += &format!("  san: {}\n", self.lab.san().unwrap().pool().unwrap());
+        }
+        text
+    }
+
+    /// Where the bytes of a guest's disk are, for looking behind everybody's back.
+    pub(crate) fn disk_file(&self, guest: &Guest) -> PathBuf {
+        match guest.lun {
+            true => self.lab.san().unwrap().lun(&guest.name).unwrap().file,
+            false => {
+                let dir = self.lab.site().shared_dir();
+                dir.join(format!("{}.raw", guest.name))
+            }
+        }
     }
 
     /// Applies guests and waits until they run and are ready.

@@ -26,8 +26,7 @@ impl Cluster {
 
     /// Ends the guests, then holds their disks against what they acknowledged. Returns the reports.
     pub(crate) fn judge(&self, witness: Witness) -> Vec<AckReport> {
-        let shared = self.lab.site().shared_dir();
-        self.judge_at(witness, |guest| shared.join(format!("{}.raw", guest.name)))
+        self.judge_at(witness, |guest| self.disk_file(guest))
     }
 
     /// The same where their images are elsewhere.

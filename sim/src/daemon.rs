@@ -462,6 +462,7 @@ fn empty_report(at: &crate::host::Host, local: Instant, state: &State) -> HostRe
         total: ByteSize::mib(1 << 20),
         latency_us: 500,
         problem: None,
+        since: None,
     };
     HostReport {
         host: at.name.clone(),

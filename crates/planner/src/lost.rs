@@ -1,8 +1,8 @@
 //! A host that is up has lost the path to a pool: VMs with disks there leave it.
 //!
 //! ```text
-//!   lost --5 s--> live migration, where allowed (the guest runs, or is paused by the I/O error)
-//!        --45 s, or the migration failed--> ended there, started where the pool works
+//!   lost --5 s--> live migration, where allowed and the guest runs (one whose requests hang is not sent: that fails)
+//!        --45 s, the migration failed, or paused by an I/O error--> ended there, started where the pool works
 //! ```
 //! Always holds: nothing happens unless another host can take the VM, so when all hosts have lost the pool they wait
 //! for it; the host is not fenced, since it says itself what it has ended.
@@ -68,10 +68,13 @@ pub(crate) fn leave(work: &mut Work<'_>, vm: usize, host: usize, epoch: Epoch) {
         .report(vm, host)
         .filter(|report| report.epoch == epoch)
         .map(|report| report.phase);
-    let good = work.input.now >= lost.since.plus(LOST_FOR_GOOD) || record.failed_moves > 0;
-    let live = record.spec.migration == MigrationPolicy::Live
-        && matches!(phase, Some(VmPhase::Running | VmPhase::IoError))
-        && !good;
+    let good = work.input.now >= lost.since.plus(LOST_FOR_GOOD)
+        || work
+            .input
+            .memory
+            .failed_since(work.vms[vm].name, lost.since);
+    let live =
+        record.spec.migration == MigrationPolicy::Live && phase == Some(VmPhase::Running) && !good;
     let stops = good || matches!(phase, Some(VmPhase::BackOff | VmPhase::IoError));
     if !live && !stops {
         return work.note(vm, |_| why);

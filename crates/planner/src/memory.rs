@@ -158,6 +158,12 @@ impl Memory {
         self.vm(vm)?.move_after()
     }
 
+    /// Whether a move of the VM has failed since then.
+    pub(crate) fn failed_since(&self, vm: &VmName, since: Instant) -> bool {
+        let failed = self.vm(vm).and_then(|memory| memory.failed_at);
+        failed.is_some_and(|at| at >= since)
+    }
+
     /// When a VM that keeps ending may be started again.
     pub(crate) fn start_after(&self, vm: &VmName) -> Option<Instant> {
         self.vm(vm)?.start_after()

@@ -51,7 +51,10 @@ impl Guest {
             .arg(san.image.join("vmlinuz"))
             .arg("-initrd")
             .arg(san.image.join("initrd.img"))
-            .args(["-append", &format!("console=ttyS0 quiet panic=-1 {line}")])
+            .args([
+                "-append",
+                &format!("console=ttyS0 quiet panic=-1 no_timer_check {line}"),
+            ])
             .args([
                 "-netdev",
                 &format!("tap,id=n,ifname={tap},script=no,downscript=no"),

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// The target's name.
 pub const TARGET_IQN: &str = "iqn.2026-01.net.quorate.lab:san";
+/// The cluster's id, as its hosts' reservation keys carry it.
+pub const CLUSTER: &str = "san-of-the-tests";
 /// The target's address.
 pub const TARGET_ADDRESS: &str = "10.79.0.1";
 /// Initiators that may log in besides the hosts: for test tools.
@@ -106,11 +108,12 @@ impl San {
         for lun in [0, 1] {
             make_file(&san.lun(lun), lun_mebibytes)?;
         }
-        make_file(&san.state(), 4)?;
+        make_file(&san.state(), 16)?;
         let state = san.state().display().to_string();
+        // With a journal: the target is killed while it writes there.
         run(
             "mke2fs",
-            &["-q", "-F", "-t", "ext4", "-O", "^has_journal", &state],
+            &["-q", "-F", "-t", "ext4", "-J", "size=4", &state],
         )?;
         Ok(san)
     }

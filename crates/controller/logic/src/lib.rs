@@ -24,6 +24,6 @@ pub use cuts::Cuts;
 pub use keeper::{Keeping, KeptDoor, Restorable, doors_to_keep, taken_back, time_for_a_call};
 pub use leases::{Leases, owns_something};
 pub use retry::fence_again_after;
-pub use storage::{CutJob, Door, Shut, Wanted, cut_job, doors_wanted, restorable};
+pub use storage::{CutJob, Door, Gate, Shut, Wanted, cut_job, doors_wanted, restorable};
 pub use voters::{Change, GroupMembers, before_leaving, next_change, standing};
 pub use wire::{HeartbeatReply, HeartbeatRequest};

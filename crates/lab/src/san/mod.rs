@@ -22,6 +22,10 @@
 //! - A new target lets nobody in. `--op bind -Q INITIATOR` lets one in by name, `--op unbind` takes that
 //!   away; sessions that exist go on until `--mode conn --op delete --tid T --sid S --cid C`, with T, S and C
 //!   as `--mode target --op show` lists them. An initiator without access is told that there is no such target.
+//! - A session is gone from that list when its last command has ended, so then nothing more is written. A session for which
+//!   `tgtd` has unsent data (its host was cut while it was reading) stays there until the network lets go of the
+//!   connection, which takes minutes; `ss -K dst HOST sport = :3260` in the SAN's namespace ends it at once.
+//! - `--mode target --op delete --force` ends `tgtd` itself when commands are under way.
 //! - A target with names lets in only these, also when an address or `ALL` is bound too.
 //!
 //! # Faults
@@ -320,9 +324,15 @@ impl San {
 
     /// Removes a LUN and what is on it; sessions are dropped.
     pub fn delete_lun(&self, name: &str) -> Result<()> {
-        let target = self.target(name)?;
         let tgt = self.tgt()?;
-        let words = format!("--mode target --op delete --force --tid {}", target.id);
+        let target = self.target(name)?;
+        let users = target.initiators.iter();
+        let users = users.chain(target.sessions.iter().map(|session| &session.initiator));
+        for initiator in users {
+            self.deny(name, initiator)?;
+        }
+        // Not with `--force`: with commands under way `tgtd` itself would end.
+        let words = format!("--mode target --op delete --tid {}", target.id);
         tgt.run(&words, &[])?;
         self.remember(&tgt)?;
         for unit in &target.luns {
@@ -385,10 +395,12 @@ impl San {
     /// disk's image is the LUN's name.
     pub fn pool(&self) -> Result<String> {
         Ok(format!(
-            "{{kind: iscsi, portals: [\"{}\"], target: \"{}\", lun: {LUN_NUMBER}, access: {{tgt: {{control: {}}}}}}}",
+            "{{kind: iscsi, portals: [\"{}\"], target: \"{}\", lun: {LUN_NUMBER}, \
+             access: {{tgt: {{control: {}, via: [nsenter, \"--net={}\"]}}}}}}",
             self.portal()?,
             TARGET_PREFIX.trim_end_matches(':'),
-            self.control()?
+            self.control()?,
+            net::namespace_path(&self.site.namespace(SAN)),
         ))
     }
 
@@ -432,6 +444,7 @@ impl San {
     pub fn drop_sessions(&self, name: &str, initiator: &str) -> Result<()> {
         let tgt = self.tgt()?;
         let step = Duration::from_millis(2);
+        let mut rounds = 0;
         wait::until("end of the sessions", SIGNAL_LIMIT, step, || {
             let target = self.target(name).ok()?;
             let sessions = target.sessions.iter();
@@ -439,9 +452,23 @@ impl San {
             for session in &left {
                 // One that has ended meanwhile is an error of no interest.
                 let _ = tgt.drop_session(target.id, session);
+                if rounds > 1 {
+                    self.reset_connections(session);
+                }
             }
+            rounds += 1;
             left.is_empty().then_some(())
         })
+    }
+
+    /// Takes a session's connections away from under `tgtd`, which would wait until it has sent what it has for them.
+    fn reset_connections(&self, session: &Session) {
+        let namespace = net::namespace_path(&self.site.namespace(SAN));
+        for address in &session.addresses {
+            let net = format!("--net={namespace}");
+            let words = [&net, "ss", "-K", "dst", address, "sport", "=", ":3260"];
+            let _ = run("nsenter", &words);
+        }
     }
 
     /// Makes a CHAP user. The secret is in `tgtadm`'s arguments for a moment: it is the lab's.

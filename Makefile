@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 
-.PHONY: help deps tools build guest guest-debian demo test quick verify sim lab bench install uninstall clean
+.PHONY: help deps tools build guest guest-debian demo test quick verify sim lab san bench install uninstall clean
 
 # `make install` puts files below these; packages set DESTDIR.
 DESTDIR ?=
@@ -51,6 +51,10 @@ sim: ## The simulator: 2000 seeds
 
 lab: build guest guest-debian ## The end-to-end tests in the lab
 	@$(CARGO) test --quiet -p quorate-daemon --test lab -- --test-threads=1
+
+san: deps ## Reservations on a real SAN: a LIO target and two hosts with kernels of their own
+	@scripts/build-san-guest.sh
+	@QUORATE_SAN=1 $(CARGO) test --quiet -p quorate-san --test san -- --test-threads=1 --nocapture
 
 bench: build guest ## Measurements: target/bench/*.json and a table each (wants a quiet machine)
 	@QUORATE_BENCH_DIR="$(CURDIR)/target/bench" scripts/bench.sh

@@ -8,7 +8,7 @@ use quorate_network::NetworkDriver;
 use quorate_state::State;
 use quorate_storage::{
     BlockConfig, BlockPoolDriver, DirectoryConfig, DirectoryPool, IscsiConfig, IscsiPoolDriver,
-    Login, Pool,
+    Login, Pool, RbdConfig, RbdPoolDriver,
 };
 use quorate_types::pool::Chap;
 use quorate_types::report::HypervisorFacts;
@@ -105,6 +105,22 @@ impl PoolFactory for Pools {
                     missing_secret: missing.map(|chap| chap.secret.to_string()),
                     spec: spec.clone(),
                     deadline: LOOK_WITHIN,
+                }))
+            }
+            PoolSpec::Rbd(spec) => {
+                let secret = spec.secret.as_ref();
+                let known = secret.and_then(|name| pool.secrets.get(name));
+                Arc::new(RbdPoolDriver::new(RbdConfig {
+                    pool: name.to_string(),
+                    cluster: self.cluster_id.clone(),
+                    login: known.map(|secret| Login {
+                        user: spec.user.clone(),
+                        password: secret.expose().to_owned(),
+                    }),
+                    missing_secret: secret.filter(|_| known.is_none()).map(ToString::to_string),
+                    spec: spec.clone(),
+                    deadline: LOOK_WITHIN,
+                    program: "rbd".to_owned(),
                 }))
             }
             PoolSpec::Block(spec) => Arc::new(BlockPoolDriver::new(BlockConfig {

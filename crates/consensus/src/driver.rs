@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) acks: Arc<AckTable>,
     /// When a leader was heard last.
     pub(crate) contact: Newest,
+    /// When this node gave its vote last: the one that has it gets the time to win.
+    pub(crate) voted: Newest,
     pub(crate) fault: FaultCell,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) role: Role,
@@ -205,7 +207,7 @@ impl Patience {
     fn left(&mut self, contact: BootTime) -> Duration {
         if contact > self.since {
             self.since = contact;
-            if self.refusals > 0 {
+            if self.refusals > 0 || self.wait.is_zero() {
                 self.refusals = 0;
                 self.wait = between(self.silence.0, self.silence.1);
             }
@@ -264,6 +266,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         let view = shared.view();
         shared.acks.set_membership(&view.membership);
         let wake = if view.leads {
+            patience = Patience::new(&shared.timings, shared.role);
             if Instant::now() >= heartbeat_at {
                 if shared.role == Role::Host || handover.speaks(&shared, &view) {
                     let _ = shared.raft.trigger().heartbeat().await;
@@ -312,14 +315,13 @@ async fn stand_if_due(shared: &Shared, view: &View, patience: &mut Patience) -> 
         return timings.heartbeat;
     }
     let alone = configs.iter().all(|c| c.len() == 1);
-    let left = patience.left(shared.contact.get());
+    let quiet = || shared.contact.get().max(shared.voted.get());
+    let left = patience.left(quiet());
     let at_once = alone && patience.refusals == 0;
     if !left.is_zero() && !at_once {
         return left;
     }
-    if majority_would_vote(shared, configs).await
-        && (alone || patience.left(shared.contact.get()).is_zero())
-    {
+    if majority_would_vote(shared, configs).await && (alone || patience.left(quiet()).is_zero()) {
         tracing::info!(
             node = shared.me,
             "no leader heard and a majority agrees: standing for election"
@@ -329,7 +331,7 @@ async fn stand_if_due(shared: &Shared, view: &View, patience: &mut Patience) -> 
     } else {
         patience.refused(timings);
     }
-    patience.left(shared.contact.get())
+    patience.left(quiet())
 }
 
 async fn majority_would_vote(shared: &Shared, configs: &[BTreeSet<NodeId>]) -> bool {

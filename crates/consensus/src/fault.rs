@@ -48,7 +48,9 @@ impl FaultCell {
             *cell = Some(reason.clone());
             true
         });
-        if first {
+        if first && reason == OVER {
+            tracing::info!(%reason, "consensus stops here, to go on elsewhere");
+        } else if first {
             tracing::error!(%reason, "consensus stops: this node acknowledges nothing until it is restarted");
         }
         self.reason().unwrap_or(reason)

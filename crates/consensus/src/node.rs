@@ -144,6 +144,7 @@ impl<M: StateMachine> Consensus<M> {
                 Some(_) => BootTime::LONG_AGO,
                 None => BootTime::now(),
             }),
+            voted: Newest::new(BootTime::LONG_AGO),
             role: config.role,
             behind: Notify::new(),
             fault,

@@ -126,7 +126,11 @@ async fn vote(shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {
                 last_log_id: last,
             };
             let answer = shared.raft.vote(request).await;
-            VoteAnswer::Vote(answer.map_err(|e| stopped(shared, &e))?)
+            let answer = answer.map_err(|e| stopped(shared, &e))?;
+            if answer.vote_granted {
+                shared.voted.advance(BootTime::now());
+            }
+            VoteAnswer::Vote(answer)
         }
     };
     codec::frame(&answer, &[]).map_err(malformed)

@@ -22,7 +22,7 @@ pub mod qemu;
 mod vm;
 
 pub use config::{Accel, Boot, GuestConfig, NicConfig, StartMode};
-pub use disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password};
+pub use disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password, RbdDisk};
 pub use error::HypervisorError;
 pub use guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
 pub use migration::{

@@ -44,6 +44,22 @@ impl Target {
                     password: None,
                 }
             }
+            DiskSource::Rbd(image) => {
+                let mut options = format!(
+                    "driver=raw,file.driver=rbd,file.pool={},file.image={},file.conf={},file.user={}",
+                    comma(&image.pool),
+                    comma(&image.image),
+                    comma(&image.conf),
+                    comma(&image.user)
+                );
+                if image.login.is_some() {
+                    options.push_str(&format!(",file.key-secret={SECRET}"));
+                }
+                Self {
+                    options,
+                    password: image.login.as_ref().map(|login| login.password.clone()),
+                }
+            }
             DiskSource::Iscsi(unit) => {
                 let mut options = format!(
                     "driver=raw,file.driver=iscsi,file.transport=tcp,file.portal={},file.target={},file.lun={},\

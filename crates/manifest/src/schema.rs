@@ -123,6 +123,7 @@ pub(crate) static MANIFEST: Struct = Struct {
                         ("directory", &DIRECTORY),
                         ("iscsi", &pools::ISCSI),
                         ("block", &pools::BLOCK),
+                        ("rbd", &pools::RBD),
                     ],
                 ),
             ),

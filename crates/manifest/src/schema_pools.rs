@@ -128,3 +128,40 @@ pub(super) static BLOCK: Struct = Struct {
         ),
     ],
 };
+
+pub(super) static RBD: Struct = Struct {
+    what: "a pool of Ceph images",
+    fields: &[
+        required(
+            "ceph_pool",
+            Kind::Text,
+            "ceph_pool: vms",
+            "Name of the pool in Ceph.",
+        ),
+        optional(
+            "user",
+            Kind::Text,
+            "Ceph user, without `client.`; absent: admin.",
+        ),
+        optional(
+            "conf",
+            Kind::Text,
+            "Ceph's configuration on the hosts; absent: /etc/ceph/ceph.conf.",
+        ),
+        optional(
+            "secret",
+            Kind::Name,
+            "Name of the user's key (`quorate secret set`); absent: the hosts' keyring has it.",
+        ),
+        optional(
+            "blocklist",
+            Kind::Bool,
+            "Put a silent host's address on Ceph's block list: proves that it writes no more.",
+        ),
+        optional(
+            "hosts",
+            Kind::Names("host"),
+            "Hosts that reach it; empty: all.",
+        ),
+    ],
+};

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 
 /// The target's name.
 pub const TARGET_IQN: &str = "iqn.2026-01.net.quorate.lab:san";
+/// The cluster's id, as its hosts' reservation keys carry it.
+pub const CLUSTER: &str = "san-of-the-tests";
 /// The target's address.
 pub const TARGET_ADDRESS: &str = "10.79.0.1";
 /// Initiators that may log in besides the hosts: for test tools.

@@ -4,7 +4,8 @@
 
 use quorate_guest::log::GuestBoot;
 use quorate_guest::verify::{AckRange, verify};
-use quorate_san::{Memory, San, SanHost, TARGET_ADDRESS, TARGET_IQN, TOOLS};
+use quorate_san::{CLUSTER, Memory, San, SanHost, TARGET_ADDRESS, TARGET_IQN, TOOLS};
+use quorate_storage::reservation::{ClusterTag, ReservationKey};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -33,8 +34,9 @@ fn error(answer: &Value) -> &str {
         .unwrap_or_else(|| panic!("no error: {answer}"))
 }
 
-fn key(host: u32, epoch: u32) -> String {
-    format!("0x51abc{host:03x}{epoch:08x}")
+fn key(host: u64, epoch: u64) -> String {
+    let key = ReservationKey::new(ClusterTag::of(CLUSTER), host, epoch).unwrap();
+    format!("{:#018x}", key.raw())
 }
 
 /// Starts a log and waits for some records.
@@ -77,7 +79,7 @@ fn one_host_at_a_time_writes_a_lun() {
     a.wait_ready().unwrap();
     b.wait_ready().unwrap();
     println!(
-        "MEASURED san: LIO target and two hosts ready in {:.1} s",
+        "\nMEASURED san: LIO target and two hosts ready in {:.1} s",
         begun.elapsed().as_secs_f64()
     );
     let mut lab = Lab {
@@ -202,7 +204,7 @@ fn hands_over(lab: &mut Lab) {
     }
     times.sort_unstable();
     println!(
-        "MEASURED san: hand-over at the switchover {} us (median of {}; {} to {})",
+        "MEASURED san: hand-over at the switchover (read, preempt, read back) {} us (median of {}; {} to {})",
         times[times.len() / 2],
         times.len(),
         times[0],

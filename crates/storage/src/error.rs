@@ -248,6 +248,18 @@ pub enum PoolError {
         /// What went wrong.
         source: IscsiError,
     },
+    /// Ceph.
+    #[error(
+        "pool `{pool}`: {operation} failed: {detail}: is `rbd` (package ceph-common) installed, and does Ceph answer?"
+    )]
+    Ceph {
+        /// The pool.
+        pool: String,
+        /// What was tried.
+        operation: &'static str,
+        /// What `rbd` said.
+        detail: String,
+    },
     /// An image names no unit.
     #[error("{reason}")]
     BadUnit {

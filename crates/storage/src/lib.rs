@@ -3,7 +3,7 @@
 //!
 //! Owns: the trait [`Pool`], its kinds [`DirectoryPool`] (a path that all listed hosts
 //! share), [`IscsiPoolDriver`] (units of a SAN, opened by QEMU itself), [`BlockPoolDriver`] (block devices
-//! of the hosts), and a fake one.
+//! of the hosts), [`RbdPoolDriver`] (images of Ceph), and a fake one.
 //!
 //! Always holds:
 //! - a pool carries a **marker** with a random id. Two hosts see the same pool exactly when
@@ -24,6 +24,7 @@ pub mod fake;
 pub mod iscsi;
 mod lanes;
 mod model;
+pub mod rbd;
 pub mod reservation;
 
 use std::path::PathBuf;
@@ -35,8 +36,9 @@ pub use fake::{FakePool, FakeStore};
 pub use iscsi::{IscsiConfig, IscsiPoolDriver};
 pub use model::{
     DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, NewImage,
-    PoolFacts, SavedState, StorageFence, round_to_sector,
+    PoolFacts, RbdSource, SavedState, StorageFence, round_to_sector,
 };
+pub use rbd::{RbdConfig, RbdPoolDriver};
 
 /// What an agent needs from a pool of its host. All operations are idempotent.
 #[async_trait::async_trait]

@@ -31,6 +31,8 @@ pub enum PoolSpec {
     Iscsi(IscsiPool),
     /// Block devices of the hosts by stable names (kernel iSCSI, Fibre Channel, multipath).
     Block(BlockPool),
+    /// Images of a Ceph pool, opened by QEMU's own client.
+    Rbd(RbdPool),
 }
 
 /// LUNs of an iSCSI target.
@@ -136,6 +138,37 @@ pub struct BlockPool {
     pub hosts: BTreeSet<HostName>,
 }
 
+/// Images of a Ceph pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RbdPool {
+    /// Name of the pool in Ceph.
+    pub ceph_pool: String,
+    /// Ceph user, without `client.`.
+    #[serde(default = "ceph_user")]
+    pub user: String,
+    /// Ceph's configuration on the hosts.
+    #[serde(default = "ceph_conf")]
+    pub conf: String,
+    /// Which of the cluster's secrets is the user's key; absent: the hosts' keyring has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretName>,
+    /// Whether a silent host's clients are put on Ceph's block list, which proves that they write no more.
+    #[serde(default)]
+    pub blocklist: bool,
+    /// Hosts that reach it; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<HostName>,
+}
+
+fn ceph_user() -> String {
+    "admin".to_owned()
+}
+
+fn ceph_conf() -> String {
+    "/etc/ceph/ceph.conf".to_owned()
+}
+
 fn by_id() -> String {
     "/dev/disk/by-id".to_owned()
 }
@@ -162,6 +195,7 @@ impl PoolSpec {
             Self::Directory { .. } => "directory",
             Self::Iscsi(_) => "iscsi",
             Self::Block(_) => "block",
+            Self::Rbd(_) => "rbd",
         }
     }
 
@@ -171,6 +205,7 @@ impl PoolSpec {
             Self::Directory { hosts, .. } => hosts,
             Self::Iscsi(pool) => &pool.hosts,
             Self::Block(pool) => &pool.hosts,
+            Self::Rbd(pool) => &pool.hosts,
         }
     }
 
@@ -189,6 +224,7 @@ impl PoolSpec {
                 Err(_) => format!("{pool}/{image}"),
             },
             Self::Block(spec) => format!("{}/{image}", spec.path.trim_end_matches('/')),
+            Self::Rbd(spec) => format!("rbd:{}/{image}", spec.ceph_pool),
         }
     }
 
@@ -199,8 +235,10 @@ impl PoolSpec {
 
     /// Secrets that it names.
     pub fn secrets(&self) -> BTreeSet<&SecretName> {
-        let Self::Iscsi(pool) = self else {
-            return BTreeSet::new();
+        let pool = match self {
+            Self::Iscsi(pool) => pool,
+            Self::Rbd(pool) => return pool.secret.iter().collect(),
+            Self::Directory { .. } | Self::Block(_) => return BTreeSet::new(),
         };
         let chap = pool.chap.as_ref().map(|chap| &chap.secret);
         let exec = match &pool.access {

@@ -9,7 +9,7 @@ use crate::guard::client::GuardError;
 use crate::guest_config::{Nic, guest_config, nics};
 use quorate_agent_logic::Token;
 use quorate_hypervisor::{
-    DiskSource, GuestConfig, IscsiDisk, ListenRequest, Password, SavedState, StartMode,
+    DiskSource, GuestConfig, IscsiDisk, ListenRequest, Password, RbdDisk, SavedState, StartMode,
     TlsMaterial, Vm,
 };
 use quorate_network::Announcement;
@@ -238,6 +238,13 @@ async fn disks(
 /// What the pool found, as the hypervisor is told.
 fn disk_source(found: quorate_storage::DiskSource) -> DiskSource {
     match found {
+        quorate_storage::DiskSource::Rbd(image) => DiskSource::Rbd(RbdDisk {
+            pool: image.pool,
+            image: image.image,
+            conf: image.conf,
+            user: image.user,
+            key: image.login.map(|login| Password(login.password)),
+        }),
         quorate_storage::DiskSource::File(path) => DiskSource::File(path),
         quorate_storage::DiskSource::Device(path) => DiskSource::HostDevice(path),
         quorate_storage::DiskSource::Iscsi(unit) => {

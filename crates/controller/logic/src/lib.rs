@@ -20,6 +20,6 @@ mod tests;
 
 pub use leases::{Leases, owns_something};
 pub use retry::fence_again_after;
-pub use storage::{CutJob, Door, Shut, Wanted, cut_job, doors_wanted, restorable};
+pub use storage::{CutJob, Door, Gate, Shut, Wanted, cut_job, doors_wanted, restorable};
 pub use voters::{Change, GroupMembers, before_leaving, next_change, standing};
 pub use wire::{HeartbeatReply, HeartbeatRequest};

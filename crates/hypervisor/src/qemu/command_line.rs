@@ -204,6 +204,19 @@ fn protocol(index: usize, disk: &DiskConfig) -> Value {
             }
             node
         }
+        DiskSource::Rbd(disk) => {
+            let mut node = json!({
+                "driver": "rbd",
+                "pool": disk.pool,
+                "image": disk.image,
+                "conf": disk.conf,
+                "user": disk.user,
+            });
+            if disk.key.is_some() {
+                node["key-secret"] = json!(secret_id(index));
+            }
+            node
+        }
     };
     node["node-name"] = json!(format!("file{index}"));
     node["read-only"] = json!(disk.read_only);

@@ -396,7 +396,7 @@ impl San {
     pub fn pool(&self) -> Result<String> {
         Ok(format!(
             "{{kind: iscsi, portals: [\"{}\"], target: \"{}\", lun: {LUN_NUMBER}, \
-             access: {{tgt: {{control: {}, via: [nsenter, --net={}]}}}}}}",
+             access: {{tgt: {{control: {}, via: [nsenter, \"--net={}\"]}}}}}}",
             self.portal()?,
             TARGET_PREFIX.trim_end_matches(':'),
             self.control()?,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// For one request: a visitor gives up after some time.
@@ -25,9 +25,9 @@ pub struct HttpArgs {
     pub target: SocketAddr,
     /// The page.
     pub path: String,
-    /// Requests; the tool then waits for the end of its input.
-    #[arg(long, default_value_t = u64::MAX)]
-    pub requests: u64,
+    /// At least so many requests, also when the input ends before.
+    #[arg(long, default_value_t = 1)]
+    pub at_least: u64,
     /// Time between the end of a request and the next one, in milliseconds.
     #[arg(long, default_value_t = 20)]
     pub interval_ms: u64,
@@ -48,11 +48,11 @@ pub struct HttpReport {
     pub longest_us: u64,
 }
 
-/// Asks until the requests are used up or the standard input ends.
+/// Asks until the standard input ends.
 pub fn run(args: &HttpArgs) -> HttpReport {
     let ended = end_of_input();
     let mut report = HttpReport::default();
-    while !ended.load(Ordering::SeqCst) && report.asked < args.requests {
+    while !ended.load(Ordering::SeqCst) || report.asked < args.at_least {
         let begun = Instant::now();
         report.asked += 1;
         match ask(args) {
@@ -73,14 +73,7 @@ pub fn run(args: &HttpArgs) -> HttpReport {
         }
         crate::wait::pause(Duration::from_millis(args.interval_ms));
     }
-    wait_for(&ended);
     report
-}
-
-fn wait_for(ended: &AtomicBool) {
-    while !ended.load(Ordering::SeqCst) {
-        crate::wait::pause(Duration::from_millis(5));
-    }
 }
 
 fn ask(args: &HttpArgs) -> Result<String, String> {

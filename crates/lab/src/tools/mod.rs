@@ -108,16 +108,16 @@ impl Lab {
         Tool::start(self, "guest-status", &[target])?.finish()
     }
 
-    /// Asks a guest's web server for a page so many times, 20 ms apart, from the client.
+    /// Asks a guest's web server for a page again and again, 20 ms apart, from the client; at least so many times.
     pub fn visitor(
         &self,
         guest: Ipv4Addr,
         path: &str,
-        requests: u64,
+        at_least: u64,
     ) -> Result<Tool<http::HttpReport>> {
         let target = format!("{guest}:80");
-        let requests = requests.to_string();
-        let arguments = [target, path.to_owned(), "--requests".to_owned(), requests];
+        let at_least = at_least.to_string();
+        let arguments = [target, path.to_owned(), "--at-least".to_owned(), at_least];
         Tool::start(self, "visitor", &arguments)
     }
 

@@ -3,7 +3,7 @@
 use super::Checker;
 use quorate_types::pool::{AccessControl, check_iscsi_name};
 use quorate_types::spec::{DiskFormat, DiskSpec};
-use quorate_types::{IscsiPool, PoolSpec};
+use quorate_types::{IscsiPool, PoolSpec, RbdPool};
 
 impl Checker<'_> {
     pub(super) fn pool(&mut self, name: &str, pool: &PoolSpec) {
@@ -12,12 +12,29 @@ impl Checker<'_> {
                 self.absolute(&["pools", name, "path"], path, "a pool's path");
             }
             PoolSpec::Iscsi(pool) => self.iscsi(name, pool),
+            PoolSpec::Rbd(pool) => self.rbd(name, pool),
             PoolSpec::Block(pool) => {
                 self.absolute(
                     &["pools", name, "path"],
                     &pool.path,
                     "the devices' directory",
                 );
+            }
+        }
+    }
+
+    fn rbd(&mut self, name: &str, pool: &RbdPool) {
+        self.absolute(
+            &["pools", name, "conf"],
+            &pool.conf,
+            "the configuration's path",
+        );
+        let bad =
+            |text: &str| text.is_empty() || text.starts_with('-') || text.contains(['/', '@', ' ']);
+        for (field, value) in [("ceph_pool", &pool.ceph_pool), ("user", &pool.user)] {
+            if bad(value) {
+                let message = format!("`{value}` is not a name in Ceph");
+                self.report(&["pools", name, field], message, "");
             }
         }
     }
@@ -62,11 +79,11 @@ impl Checker<'_> {
     pub(super) fn unit(&mut self, path: &[&str], disk: &DiskSpec) -> bool {
         let problem = match self.all.pools.get(&disk.pool) {
             Some(PoolSpec::Iscsi(pool)) => pool.lun_of(&disk.image).err(),
-            Some(PoolSpec::Block(_)) => {
+            Some(PoolSpec::Block(_) | PoolSpec::Rbd(_)) => {
                 let bad = disk.image.contains('/') || disk.image.starts_with('.');
                 bad.then(|| {
                     format!(
-                        "`{}` is not the name of a device in the pool's directory",
+                        "`{}` is not the name of a device or image in the pool",
                         disk.image
                     )
                 })

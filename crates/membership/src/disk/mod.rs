@@ -60,7 +60,7 @@ pub struct DiskTimings {
 impl Default for DiskTimings {
     fn default() -> Self {
         Self {
-            lease: Millis(1200),
+            lease: Millis(1600),
             renew: Millis(300),
             look: Millis(100),
             write_bound: Millis(250),

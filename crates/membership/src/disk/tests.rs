@@ -294,7 +294,7 @@ fn never_two_holders_whatever_is_late() {
 }
 
 #[test]
-fn a_dead_holder_is_followed_within_two_seconds_and_a_live_one_is_not_disturbed() {
+fn a_dead_holder_is_followed_within_three_seconds_and_a_live_one_is_not_disturbed() {
     let mut world = World::new(7, 2);
     world.run(10_000 * MS, CALM, "calm");
     let first = world.holders()[0];
@@ -309,9 +309,9 @@ fn a_dead_holder_is_followed_within_two_seconds_and_a_live_one_is_not_disturbed(
     while world.holders() != [1 - first] {
         let next = world.now + 10 * MS;
         world.run(next, CALM, "takeover");
-        assert!(world.now - died < 2500 * MS, "not followed");
+        assert!(world.now - died < 3000 * MS, "not followed");
     }
-    assert!(world.now - died > 900 * MS, "its lease had not run out");
+    assert!(world.now - died > 1300 * MS, "its lease had not run out");
 }
 
 #[test]
@@ -341,25 +341,25 @@ fn a_renewal_that_came_too_late_counts_for_nothing() {
     lease.want(true);
     assert_eq!(lease.step(t(0)), DiskStep::Read);
     lease.was_read([None, None], t(0), t(1));
-    lease.was_read([None, None], t(1200), t(1201));
-    assert!(matches!(lease.step(t(1250)), DiskStep::Wait(_)), "not yet");
-    lease.was_read([None, None], t(1270), t(1271));
-    let DiskStep::Write(claim) = lease.step(t(1271)) else {
+    lease.was_read([None, None], t(1600), t(1601));
+    assert!(matches!(lease.step(t(1650)), DiskStep::Wait(_)), "not yet");
+    lease.was_read([None, None], t(1680), t(1681));
+    let DiskStep::Write(claim) = lease.step(t(1681)) else {
         panic!("no claim")
     };
-    lease.was_written(t(1271), t(1272));
-    assert_eq!(lease.holds(t(1300)), None, "a claim is no lease");
-    assert_eq!(lease.step(t(1621)), DiskStep::Wait(t(1622)));
-    lease.was_read([None, Some(claim.clone())], t(1622), t(1623));
-    assert_eq!(lease.holds(t(1623)), Some((1, t(2471))));
-    assert_eq!(lease.step(t(1623)), DiskStep::Read);
-    lease.was_read([None, Some(claim.clone())], t(1623), t(1624));
-    let DiskStep::Write(next) = lease.step(t(1624)) else {
+    lease.was_written(t(1681), t(1682));
+    assert_eq!(lease.holds(t(1700)), None, "a claim is no lease");
+    assert_eq!(lease.step(t(2031)), DiskStep::Wait(t(2032)));
+    lease.was_read([None, Some(claim.clone())], t(2032), t(2033));
+    assert_eq!(lease.holds(t(2033)), Some((1, t(3281))));
+    assert_eq!(lease.step(t(2033)), DiskStep::Read);
+    lease.was_read([None, Some(claim.clone())], t(2033), t(2034));
+    let DiskStep::Write(next) = lease.step(t(2034)) else {
         panic!("no renewal")
     };
     assert_eq!(next.counter, 1);
-    lease.was_written(t(1624), t(2472));
-    assert_eq!(lease.holds(t(2472)), None, "one millisecond too late");
+    lease.was_written(t(2034), t(3282));
+    assert_eq!(lease.holds(t(3282)), None, "one millisecond too late");
     // A claim that took too long to write is none.
     let mut late = DiskLease::new("h2", 6, DiskTimings::default());
     late.want(true);

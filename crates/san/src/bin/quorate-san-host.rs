@@ -8,7 +8,7 @@
 //! ```text
 //! acquire|register|handover|takeover|release H E [force]      H: host number, E: epoch
 //! repair H E [H E]        the second pair: the target of a migration under way
-//! inspect | drill H E | stranger KEY | clear KEY | disk PATH
+//! inspect | drill H E | stranger KEY
 //! log start BOOT | log status | log stop
 //! ```
 #![allow(
@@ -19,10 +19,12 @@
 use quorate_guest::log::{
     GuestBoot, Kind, RECORD_BYTES, Record, Sector, checksum, find_end, slot_of,
 };
+use quorate_san::CLUSTER;
 use quorate_storage::reservation::{
-    ClusterTag, Command, Inspection, LinuxDevice, Outcome, Reservation, ReservationDevice as _,
+    ClusterTag, Command, Inspection, LinuxDevice, Outcome, ReservationDevice as _,
     ReservationError, ReservationKey,
 };
+use quorate_storage::{BlockConfig, BlockPoolDriver};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
@@ -33,7 +35,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const TAG: ClusterTag = ClusterTag::new(0xabc);
+/// Where the pool finds its devices, and the name of the one there.
+const POOL: &str = "/run/luns";
+const IMAGE: &str = "lun0";
+const DISK: &str = "/dev/sda";
 const DEADLINE: Duration = Duration::from_secs(20);
 const PERIOD: Duration = Duration::from_millis(4);
 /// The name in the log's records.
@@ -60,8 +65,15 @@ fn serve() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    std::fs::create_dir_all(POOL)?;
+    std::os::unix::fs::symlink(DISK, format!("{POOL}/{IMAGE}"))?;
     let mut host = Host {
-        disk: "/dev/sda".into(),
+        pool: BlockPoolDriver::new(BlockConfig {
+            pool: "san".into(),
+            path: POOL.into(),
+            cluster: CLUSTER.into(),
+            deadline: DEADLINE,
+        }),
         log: None,
     };
     println!("SAN-READY host");
@@ -83,23 +95,22 @@ fn serve() -> io::Result<()> {
 }
 
 struct Host {
-    disk: String,
+    pool: BlockPoolDriver,
     log: Option<Writer>,
 }
 
 impl Host {
     async fn answer(&mut self, words: &[&str]) -> Result<Value, String> {
-        let device = Arc::new(LinuxDevice::new(&self.disk));
-        let reservation = Reservation::new(device.clone(), TAG, DEADLINE);
+        let reservation = self
+            .pool
+            .reservation(IMAGE)
+            .await
+            .map_err(|e| e.to_string())?;
         let force = words.last() == Some(&"force");
         match words {
-            ["disk", path] => {
-                self.disk = (*path).to_owned();
-                Ok(json!({}))
-            }
             ["log", "start", boot] => {
                 let boot = boot.parse::<u8>().map_err(|_| "boot is a number")?;
-                self.log = Some(Writer::start(&self.disk, boot).map_err(|e| e.to_string())?);
+                self.log = Some(Writer::start(DISK, boot).map_err(|e| e.to_string())?);
                 Ok(json!({}))
             }
             ["log", "status"] => match &self.log {
@@ -129,13 +140,10 @@ impl Host {
                     Command::Reserve { key: raw },
                 ];
                 for command in commands {
-                    device.command(command).map_err(|error| error.to_string())?;
+                    LinuxDevice::new(DISK)
+                        .command(command)
+                        .map_err(|error| error.to_string())?;
                 }
-                Ok(json!({}))
-            }
-            ["clear", raw] => {
-                let command = Command::Clear { key: number(raw)? };
-                device.command(command).map_err(|error| error.to_string())?;
                 Ok(json!({}))
             }
             ["repair", host, epoch, beside @ ..] => {
@@ -169,7 +177,7 @@ fn key(host: &str, epoch: &str) -> Result<ReservationKey, String> {
     let (Ok(host), Ok(epoch)) = (host.parse(), epoch.parse()) else {
         return Err(format!("`{host} {epoch}` is no host and epoch"));
     };
-    ReservationKey::new(TAG, host, epoch).map_err(|error| error.to_string())
+    ReservationKey::new(ClusterTag::of(CLUSTER), host, epoch).map_err(|error| error.to_string())
 }
 
 fn say(error: ReservationError) -> String {

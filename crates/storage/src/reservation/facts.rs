@@ -20,11 +20,22 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads keys and reservation. They are two commands: their generations must agree.
+    /// Reads keys and reservation: in one command where the device knows it, so that nothing
+    /// can change in between; else in two, whose generations must agree.
     ///
     /// # Errors
     /// When the device does not answer usably.
     pub fn read(device: &dyn ReservationDevice) -> Result<Self, DeviceError> {
+        match device.read_full_status() {
+            Ok((generation, nexuses)) => return Ok(Self::of_nexuses(generation, &nexuses)),
+            // Not known, or more than fits: keys alone are shorter.
+            Err(
+                DeviceError::Unsupported(_)
+                | DeviceError::Malformed { .. }
+                | DeviceError::AnswerTooLong { .. },
+            ) => {}
+            Err(error) => return Err(error),
+        }
         for _ in 0..READINGS {
             let list = device.read_keys()?;
             let (generation, held) = device.read_reservation()?;
@@ -35,6 +46,27 @@ impl Facts {
         Err(DeviceError::Kernel(format!(
             "registrations changed during {READINGS} readings"
         )))
+    }
+
+    /// From the list of all registrations. Of a reservation that all registrants hold, READ
+    /// RESERVATION says key 0, and so does this.
+    fn of_nexuses(generation: u32, nexuses: &[Nexus]) -> Self {
+        let keys: Vec<u64> = nexuses.iter().map(|nexus| nexus.key).collect();
+        let holder = nexuses.iter().find(|nexus| nexus.holder);
+        let held = holder.map(|nexus| {
+            let kind = nexus.kind.unwrap_or(ReservationType::Other(0));
+            let all = matches!(
+                kind,
+                ReservationType::WriteExclusiveAllRegistrants
+                    | ReservationType::ExclusiveAccessAllRegistrants
+            );
+            ReservationHeld {
+                key: if all { 0 } else { nexus.key },
+                kind,
+                scope: 0,
+            }
+        });
+        Self::new(generation, &keys, held)
     }
 
     /// Sorts an answer.

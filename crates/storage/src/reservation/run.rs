@@ -2,9 +2,11 @@
 //!
 //! [`fulfil`] is the blocking loop. [`Reservation`] gives it a thread and a deadline, and lets one operation
 //! at a time touch a device. A thread that hangs in the kernel is left behind; when it
-//! returns it gives no further command, because the deadline has passed. What it was doing
-//! at that moment may still take effect, which is why a failed operation proves nothing.
+//! returns it gives no further command, because the deadline has passed, but takes back a registration that
+//! came so late. What it was doing may have taken effect in between, which is why a failed operation
+//! proves nothing.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,6 +83,7 @@ pub fn fulfil(
         }
         match device.command(command) {
             Ok(()) => {
+                undo_if_late(device, command, &facts, until);
                 here = afterwards(command);
                 commands.push(command);
             }
@@ -101,6 +104,18 @@ pub fn fulfil(
     })
 }
 
+/// A registration that was made after the deadline is ended at once: nobody waits for it, and it
+/// is write access that somebody else may have been promised meanwhile. One that was there before stays.
+fn undo_if_late(device: &dyn ReservationDevice, command: Command, facts: &Facts, until: Instant) {
+    if let Command::Register { key } = command
+        && Instant::now() >= until
+        && !facts.keys.contains_key(&key)
+    {
+        // What fails here shows in the device's keys; the next owner preempts it.
+        let _ = device.command(Command::Unregister { key });
+    }
+}
+
 /// Whether this nexus is registered after a command that succeeded.
 const fn afterwards(command: Command) -> Here {
     match command {
@@ -118,7 +133,21 @@ pub struct Reservation {
     one_at_a_time: Arc<Mutex<()>>,
 }
 
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation")
+            .field("device", &self.device.name())
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Reservation {
+    /// The tag that this cluster's keys carry.
+    pub const fn cluster(&self) -> ClusterTag {
+        self.cluster
+    }
+
     /// For a device; no operation takes longer than `deadline`.
     pub fn new(
         device: Arc<dyn ReservationDevice>,

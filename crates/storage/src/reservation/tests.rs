@@ -1,6 +1,7 @@
 //! Operations against the model of the standard: tables, and the promises under random orders.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -488,42 +489,128 @@ fn a_device_that_enforces_nothing_gives_no_proof() {
     );
 }
 
-/// A device that hangs until it is let go.
-struct Hanging(std::sync::Mutex<std::sync::mpsc::Receiver<()>>, Lax);
+#[test]
+fn both_ways_of_reading_tell_the_same() {
+    for kind in [
+        None,
+        Some(ReservationType::WriteExclusive),
+        Some(ReservationType::WriteExclusiveRegistrantsOnly),
+        Some(ReservationType::WriteExclusiveAllRegistrants),
+    ] {
+        let lun = FakeLun::new();
+        lun.put_key(1, key(1, 1).raw());
+        lun.put_key(2, key(1, 1).raw());
+        lun.put_key(3, STRANGER);
+        if let Some(kind) = kind {
+            lun.put_reservation(2, kind);
+        }
+        let facts = Facts::read(&lun.nexus(1)).unwrap();
+        assert_eq!(facts, Facts::read(&Lax(lun.nexus(1))).unwrap());
+        assert_eq!(facts.keys[&key(1, 1).raw()], 2, "two paths");
+        assert_eq!(facts.held.is_some(), kind.is_some());
+    }
+}
+
+/// Somebody registers between reading keys and reading the reservation, so many times.
+struct Restless(fake::FakeDevice, FakeLun, AtomicU64);
+
+impl ReservationDevice for Restless {
+    fn name(&self) -> String {
+        "restless".into()
+    }
+    fn read_keys(&self) -> Result<device::KeyList, DeviceError> {
+        let keys = self.0.read_keys();
+        let left = self.2.load(Ordering::SeqCst);
+        if left > 0 {
+            self.2.store(left - 1, Ordering::SeqCst);
+            self.1.put_key(7, STRANGER + left);
+        }
+        keys
+    }
+    fn read_reservation(&self) -> Result<(u32, Option<device::ReservationHeld>), DeviceError> {
+        self.0.read_reservation()
+    }
+    fn capabilities(&self) -> Result<device::Capabilities, DeviceError> {
+        self.0.capabilities()
+    }
+    fn read_full_status(&self) -> Result<(u32, Vec<device::Nexus>), DeviceError> {
+        Err(DeviceError::Unsupported("old".into()))
+    }
+    fn command(&self, command: Command) -> Result<(), DeviceError> {
+        self.0.command(command)
+    }
+    fn write_nothing(&self) -> Result<(), DeviceError> {
+        self.0.write_nothing()
+    }
+    fn rewrite_first_block(&self) -> Result<(), DeviceError> {
+        self.0.rewrite_first_block()
+    }
+}
+
+#[test]
+fn two_readings_that_do_not_belong_together_are_made_again() {
+    let read = |times| {
+        let lun = FakeLun::new();
+        Facts::read(&Restless(lun.nexus(1), lun, AtomicU64::new(times)))
+    };
+    let facts = read(3).unwrap();
+    assert_eq!((facts.generation, facts.keys.len()), (3, 1));
+    assert!(read(100).is_err(), "it never settles");
+}
+
+/// A device that hangs until it is let go: when it is read, or in commands.
+struct Hanging {
+    held: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+    in_commands: bool,
+    device: Lax,
+}
+
+impl Hanging {
+    fn wait(&self, command: bool) {
+        if command == self.in_commands {
+            let _ = self.held.lock().unwrap().recv();
+        }
+    }
+}
 
 impl ReservationDevice for Hanging {
     fn name(&self) -> String {
         "hanging".into()
     }
     fn read_keys(&self) -> Result<device::KeyList, DeviceError> {
-        let _ = self.0.lock().unwrap().recv();
-        self.1.read_keys()
+        self.wait(false);
+        self.device.read_keys()
     }
     fn read_reservation(&self) -> Result<(u32, Option<device::ReservationHeld>), DeviceError> {
-        self.1.read_reservation()
+        self.device.read_reservation()
     }
     fn capabilities(&self) -> Result<device::Capabilities, DeviceError> {
-        self.1.capabilities()
+        self.device.capabilities()
     }
     fn read_full_status(&self) -> Result<(u32, Vec<device::Nexus>), DeviceError> {
-        self.1.read_full_status()
+        self.device.read_full_status()
     }
     fn command(&self, command: Command) -> Result<(), DeviceError> {
-        self.1.command(command)
+        self.wait(true);
+        self.device.command(command)
     }
     fn write_nothing(&self) -> Result<(), DeviceError> {
-        self.1.write_nothing()
+        self.device.write_nothing()
     }
     fn rewrite_first_block(&self) -> Result<(), DeviceError> {
-        self.1.rewrite_first_block()
+        self.device.rewrite_first_block()
     }
 }
 
-#[tokio::test]
-async fn a_device_that_hangs_is_left_behind_and_does_nothing_late() {
+/// Tries to acquire a device that hangs past the deadline; what it did once it was let go.
+async fn acquire_late(in_commands: bool) -> (FakeLun, Vec<Command>) {
     let lun = FakeLun::new();
     let (let_go, held) = std::sync::mpsc::channel();
-    let device = Arc::new(Hanging(held.into(), Lax(lun.nexus(1))));
+    let device = Arc::new(Hanging {
+        held: held.into(),
+        in_commands,
+        device: Lax(lun.nexus(1)),
+    });
     let reservation = Reservation::new(device, TAG, Duration::from_millis(50));
     for _ in 0..2 {
         let error = reservation.acquire(key(1, 1), false).await.unwrap_err();
@@ -532,14 +619,30 @@ async fn a_device_that_hangs_is_left_behind_and_does_nothing_late() {
             "{error}"
         );
     }
-    // It wakes up after the deadline: nothing may be registered any more.
     drop(let_go);
+    // Its turn comes when the thread that was left behind has ended.
+    let mut answers = false;
     for _ in 0..1000 {
-        if reservation.inspect().await.is_ok() {
-            break;
-        }
+        answers = answers || reservation.inspect().await.is_ok();
     }
-    assert!(lun.log().is_empty(), "{:?}", lun.log());
+    assert!(answers, "it never comes back");
+    let log = lun.log().into_iter().map(|(_, command)| command).collect();
+    (lun, log)
+}
+
+#[tokio::test]
+async fn a_device_that_hangs_is_left_behind_and_does_nothing_late() {
+    let (_, log) = acquire_late(false).await;
+    assert!(log.is_empty(), "{log:?}");
+}
+
+#[tokio::test]
+async fn a_registration_that_comes_late_is_taken_back() {
+    let (lun, log) = acquire_late(true).await;
+    let key = key(1, 1).raw();
+    let wanted = [Command::Register { key }, Command::Unregister { key }];
+    assert_eq!(log, wanted);
+    assert!(lun.nexus(1).read_keys().unwrap().keys.is_empty());
 }
 
 #[tokio::test]

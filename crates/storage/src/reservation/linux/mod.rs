@@ -14,6 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
@@ -36,15 +37,20 @@ const CONFLICT: u8 = 0x18;
 const TASK_SET_FULL: u8 = 0x28;
 
 /// A block device of this host: a disk, or a multipath map of it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct LinuxDevice {
     path: PathBuf,
+    /// It said so once; asking again would cost time at every reading.
+    no_full_status: AtomicBool,
 }
 
 impl LinuxDevice {
     /// By path; best a stable one below `/dev/disk/by-id` or `/dev/mapper`. Nothing is opened.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            no_full_status: AtomicBool::new(false),
+        }
     }
 
     /// The path.
@@ -151,7 +157,16 @@ impl ReservationDevice for LinuxDevice {
     }
 
     fn read_full_status(&self) -> Result<(u32, Vec<Nexus>), DeviceError> {
-        wire::parse_full_status(&self.ask(Ask::FullStatus)?)
+        if self.no_full_status.load(Ordering::Relaxed) {
+            return Err(DeviceError::Unsupported(
+                "it does not know FULL STATUS".into(),
+            ));
+        }
+        let answer = self.ask(Ask::FullStatus);
+        if let Err(DeviceError::Unsupported(_)) = answer {
+            self.no_full_status.store(true, Ordering::Relaxed);
+        }
+        wire::parse_full_status(&answer?)
     }
 
     fn command(&self, command: Command) -> Result<(), DeviceError> {

@@ -169,10 +169,14 @@ pub struct ImageSeen {
 /// What a pool can prove.
 #[must_use]
 pub fn fence(spec: &PoolSpec) -> FenceView {
-    match spec.access() {
-        Some(access) => FenceView {
+    let by = match spec {
+        PoolSpec::Rbd(pool) => pool.blocklist.then_some("blocklist"),
+        _ => spec.access().map(|access| access.name()),
+    };
+    match by {
+        Some(by) => FenceView {
             proof: Some("storage-cut".to_owned()),
-            by: Some(access.name().to_owned()),
+            by: Some(by.to_owned()),
             meaning: "a host that is lost is shut out at the SAN; VMs with all their disks in such pools then start \
                       elsewhere, with no need to power it off"
                 .to_owned(),

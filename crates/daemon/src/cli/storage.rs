@@ -159,6 +159,10 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
             ]
         }
         PoolSpec::Block(pool) => vec![("path", pool.path.clone())],
+        PoolSpec::Rbd(pool) => vec![
+            ("ceph pool", pool.ceph_pool.clone()),
+            ("ceph user", pool.user.clone()),
+        ],
         #[allow(unreachable_patterns)] // of a newer kind
         _ => Vec::new(),
     }

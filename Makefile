@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 CARGO ?= $(shell command -v cargo || echo $(HOME)/.cargo/bin/cargo)
 
-.PHONY: help deps tools build guest demo test quick verify sim lab bench install uninstall clean
+.PHONY: help deps tools build guest guest-debian demo test quick verify sim lab san bench install uninstall clean
 
 # `make install` puts files below these; packages set DESTDIR.
 DESTDIR ?=
@@ -16,7 +16,7 @@ COMPLETIONS = $(SHARE)/bash-completion/completions/quorate $(SHARE)/zsh/site-fun
   $(SHARE)/fish/vendor_completions.d/quorate.fish
 
 help: ## This list
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## Install system packages (as root; prints what it does)
 	@scripts/install-packages.sh
@@ -30,6 +30,9 @@ build: deps ## Build the program
 
 guest: deps ## Build the lab's guest image
 	@scripts/build-guest.sh
+
+guest-debian: deps ## Build the lab's Debian guest (as root; minutes, 300 MB)
+	@scripts/build-debian-guest.sh
 
 demo: build guest ## Three hosts with real guests: migrate, drain, kill, cut, restart; ends with a table
 	@target/debug/quorate lab demo
@@ -46,8 +49,12 @@ verify: tools ## Format, house rules, lints, dependencies
 sim: ## The simulator: 2000 seeds
 	@$(CARGO) run --quiet --release -p quorate-sim -- --seeds 2000
 
-lab: build guest ## The end-to-end tests in the lab
+lab: build guest guest-debian ## The end-to-end tests in the lab
 	@$(CARGO) test --quiet -p quorate-daemon --test lab -- --test-threads=1
+
+san: deps ## Reservations on a real SAN: a LIO target and two hosts with kernels of their own
+	@scripts/build-san-guest.sh
+	@QUORATE_SAN=1 $(CARGO) test --quiet -p quorate-san --test san -- --test-threads=1 --nocapture
 
 bench: build guest ## Measurements: target/bench/*.json and a table each (wants a quiet machine)
 	@QUORATE_BENCH_DIR="$(CURDIR)/target/bench" scripts/bench.sh

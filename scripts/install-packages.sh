@@ -7,6 +7,8 @@
 set -eu
 
 plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
+# For the lab's Debian guest.
+plain="$plain debian-archive-keyring debootstrap e2fsprogs fdisk grub-common grub-pc-bin"
 qemu="qemu-system-x86 qemu-utils qemu-block-extra"
 
 say() { echo "packages: $*"; }
@@ -62,18 +64,9 @@ if [ "$(id -u)" -ne 0 ]; then
     exit 1
 fi
 
-# The archive that the machine's own sources name for its release, in either format of apt's sources.
-mirror() {
-    {
-        sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources 2>/dev/null || :
-        cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null |
-            awk '$1 == "deb" { for (i = 2; i <= NF; i++) if ($i ~ /^[a-z+]+:/) { print $i; break } }' || :
-    } | tr ' ' '\n' | grep -E '/debian/?$' | head -n 1
-}
-
 if [ -n "$need_qemu" ] && [ -n "$backports" ] &&
     ! grep -rqs bookworm-backports /etc/apt/sources.list /etc/apt/sources.list.d; then
-    uri=$(mirror)
+    uri=$("$(dirname "$0")/debian-mirror.sh")
     if [ -n "$uri" ]; then
         say "enabling bookworm-backports from $uri"
         keyring=/usr/share/keyrings/debian-archive-keyring.gpg

@@ -74,13 +74,21 @@ qemu_tests() {
             cargo test --locked -p quorate-hypervisor --tests -- --test-threads=1
 }
 
+# Reservations on a real target, from hosts with kernels of their own.
+san_tests() {
+    scripts/build-san-guest.sh && QUORATE_SAN=1 timeout -k 20 900 \
+        cargo test --locked -p quorate-san --test san -- --test-threads=1 --nocapture
+}
+
 stage packages scripts/install-packages.sh
 stage tools make --no-print-directory tools
 stage build cargo build --locked --workspace --all-targets
 stage verify cargo xtask verify --no-tests
 stage guest scripts/build-guest.sh
+stage debian scripts/build-debian-guest.sh
 stage unit cargo test --locked --workspace --no-fail-fast --exclude quorate-hypervisor
 stage qemu qemu_tests
+stage san san_tests
 stage sim cargo run --locked --release -p quorate-sim -- --seeds 2000
 stage demo demo
 stage lab lab

@@ -454,6 +454,7 @@ fn empty_report(at: &crate::host::Host, local: Instant, applied: Revision) -> Ho
         total: ByteSize::mib(1 << 20),
         latency_us: 500,
         problem: None,
+        since: None,
     };
     HostReport {
         host: at.name.clone(),

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! quorate-planner-bench measure               table and $QUORATE_BENCH_DIR/planner.json
+//! quorate-planner-bench questions             the same for questions: questions.json
 //! quorate-planner-bench site --hosts 200 --vms 5000 [--cib]   the site itself
+//! quorate-planner-bench again --hosts 200 --vms 5000 [--cold]  one plan over and over, for a profiler
 //! ```
 //! Owns: the generator of sites and the measurement. Must not: judge; it says what was asked for
 //! beside what was measured, and ends with status 1 where that was missed.
 
 mod cib;
+mod questions;
 mod site;
 
 use clap::{Parser, Subcommand};
@@ -17,10 +20,10 @@ use site::Site;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-/// Rounds until a site is at rest: chains of five start link by link.
-const ROUNDS: usize = 20;
 /// Samples of each figure.
 const SAMPLES: usize = 5;
+/// Samples of what takes long.
+const LONG_SAMPLES: usize = 3;
 /// The largest site that is given to `crm_simulate`.
 const PEER_VMS: usize = 500;
 /// From here on the kernel's count of ticks is exact enough.
@@ -43,6 +46,23 @@ struct Args {
 enum Task {
     /// Measure, and print a table.
     Measure,
+    /// Measure how long questions take.
+    Questions,
+    /// Make one plan over and over, for a profiler.
+    Again {
+        /// Hosts.
+        #[arg(long, default_value_t = 200)]
+        hosts: usize,
+        /// VMs.
+        #[arg(long, default_value_t = 5_000)]
+        vms: usize,
+        /// A cold start instead of a host that is down.
+        #[arg(long)]
+        cold: bool,
+        /// How often.
+        #[arg(long, default_value_t = 50)]
+        times: usize,
+    },
     /// Print a site: its manifest as JSON, or a Pacemaker configuration.
     Site {
         /// Hosts.
@@ -69,7 +89,28 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Measure => measure(),
+        Task::Questions => questions::measure(),
+        Task::Again {
+            hosts,
+            vms,
+            cold,
+            times,
+        } => again(hosts, vms, cold, times),
     }
+}
+
+fn again(hosts: usize, vms: usize, cold: bool, times: usize) -> anyhow::Result<ExitCode> {
+    let mut site = Site::new(hosts, vms)?;
+    if !cold {
+        site.start_all(|site| plan(&site.input()))?;
+        site.kill(1)?;
+    }
+    let begun = Moment::now();
+    for _ in 0..times {
+        std::hint::black_box(plan(&site.input()));
+    }
+    println!("{:.2} ms each", ms(begun) / times.max(1) as f64);
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What a site took, in milliseconds.
@@ -77,13 +118,15 @@ struct Times {
     /// The first plan of a cold start.
     cold: Vec<f64>,
     /// All plans until everything runs.
-    cold_all: f64,
+    cold_all: Vec<f64>,
     /// A host has died.
     down: Vec<f64>,
     /// The same with the linter's second look.
-    linted: f64,
+    linted: Vec<f64>,
     /// Why each VM waits, after the death.
-    waiting: f64,
+    waiting: Vec<f64>,
+    /// Everything that a plan rests on is looked at once, and nothing is done with it.
+    walk: Vec<f64>,
 }
 
 /// A point in time: by the processor's time of this thread where the kernel tells it. The planner
@@ -119,36 +162,44 @@ fn times(hosts: usize, vms: usize) -> anyhow::Result<Times> {
         ms(begun)
     };
     let cold = (0..SAMPLES).map(|_| sample(&site)).collect();
-    let mut cold_all = 0.0;
-    for _ in 0..ROUNDS {
-        let begun = Moment::now();
-        let made = plan(&site.input());
-        cold_all += ms(begun);
-        if made.actions.is_empty() {
-            break;
-        }
-        site.commit(made)?;
+    let mut cold_all = Vec::new();
+    for _ in 0..LONG_SAMPLES {
+        let mut copy = site.clone();
+        let mut spent = 0.0;
+        copy.start_all(|site| {
+            let begun = Moment::now();
+            let made = plan(&site.input());
+            spent += ms(begun);
+            made
+        })?;
+        cold_all.push(spent);
     }
-    let placed = site
-        .state
-        .vms
-        .values()
-        .filter(|vm| !vm.ownership.hosts().is_empty());
-    anyhow::ensure!(placed.count() == vms, "not every VM was placed");
+    site.start_all(|site| plan(&site.input()))?;
     site.kill(1)?;
     let down = (0..SAMPLES).map(|_| sample(&site)).collect();
-    let begun = Moment::now();
-    let (_, broken) = checked(&site.input(), plan(&site.input()));
-    let linted = ms(begun);
-    anyhow::ensure!(broken.is_empty(), "the linter found {broken:?}");
-    let begun = Moment::now();
-    std::hint::black_box(waiting(&site.input()));
+    let mut linted = Vec::new();
+    for _ in 0..SAMPLES {
+        let begun = Moment::now();
+        let (_, broken) = checked(&site.input(), plan(&site.input()));
+        linted.push(ms(begun));
+        anyhow::ensure!(broken.is_empty(), "the linter found {broken:?}");
+    }
+    let time = |what: &dyn Fn(&Site)| {
+        let begun = Moment::now();
+        what(&site);
+        ms(begun)
+    };
+    let waits = |site: &Site| drop(std::hint::black_box(waiting(&site.input())));
+    let walks = |site: &Site| {
+        std::hint::black_box(site.walk());
+    };
     Ok(Times {
         cold,
         cold_all,
         down,
         linted,
-        waiting: ms(begun),
+        waiting: (0..SAMPLES).map(|_| time(&waits)).collect(),
+        walk: (0..SAMPLES).map(|_| time(&walks)).collect(),
     })
 }
 
@@ -171,20 +222,15 @@ fn measure() -> anyhow::Result<ExitCode> {
         judge("cold start", &times.cold, cold_limit);
         judge(
             "cold start, all rounds",
-            &[times.cold_all],
+            &times.cold_all,
             cold_limit.max(10_000.0),
         );
         report.add(&name("cold start"), "ms", &times.cold, None);
-        report.add(
-            &name("cold start, all rounds"),
-            "ms",
-            &[times.cold_all],
-            None,
-        );
+        report.add(&name("cold start, all rounds"), "ms", &times.cold_all, None);
         let pacemaker = pacemaker(hosts, vms)?;
         report.add(&name("one host down"), "ms", &times.down, None);
-        report.add(&name("one host down, linted"), "ms", &[times.linted], None);
-        report.add(&name("why each VM waits"), "ms", &[times.waiting], None);
+        report.add(&name("one host down, linted"), "ms", &times.linted, None);
+        report.add(&name("why each VM waits"), "ms", &times.waiting, None);
         if let Some(theirs) = pacemaker {
             report.add(
                 &name("cold start against crm_simulate"),
@@ -217,35 +263,34 @@ fn measure() -> anyhow::Result<ExitCode> {
     })
 }
 
-/// How the time grows with the number of VMs, on 200 hosts.
+/// How the time grows with the number of VMs, on 200 hosts. Beside it how the time grows that a mere
+/// look at everything takes: where a site outgrows the caches, each VM costs more to look at.
 fn curve(report: &mut Report) -> anyhow::Result<String> {
     let mut text = String::from(
-        "growth on 200 hosts (time over n log n, the first is 1):\n     VMs  host down    /n log n  cold start    /n log n\n",
+        "growth on 200 hosts (time over n log n, the first is 1):\n     VMs  host down    /n log n  cold start    /n log n  a mere look    /n log n\n",
     );
-    let mut first: Option<(f64, f64)> = None;
+    let mut first: Option<[f64; 3]> = None;
     for vms in [1_250usize, 2_500, 5_000, 10_000, 20_000] {
         let times = times(200, vms)?;
-        let least = |samples: &[f64]| samples.iter().copied().fold(f64::INFINITY, f64::min);
-        let (down, cold) = (least(&times.down), least(&times.cold));
         let scale = vms as f64 * (vms as f64).ln();
-        let (down_first, cold_first) = *first.get_or_insert((down / scale, cold / scale));
-        text.push_str(&format!(
-            "{vms:>8} {down:>8.1} ms {:>11.2} {cold:>8.1} ms {:>11.2}\n",
-            down / scale / down_first,
-            cold / scale / cold_first
-        ));
-        report.add(
-            &format!("200 hosts x {vms} VMs, host down (curve)"),
-            "ms",
-            &times.down,
-            None,
-        );
-        report.add(
-            &format!("200 hosts x {vms} VMs, cold start (curve)"),
-            "ms",
-            &times.cold,
-            None,
-        );
+        let curves = [
+            ("host down", &times.down),
+            ("cold start", &times.cold),
+            ("a mere look", &times.walk),
+        ];
+        let least =
+            curves.map(|(_, samples)| samples.iter().copied().fold(f64::INFINITY, f64::min));
+        let scaled = least.map(|least| least / scale);
+        let begun = *first.get_or_insert(scaled);
+        text.push_str(&format!("{vms:>8}"));
+        for ((least, scaled), first) in least.iter().zip(scaled).zip(begun) {
+            text.push_str(&format!(" {least:>8.2} ms {:>11.2}", scaled / first));
+        }
+        text.push('\n');
+        for (what, samples) in curves {
+            let name = format!("200 hosts x {vms} VMs, {what} (curve)");
+            report.add(&name, "ms", samples, None);
+        }
     }
     Ok(text)
 }

@@ -17,6 +17,8 @@ use quorate_types::{
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Rounds until a site is at rest: chains of five start link by link.
+const ROUNDS: usize = 20;
 /// Hosts of a rack.
 const RACK: usize = 10;
 /// Memory of the VMs, in MiB, in turn.
@@ -25,6 +27,7 @@ pub(crate) const SIZES_MIB: [u64; 4] = [2048, 4096, 8192, 4096];
 pub(crate) const CPUS: [u64; 3] = [1, 2, 4];
 
 /// A site and what its hosts say.
+#[derive(Clone)]
 pub(crate) struct Site {
     pub(crate) state: State,
     pub(crate) reports: BTreeMap<HostName, HostReport>,
@@ -170,7 +173,7 @@ impl Site {
         Ok(site)
     }
 
-    fn command(&mut self, command: Command) -> anyhow::Result<()> {
+    pub(crate) fn command(&mut self, command: Command) -> anyhow::Result<()> {
         let envelope = Envelope {
             format: FORMAT,
             at: Timestamp(1),
@@ -213,6 +216,43 @@ impl Site {
         Ok(())
     }
 
+    /// Plans and commits until everything runs.
+    pub(crate) fn start_all(&mut self, mut plan: impl FnMut(&Self) -> Plan) -> anyhow::Result<()> {
+        for _ in 0..ROUNDS {
+            let made = plan(self);
+            if made.actions.is_empty() {
+                break;
+            }
+            self.commit(made)?;
+        }
+        let placed = self.state.vms.values();
+        let placed = placed.filter(|vm| !vm.ownership.hosts().is_empty()).count();
+        anyhow::ensure!(placed == self.state.vms.len(), "not every VM was placed");
+        Ok(())
+    }
+
+    /// Looks once at every name and number that a plan rests on.
+    pub(crate) fn walk(&self) -> u64 {
+        let text = |text: &str| text.bytes().map(u64::from).sum::<u64>();
+        let vms = self.state.vms.iter().map(|(name, vm)| {
+            let needs = vm.spec.depends_on.keys().map(|other| text(other.as_str()));
+            let disks = vm.spec.disks.iter().map(|disk| text(disk.pool.as_str()));
+            let nics = vm.spec.nics.iter().map(|nic| text(nic.network.as_str()));
+            let owner = vm.ownership.host().map_or(0, |host| text(host.as_str()));
+            let lists = needs.chain(disks).chain(nics).sum::<u64>();
+            text(name.as_str()) + vm.spec.memory.0 + owner + lists
+        });
+        let rules = self.state.rules.values();
+        let rules = rules.map(|rule| {
+            let vms = rule.spec.vms().iter();
+            vms.map(|vm| text(vm.as_str())).sum::<u64>()
+        });
+        let said = self.reports.values().flat_map(|report| &report.vms);
+        let said = said.map(|(name, said)| text(name.as_str()) + said.epoch.0);
+        let sum = |all: u64, one: u64| all.wrapping_add(one);
+        vms.chain(rules).chain(said).fold(0, sum)
+    }
+
     /// A host dies, and there is a proof of it.
     pub(crate) fn kill(&mut self, n: usize) -> anyhow::Result<()> {
         let host: HostName = host_name(n).parse()?;
@@ -242,5 +282,6 @@ fn running(epoch: Epoch) -> VmReport {
         error: None,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     }
 }

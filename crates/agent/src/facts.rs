@@ -6,7 +6,7 @@ use quorate_network::NetworkDriver;
 use quorate_state::State;
 use quorate_storage::{Pool, PoolFacts};
 use quorate_types::report::{Capacity, HypervisorFacts, PoolReport};
-use quorate_types::{ByteSize, NetworkName, PoolName};
+use quorate_types::{ByteSize, NetworkName, PoolName, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -105,6 +105,19 @@ pub(crate) fn pool_report(facts: &PoolFacts) -> PoolReport {
         total: ByteSize(facts.total_bytes),
         latency_us: facts.probe_write_us.unwrap_or(0),
         problem: facts.problem.clone(),
+        since: None,
+    }
+}
+
+/// Dates what has changed since the last look.
+pub(crate) fn date(
+    found: &mut BTreeMap<PoolName, PoolReport>,
+    before: &BTreeMap<PoolName, PoolReport>,
+    now: Timestamp,
+) {
+    for (name, pool) in found {
+        let same = before.get(name).filter(|old| old.usable == pool.usable);
+        pool.since = same.and_then(|old| old.since).or(Some(now));
     }
 }
 

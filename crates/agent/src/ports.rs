@@ -2,13 +2,13 @@
 
 use crate::guard::client::{GuardClient, GuardError, GuardStatus, Registration};
 use async_trait::async_trait;
-use quorate_agent_logic::TargetSays;
+use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
 use quorate_hypervisor::{Accel, Hypervisor, ProcessIdentity};
 use quorate_network::NetworkDriver;
 use quorate_state::State;
 use quorate_storage::{
     BlockConfig, BlockPoolDriver, DirectoryConfig, DirectoryPool, IscsiConfig, IscsiPoolDriver,
-    Login, Pool,
+    Login, Pool, RbdConfig, RbdPoolDriver,
 };
 use quorate_types::pool::Chap;
 use quorate_types::report::HypervisorFacts;
@@ -39,6 +39,11 @@ pub trait PeerAsk: Send + Sync + 'static {
     /// Asks the target what became of the guest; answered there by [`crate::AgentHandle::outcome`].
     /// Not reachable is [`TargetSays::Unknown`].
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays;
+
+    /// Asks the host of a disk's copy where to write it to; answered there by
+    /// [`crate::AgentHandle::export`]. Bounded by the caller.
+    async fn ask_export(&self, to: HostName, request: ExportRequest)
+    -> Result<ExportOffer, String>;
 }
 
 /// A pool's definition with the passwords that it names.
@@ -77,13 +82,21 @@ pub struct Pools {
 }
 
 /// Longest time for one look at a SAN.
-const LOOK_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_WITHIN: Duration = Duration::from_secs(3);
 
 impl PoolFactory for Pools {
     fn open(&self, name: &PoolName, pool: &PoolDefinition) -> Arc<dyn Pool> {
         match &pool.spec {
             PoolSpec::Directory { path, .. } => {
                 let (pool, host) = (name.as_str(), self.host.as_str());
+                let config = DirectoryConfig::new(pool, path, &self.cluster_id, host);
+                Arc::new(DirectoryPool::new(config))
+            }
+            // Each host has its own: the marker only says that something is mounted there.
+            PoolSpec::Local(quorate_types::pool::LocalPool { path, .. })
+            | PoolSpec::Mirrored(quorate_types::pool::MirroredPool { path, .. }) => {
+                let (pool, host) = (name.as_str(), self.host.as_str());
+                let path = path.replace("{host}", host);
                 let config = DirectoryConfig::new(pool, path, &self.cluster_id, host);
                 Arc::new(DirectoryPool::new(config))
             }
@@ -105,6 +118,22 @@ impl PoolFactory for Pools {
                     missing_secret: missing.map(|chap| chap.secret.to_string()),
                     spec: spec.clone(),
                     deadline: LOOK_WITHIN,
+                }))
+            }
+            PoolSpec::Rbd(spec) => {
+                let secret = spec.secret.as_ref();
+                let known = secret.and_then(|name| pool.secrets.get(name));
+                Arc::new(RbdPoolDriver::new(RbdConfig {
+                    pool: name.to_string(),
+                    cluster: self.cluster_id.clone(),
+                    login: known.map(|secret| Login {
+                        user: spec.user.clone(),
+                        password: secret.expose().to_owned(),
+                    }),
+                    missing_secret: secret.filter(|_| known.is_none()).map(ToString::to_string),
+                    spec: spec.clone(),
+                    deadline: LOOK_WITHIN,
+                    program: "rbd".to_owned(),
                 }))
             }
             PoolSpec::Block(spec) => Arc::new(BlockPoolDriver::new(BlockConfig {

@@ -1,7 +1,9 @@
 //! What the API needs of the daemon.
 
+use crate::build::Observed;
 use crate::error::{ApiError, ErrorCode};
 use crate::quorum::QuorumView;
+use crate::storage::PoolLook;
 use crate::view::{ClusterView, JoinToken, PlacementView};
 use async_trait::async_trait;
 use axum::body::Bytes;
@@ -9,7 +11,7 @@ use futures_util::Stream;
 use prometheus_client::registry::Registry;
 use quorate_planner::Snapshot;
 use quorate_state::{Command, Outcome, State};
-use quorate_types::{HostName, Millis, Revision, VmName};
+use quorate_types::{HostName, Millis, PoolName, Revision, VmName};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +82,19 @@ pub trait Backend: Send + Sync + 'static {
     /// Where the leader's planner would put a VM now; `None` when it cannot be asked.
     async fn placement(&self, _vm: &VmName) -> Option<PlacementView> {
         None
+    }
+
+    /// What the leader sees of hosts; `None` when it cannot be asked.
+    async fn observed(&self) -> Option<Observed> {
+        None
+    }
+
+    /// The images of a pool, as a host that reaches it sees them. Bounded in time.
+    async fn look_into(&self, pool: &PoolName) -> Result<PoolLook, ApiError> {
+        Err(ApiError::new(
+            ErrorCode::Unreachable,
+            format!("no host can look into pool {pool}"),
+        ))
     }
 
     /// State and the leader's picture of one moment, for questions.

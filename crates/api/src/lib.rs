@@ -21,6 +21,7 @@ pub mod questions;
 pub mod quorum;
 mod routes;
 mod server;
+pub mod storage;
 pub mod view;
 
 pub use backend::{Backend, Console, ConsoleIo, LogOptions, LogStream};

@@ -513,3 +513,62 @@ async fn a_second_daemon_is_refused_and_a_dead_socket_replaced() {
     }
     server.abort();
 }
+
+const POOL: &str = "
+pools:
+  san: {kind: iscsi, portals: [192.0.2.5], target: 'iqn.2026-01.com.example:san', chap: {user: q, secret: san-chap}}
+";
+
+#[tokio::test]
+async fn secrets_go_in_and_never_come_out() {
+    let site = site().await;
+    let value = "open-sesame-42";
+    let request = quorate_api::view::SecretRequest {
+        value: value.into(),
+    };
+    assert!(!format!("{request:?}").contains(value));
+    let path = "/api/v1/secrets/san-chap";
+    let changed: quorate_api::view::Changed = site.client.post(path, &request).await.unwrap();
+    assert_eq!(changed.events[0].text, "secret san-chap created");
+    let again: quorate_api::view::Changed = site.client.post(path, &request).await.unwrap();
+    assert!(again.events.is_empty());
+    site.apply(POOL).await;
+    let listed: Vec<quorate_api::view::SecretView> =
+        site.client.get("/api/v1/secrets").await.unwrap();
+    assert_eq!(listed[0].used_by, ["pool/san"]);
+    let error = site.client.delete::<serde_json::Value>(path).await;
+    assert!(error.unwrap_err().to_string().contains("pool san uses"));
+    for path in [
+        "/api/v1/cluster",
+        "/api/v1/events",
+        "/api/v1/secrets",
+        "/api/v1/state",
+        "/metrics",
+    ] {
+        let text = site.client.text(path).await.unwrap();
+        assert!(!text.contains(value), "{path}");
+    }
+    // Wrong bodies are not quoted.
+    for body in [
+        serde_json::json!({ "valeu": value }),
+        serde_json::json!({ "value": [value] }),
+        serde_json::json!({ "value": format!("{value}\n") }),
+        serde_json::json!({ "value": value.repeat(100) }),
+        serde_json::json!(value),
+    ] {
+        let error = site.client.post::<serde_json::Value>(path, &body).await;
+        let error = error.unwrap_err();
+        let text = format!("{error:?} {error}");
+        assert!(!text.contains(value), "{text}");
+        assert!(
+            matches!(error, ClientError::Refused(refused) if refused.code == ErrorCode::BadRequest)
+        );
+    }
+    let gone = site
+        .client
+        .delete::<serde_json::Value>("/api/v1/secrets/san-chop")
+        .await;
+    assert!(
+        matches!(gone, Err(ClientError::Refused(error)) if error.hint.as_deref() == Some("did you mean `san-chap`?"))
+    );
+}

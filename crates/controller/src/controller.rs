@@ -7,6 +7,7 @@
 
 use crate::clock::boot_now;
 use crate::group::{Group, Leading, ProposeFailure};
+use crate::operator::{ControllerError, FenceAnswer, Operator};
 use crate::picture::{HostPicture, Picture, VotePicture};
 use crate::power::{Finished, Power, PowerSwitch};
 use crate::storage::{CutFinished, Storage, StorageGate};
@@ -14,7 +15,7 @@ use quorate_controller_logic::{
     Change, HeartbeatReply, HeartbeatRequest, Leases, cut_job, next_change, owns_something,
     restorable, standing,
 };
-use quorate_membership::{Evidence, FenceProof, HostHealth, Instant, LeaseProofError, Member};
+use quorate_membership::{FenceProof, HostHealth, Instant, LeaseProofError, Member};
 use quorate_planner::{Input, Seen};
 use quorate_state::{Command, Plan, Refusal, State};
 use quorate_types::{HostName, Millis, NodeId, VmName};
@@ -34,63 +35,6 @@ const VOTERS_EVERY: Millis = Millis(500);
 const ADVISE_EVERY: Millis = Millis::secs(10);
 /// Bound for one change of membership.
 const VOTERS_DEADLINE: Duration = Duration::from_secs(15);
-
-/// Why the controller does not do what an operator asks.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ControllerError {
-    /// Ask the leader.
-    #[error("this host does not lead the cluster")]
-    NotLeader,
-    /// Not a member.
-    #[error("there is no host `{0}`; `quorate host list` shows them")]
-    UnknownHost(HostName),
-    /// Nothing to fence it with.
-    #[error(
-        "host {0} has no fence device: add one under `cluster.fencing.{0}` in the manifest, or use `quorate host confirm-dead {0}` once it is switched off"
-    )]
-    NoDevice(HostName),
-    /// It is alive.
-    #[error(
-        "host {host} is alive (heard {ago} ago): it cannot be confirmed dead; drain it, or switch it off first"
-    )]
-    Alive {
-        /// Which.
-        host: HostName,
-        /// Last sign of life.
-        ago: Millis,
-    },
-    /// Its lease from an earlier leader may run on.
-    #[error(
-        "host {host} may still hold a lease of the leader before this one: try again in {wait}"
-    )]
-    TooSoon {
-        /// Which.
-        host: HostName,
-        /// Until the lease surely has ended.
-        wait: Millis,
-    },
-    /// The fence agent failed.
-    #[error("fencing {host} failed: {why}")]
-    Fencing {
-        /// Which.
-        host: HostName,
-        /// What it said.
-        why: String,
-    },
-}
-
-enum Operator {
-    Fence(
-        HostName,
-        String,
-        oneshot::Sender<Result<String, ControllerError>>,
-    ),
-    ConfirmDead(
-        HostName,
-        String,
-        oneshot::Sender<Result<(), ControllerError>>,
-    ),
-}
 
 #[derive(Default)]
 struct Shown {
@@ -284,14 +228,12 @@ fn health_of(leases: &Leases, state: &State, now: Instant) -> BTreeMap<HostName,
         .collect()
 }
 
-type FenceAnswer = oneshot::Sender<Result<String, ControllerError>>;
-
-struct Loop {
-    inner: Arc<Inner>,
-    power: Power,
+pub(crate) struct Loop {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) power: Power,
     storage: Storage,
-    operator_proofs: BTreeMap<HostName, FenceProof>,
-    fence_waiters: BTreeMap<HostName, Vec<FenceAnswer>>,
+    pub(crate) operator_proofs: BTreeMap<HostName, FenceProof>,
+    pub(crate) fence_waiters: BTreeMap<HostName, Vec<FenceAnswer>>,
     voters_checked: Instant,
     voters_busy: Arc<tokio::sync::Semaphore>,
 }
@@ -476,7 +418,7 @@ impl Loop {
         let taken_back = restorable(state, &leases.reports, |host| {
             leases.table.health(host, now)
         });
-        self.storage.keep(taken_back, now);
+        self.storage.keep(taken_back, leases.term, now);
         let settled = leases.settled(state, now);
         leases.memory.observe(state, &leases.reports, now);
         let input = Input {
@@ -604,103 +546,6 @@ impl Loop {
             leases.sealed_at.entry(host.clone()).or_insert(now);
         }
         complete && self.storage.is_at_it(host)
-    }
-
-    fn fence_finished(&mut self, finished: Finished) {
-        let host = &finished.host.clone();
-        let Some(outcome) = self.power.finished(finished, boot_now()) else {
-            info!(%host, "power fencing that an earlier leadership began has ended");
-            return;
-        };
-        let answer = match &outcome {
-            Ok(proof) => {
-                info!(%host, "{}", proof.describe());
-                Ok(proof.describe())
-            }
-            Err(why) => {
-                warn!(%host, why, "power fencing failed");
-                Err(ControllerError::Fencing {
-                    host: host.clone(),
-                    why: why.clone(),
-                })
-            }
-        };
-        for waiter in self.fence_waiters.remove(host).unwrap_or_default() {
-            // A caller that went away does not need the answer.
-            let _ = waiter.send(answer.clone());
-        }
-    }
-
-    fn operator(&mut self, order: Operator) {
-        match order {
-            Operator::Fence(host, who, answer) => match self.operator_fence(&host, &who) {
-                Ok(()) => self.fence_waiters.entry(host).or_default().push(answer),
-                Err(error) => drop(answer.send(Err(error))),
-            },
-            Operator::ConfirmDead(host, who, answer) => {
-                drop(answer.send(self.operator_confirm(&host, who)))
-            }
-        }
-    }
-
-    fn operator_fence(&mut self, host: &HostName, who: &str) -> Result<(), ControllerError> {
-        let state = self.inner.group.state();
-        if !state.hosts.contains_key(host) {
-            return Err(ControllerError::UnknownHost(host.clone()));
-        }
-        let settings = state.settings();
-        let devices = settings
-            .fencing
-            .get(host)
-            .ok_or_else(|| ControllerError::NoDevice(host.clone()))?;
-        let mut guard = lock(&self.inner.leases);
-        let leases = guard.as_mut().ok_or(ControllerError::NotLeader)?;
-        leases.table.seal(host);
-        leases.sealed_at.insert(host.clone(), boot_now());
-        self.power.forget(host);
-        self.power.start(host, devices, boot_now());
-        warn!(%host, who, "its power is being cut, as an operator asked for");
-        Ok(())
-    }
-
-    fn operator_confirm(&mut self, host: &HostName, who: String) -> Result<(), ControllerError> {
-        let state = self.inner.group.state();
-        if !state.hosts.contains_key(host) {
-            return Err(ControllerError::UnknownHost(host.clone()));
-        }
-        let now = boot_now();
-        let mut guard = lock(&self.inner.leases);
-        let leases = guard.as_mut().ok_or(ControllerError::NotLeader)?;
-        let lease = state.settings().lease.duration;
-        if let Some(heard) = leases
-            .table
-            .heard(host)
-            .filter(|heard| now.since(*heard) <= lease)
-        {
-            return Err(ControllerError::Alive {
-                host: host.clone(),
-                ago: now.since(heard),
-            });
-        }
-        // A new leader has not heard it yet, and its predecessor may have granted it a lease.
-        let wait = leases.elected.plus(lease).since(now);
-        if leases.table.heard(host).is_none() && wait > Millis(0) {
-            return Err(ControllerError::TooSoon {
-                host: host.clone(),
-                wait,
-            });
-        }
-        let evidence = Evidence::Operator { who };
-        let proof = FenceProof::from_evidence(host.clone(), evidence).map_err(|error| {
-            ControllerError::Fencing {
-                host: host.clone(),
-                why: error.to_string(),
-            }
-        })?;
-        leases.table.seal(host);
-        leases.sealed_at.insert(host.clone(), now);
-        self.operator_proofs.insert(host.clone(), proof);
-        Ok(())
     }
 
     /// Changes of membership run beside the loop, one at a time: they wait for other hosts.

@@ -4,7 +4,8 @@
 //! is bounded, for a daemon that is told to stop must stop. Must not: choose the voters; the pure logic does.
 
 use crate::clock::boot_now;
-use crate::controller::{Controller, ControllerError, lock};
+use crate::controller::{Controller, lock};
+use crate::operator::ControllerError;
 use quorate_controller_logic::before_leaving;
 use quorate_state::Command;
 use quorate_types::HostName;

@@ -20,6 +20,7 @@ mod clock;
 mod controller;
 mod group;
 mod leaving;
+mod operator;
 mod picture;
 mod power;
 mod storage;
@@ -27,9 +28,12 @@ mod storage;
 mod tests;
 
 pub use clock::boot_now;
-pub use controller::{Controller, ControllerError};
+pub use controller::Controller;
 pub use group::{Group, Leading, ProposeFailure};
+pub use operator::ControllerError;
 pub use picture::{HostPicture, Picture, VotePicture};
 pub use power::PowerSwitch;
-pub use quorate_controller_logic::{Door, GroupMembers, HeartbeatReply, HeartbeatRequest, Shut};
+pub use quorate_controller_logic::{
+    Door, Gate, GroupMembers, HeartbeatReply, HeartbeatRequest, Shut,
+};
 pub use storage::StorageGate;

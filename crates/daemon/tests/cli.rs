@@ -332,3 +332,52 @@ async fn settings_are_read_strictly() {
         more.err
     );
 }
+
+#[tokio::test]
+async fn a_secret_is_read_from_a_pipe_or_a_file_and_shown_nowhere() {
+    let site = Site::start(Limits::default()).await;
+    let value = "open-sesame-42";
+    let set = run_with(&site, "secret set san-chap", &format!("{value}\n")).await;
+    assert_eq!(
+        (set.status, set.out.as_str()),
+        (0, "secret san-chap created\n"),
+        "{}",
+        set.err
+    );
+    let kept = |name: &str| {
+        let state = site.fake.state_now();
+        let secret = state.secrets.get(&name.parse().unwrap()).unwrap();
+        secret.expose().to_owned()
+    };
+    assert_eq!(kept("san-chap"), value);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("s");
+    std::fs::write(&file, "other-one\r\n").unwrap();
+    let set = run(
+        &site,
+        &format!("secret set array --file {}", file.display()),
+    )
+    .await;
+    assert_eq!(set.status, 0, "{}", set.err);
+    assert_eq!(kept("array"), "other-one");
+    let listed = run(&site, "secret list").await;
+    assert!(listed.out.contains("san-chap"), "{}", listed.out);
+    let json = run(&site, "secret list -o json").await;
+    let saved = run(&site, "state save -").await;
+    assert_eq!(saved.status, 0, "{}", saved.err);
+    let events = run(&site, "events -o json").await;
+    for ran in [&listed, &json, &saved, &events] {
+        assert!(!ran.out.contains(value) && !ran.err.contains(value));
+    }
+    // There is no way to say it on the command line.
+    assert_eq!(run(&site, "secret set san-chap word").await.status, 2);
+    let empty = run_with(&site, "secret set san-chap", "\n").await;
+    assert_eq!(empty.status, 2);
+    assert!(empty.err.contains("cannot be empty"), "{}", empty.err);
+    let lines = run_with(&site, "secret set san-chap", "a\nb\n").await;
+    assert!(lines.err.contains("control characters"), "{}", lines.err);
+    let names = tab(site.socket.parent().unwrap(), "quorate secret delete s").await;
+    assert!(names.starts_with("san-chap"), "{names}");
+    let gone = run(&site, "secret delete array").await;
+    assert_eq!(gone.out, "secret array deleted\n");
+}

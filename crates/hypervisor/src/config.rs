@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password};
+pub use crate::disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password, RbdDisk};
 use crate::error::HypervisorError;
 use crate::guest::SavedState;
 

@@ -42,6 +42,9 @@ pub enum DiskSource {
     /// A logical unit, opened by QEMU's own initiator.
     #[serde(rename = "iscsi")]
     Iscsi(IscsiDisk),
+    /// An image of Ceph, opened by QEMU's own client.
+    #[serde(rename = "rbd")]
+    Rbd(RbdDisk),
 }
 
 impl DiskSource {
@@ -50,7 +53,7 @@ impl DiskSource {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(path) | Self::HostDevice(path) => Some(path),
-            Self::Iscsi(_) => None,
+            Self::Iscsi(_) | Self::Rbd(_) => None,
         }
     }
 }
@@ -60,6 +63,7 @@ impl fmt::Display for DiskSource {
         match self {
             Self::File(path) | Self::HostDevice(path) => write!(f, "{}", path.display()),
             Self::Iscsi(disk) => write!(f, "iscsi://{}/{}/{}", disk.portal, disk.target, disk.lun),
+            Self::Rbd(disk) => write!(f, "rbd:{}/{}", disk.pool, disk.image),
         }
     }
 }
@@ -81,6 +85,22 @@ pub struct IscsiDisk {
     /// Its password; never stored.
     #[serde(skip)]
     pub password: Option<Password>,
+}
+
+/// An image of Ceph.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RbdDisk {
+    /// Ceph's pool.
+    pub pool: String,
+    /// The image in it.
+    pub image: String,
+    /// Ceph's configuration on this host.
+    pub conf: String,
+    /// User, without `client.`.
+    pub user: String,
+    /// Its key in base 64; never stored. Absent: the keyring has it.
+    #[serde(skip)]
+    pub key: Option<Password>,
 }
 
 /// A password on its way to QEMU.
@@ -133,6 +153,7 @@ impl DiskConfig {
     pub fn password(&self) -> Option<&Password> {
         match &self.source {
             DiskSource::Iscsi(disk) => disk.password.as_ref(),
+            DiskSource::Rbd(disk) => disk.key.as_ref(),
             _ => None,
         }
     }

@@ -18,15 +18,17 @@ mod error;
 pub mod fake;
 pub mod guest;
 pub mod migration;
+mod mirror;
 pub mod qemu;
 mod vm;
 
 pub use config::{Accel, Boot, GuestConfig, NicConfig, StartMode};
-pub use disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password};
+pub use disk::{DiskConfig, DiskFormat, DiskSource, IscsiDisk, Password, RbdDisk};
 pub use error::HypervisorError;
 pub use guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
 pub use migration::{
     Downtime, IncomingMigration, IncomingOutcome, ListenRequest, MigrationControl, MigrationPhase,
     MigrationRequest, MigrationStatus, OutgoingMigration, Progress, TlsMaterial,
 };
+pub use mirror::{MirrorStatus, MirrorTarget};
 pub use vm::{Adoption, Hypervisor, Vm};

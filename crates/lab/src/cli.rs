@@ -10,7 +10,7 @@ use crate::san::{self, KeepSanArgs, keep};
 use crate::site::{DEFAULT_ROOT, DEFAULT_SITE, Networks, SAN, SiteSpec};
 use crate::supervisor::protocol::{Power, Request, Who};
 use crate::supervisor::{SuperviseArgs, supervise};
-use crate::tools::{acks, pinger, status};
+use crate::tools::{acks, http, pinger, status};
 use crate::{demo, guest};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -180,6 +180,8 @@ pub enum ToolCommand {
     Pinger(pinger::PingerArgs),
     /// Records acknowledgements.
     Acks(acks::AcksArgs),
+    /// Asks a guest's web server for a page.
+    Visitor(http::HttpArgs),
     /// Asks a guest how it is.
     GuestStatus(status::StatusArgs),
 }
@@ -203,6 +205,7 @@ pub fn run_tool(command: &ToolCommand) -> Result<ExitCode> {
             let report = pinger::run(args).context("cannot ping")?;
             println!("{}", serde_json::to_string(&report)?);
         }
+        ToolCommand::Visitor(args) => println!("{}", serde_json::to_string(&http::run(args))?),
         ToolCommand::GuestStatus(args) => {
             println!(
                 "{}",

@@ -7,6 +7,13 @@ use quorate_guest::verify::{Verdict, verify};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+/// Where `scripts/build-debian-guest.sh` puts the disk, below the build folder.
+const DEBIAN_DISK: &str = "lab-cache/debian/disk.img";
+/// Address of the Debian guest, as its build sets it.
+pub const DEBIAN_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 50);
+/// What the Debian guest says on its console when it answers HTTP.
+pub const DEBIAN_READY: &str = "quorate: debian guest ready";
+
 /// Kernel and initial RAM file system of the lab guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestImage {
@@ -73,6 +80,20 @@ pub fn judge(image: &Path, acknowledged: &AckReport) -> Result<Verdict> {
     std::fs::File::open(image)
         .and_then(|file| verify(file, &acknowledged.ranges))
         .map_err(LabError::file("judge", image))
+}
+
+/// The disk of the lab's Debian guest: `QUORATE_DEBIAN_IMAGE`, or where the build puts it, beside the program's own
+/// build folder.
+pub fn find_debian() -> Result<PathBuf> {
+    let given = std::env::var_os("QUORATE_DEBIAN_IMAGE").map(PathBuf::from);
+    let program = std::env::current_exe().unwrap_or_default();
+    let near = program.ancestors().map(|folder| folder.join(DEBIAN_DISK));
+    let found = given.into_iter().chain(near).find(|path| path.exists());
+    found.ok_or_else(|| LabError::File {
+        verb: "find the Debian guest (build it with `make guest-debian`), wanted",
+        path: Path::new("target").join(DEBIAN_DISK),
+        source: std::io::ErrorKind::NotFound.into(),
+    })
 }
 
 impl Lab {

@@ -31,6 +31,7 @@ mod lab;
 mod net;
 mod process;
 pub mod san;
+mod severed;
 pub mod site;
 pub mod supervisor;
 pub mod tools;
@@ -41,6 +42,7 @@ pub use faults::{Cut, Link};
 pub use interrupt::on_interrupt;
 pub use lab::{Lab, LabGuard, LabStatus};
 pub use san::{Lun, San};
+pub use severed::Severed;
 pub use site::{Networks, Site, SiteSpec};
 
 /// Result of this crate.

@@ -4,51 +4,17 @@
 
 mod support;
 
-use quorate_lab::guest::{GuestImage, command_line, judge, make_disk};
+use quorate_lab::guest::{judge, make_disk};
 use quorate_lab::tools::acks::AckReport;
 use quorate_lab::{Link, Site, wait};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use support::{Fixture, eventually, up};
+use support::guest::{DAEMON, place, wait_ready};
+use support::{eventually, up};
 
-/// Starts the host's guest, if it has one, and waits.
-const DAEMON: &str =
-    "[ -f $3/run ] && setsid sh $3/run & trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
-
-/// Lets `host` start a guest whenever it boots.
-fn place(fixture: &Fixture, host: &str, disk: &Path, drive: &str) {
-    let image = GuestImage::find().unwrap();
-    let site = fixture.lab.site();
-    let line = command_line("db", Site::guest_address(1), "");
-    let script = format!(
-        "ip tuntap add dev tap0 mode tap\nip link set tap0 master br-lan up\n\
-         exec qemu-system-x86_64 -M q35 -accel tcg -m 128 -display none -nodefaults -no-reboot \
-         -serial file:{serial} -kernel {kernel} -initrd {initrd} -append '{line}' \
-         -drive file={disk},format=raw,if=virtio,cache=none{drive} \
-         -netdev tap,id=n,ifname=tap0,script=no,downscript=no \
-         -device virtio-net-pci,netdev=n,mac=52:54:00:00:00:11,romfile= -device virtio-rng-pci\n",
-        serial = serial(fixture, host).display(),
-        kernel = image.kernel.display(),
-        initrd = image.initrd.display(),
-        disk = disk.display(),
-    );
-    std::fs::write(site.data_dir(host).join("run"), script).unwrap();
-}
-
-fn serial(fixture: &Fixture, host: &str) -> std::path::PathBuf {
-    fixture.lab.site().data_dir(host).join("serial")
-}
-
-fn wait_ready(fixture: &Fixture, host: &str) {
-    let file = serial(fixture, host);
-    let limit = Duration::from_secs(90);
-    wait::until("ready guest", limit, Duration::from_millis(20), || {
-        let text = std::fs::read(&file).unwrap_or_default();
-        String::from_utf8_lossy(&text)
-            .contains(quorate_guest::READY_LINE)
-            .then_some(())
-    })
-    .unwrap();
+/// For QEMU's `-drive`: a raw image.
+fn drive(disk: &Path) -> String {
+    format!("file={},format=raw", disk.display())
 }
 
 #[test]
@@ -58,7 +24,7 @@ fn a_guest_that_moves_by_restart_loses_no_acknowledged_record() {
     let disk = lab.site().shared_dir().join("db.raw");
     make_disk(&disk, 1).unwrap();
     for host in ["h1", "h2"] {
-        place(&fixture, host, &disk, "");
+        place(&fixture, host, &drive(&disk));
     }
     let begun = Instant::now();
     lab.start("h1").unwrap();
@@ -122,7 +88,11 @@ fn two_copies_on_one_disk_are_caught() {
     make_disk(&disk, 1).unwrap();
     // QEMU's own lock would refuse the second copy.
     for host in ["h1", "h2"] {
-        place(&fixture, host, &disk, ",file.locking=off");
+        place(
+            &fixture,
+            host,
+            &format!("{},file.locking=off", drive(&disk)),
+        );
     }
     lab.start("h1").unwrap();
     wait_ready(&fixture, "h1");

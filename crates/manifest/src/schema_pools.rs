@@ -128,3 +128,79 @@ pub(super) static BLOCK: Struct = Struct {
         ),
     ],
 };
+
+pub(super) static RBD: Struct = Struct {
+    what: "a pool of Ceph images",
+    fields: &[
+        required(
+            "ceph_pool",
+            Kind::Text,
+            "ceph_pool: vms",
+            "Name of the pool in Ceph.",
+        ),
+        optional(
+            "user",
+            Kind::Text,
+            "Ceph user, without `client.`; absent: admin.",
+        ),
+        optional(
+            "conf",
+            Kind::Text,
+            "Ceph's configuration on the hosts; absent: /etc/ceph/ceph.conf.",
+        ),
+        optional(
+            "secret",
+            Kind::Name,
+            "Name of the user's key (`quorate secret set`); absent: the hosts' keyring has it.",
+        ),
+        optional(
+            "blocklist",
+            Kind::Bool,
+            "Put a silent host's address on Ceph's block list: proves that it writes no more.",
+        ),
+        optional(
+            "hosts",
+            Kind::Names("host"),
+            "Hosts that reach it; empty: all.",
+        ),
+    ],
+};
+
+pub(super) static LOCAL: Struct = Struct {
+    what: "a local pool",
+    fields: &[
+        required(
+            "path",
+            Kind::Text,
+            "path: /srv/vms",
+            "Absolute path, the same on every host; each host has its own content there.",
+        ),
+        optional(
+            "hosts",
+            Kind::Names("host"),
+            "Hosts that have it; empty: all.",
+        ),
+    ],
+};
+
+pub(super) static MIRRORED: Struct = Struct {
+    what: "a mirrored pool",
+    fields: &[
+        required(
+            "path",
+            Kind::Text,
+            "path: /srv/vms",
+            "Absolute path, the same on every host; each host has its own content there.",
+        ),
+        optional(
+            "resync_mib_per_s",
+            Kind::Int(0, 1_000_000),
+            "How fast a copy is brought up to date, in MiB per second (default 128); 0: as fast as it goes.",
+        ),
+        optional(
+            "hosts",
+            Kind::Names("host"),
+            "Hosts that have it, two at least; empty: all.",
+        ),
+    ],
+};

@@ -23,7 +23,7 @@ impl Work<'_> {
     pub(crate) fn unmet(&self, vm: usize) -> Vec<Unmet> {
         let needs = self.vms[vm].record.spec.depends_on.iter();
         let unmet = needs.filter_map(|(name, dependency)| {
-            let other = *self.vm_index.get(name)?;
+            let other = self.vm_index.get(name)?;
             let why = self.missing(other, dependency.condition)?;
             if dependency.advisory && self.hopeless(other) {
                 return None;
@@ -70,7 +70,9 @@ impl Work<'_> {
 
     /// Quick migration instead of a stop: some that need it bear a pause, and none less.
     pub(crate) fn pause_is_borne(&self, vm: usize) -> bool {
-        let running = self.needed_by[vm]
+        let running = self
+            .needed_by
+            .of(vm)
             .iter()
             .filter(|other| self.runs_now(**other));
         let least = running.map(|other| self.bears(*other, vm)).min();

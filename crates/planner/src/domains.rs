@@ -8,10 +8,12 @@
 //! Always holds: a VM counts once in each domain that it may be in; an even share counts the
 //! domains that have a host that takes guests now, so a lost rack never keeps a VM from starting.
 
+use crate::names::Names;
 use crate::work::Own;
-use quorate_state::State;
+use quorate_state::{Ownership, State};
 use quorate_types::{HostSpec, LabelName, RuleKind, RuleName, RuleSpec, VmName};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// Marks a host that has no domain: it lacks the label.
 const NOWHERE: u32 = u32::MAX;
@@ -24,9 +26,11 @@ pub(crate) struct Rule<'a> {
     pub(crate) name: &'a RuleName,
     pub(crate) spec: &'a RuleSpec,
     pub(crate) vms: Vec<usize>,
-    /// Domain of each host.
-    of_host: Vec<u32>,
-    counts: Vec<u32>,
+    /// Domain of each host; shared by all rules over the same label.
+    of_host: Rc<[u32]>,
+    /// How many VMs each domain has, where any were counted: by domain. A rule has few VMs, a
+    /// site may have a thousand hosts.
+    counts: Vec<(u32, u32)>,
     pub(crate) max: u32,
 }
 
@@ -48,40 +52,42 @@ pub(crate) struct HostFacts<'a> {
 impl<'a> Domains<'a> {
     pub(crate) fn new(
         state: &'a State,
-        index: &BTreeMap<&VmName, usize>,
+        index: &Names<'_, VmName>,
         hosts: &[HostFacts<'a>],
     ) -> Self {
         let mut of = vec![Vec::new(); index.len()];
         let mut rules = Vec::new();
-        let mut by_label: BTreeMap<Option<&LabelName>, (Vec<u32>, usize, usize)> = BTreeMap::new();
+        let mut by_label: BTreeMap<Option<&LabelName>, (Rc<[u32]>, usize)> = BTreeMap::new();
         for (name, object) in state.rules.iter().filter(|(_, rule)| !rule.spec.ties()) {
             let spec = &object.spec;
             let label = spec
                 .across
                 .as_ref()
                 .filter(|_| spec.kind != RuleKind::KeepWith);
-            let (of_host, count, usable) = by_label
+            let (of_host, usable) = by_label
                 .entry(label)
                 .or_insert_with(|| domains(label, hosts))
                 .clone();
-            let vms = spec.vms().iter().filter_map(|vm| index.get(vm).copied());
+            let vms = spec.vms().iter().filter_map(|vm| index.get(vm));
             let vms: Vec<usize> = vms.collect();
             for vm in &vms {
                 of[*vm].push(rules.len());
             }
-            let present = spec.vms().iter().filter_map(|vm| state.vms.get(vm));
-            let present = present.filter(|vm| vm.wanted() || !vm.ownership.hosts().is_empty());
-            let share = present.count().div_ceil(usable.max(1));
-            let share = u32::try_from(share).unwrap_or(u32::MAX).max(1);
+            let share = || {
+                let present = spec.vms().iter().filter_map(|vm| state.vms.get(vm));
+                let present = present.filter(|vm| vm.wanted() || vm.ownership != Ownership::Free);
+                let share = present.count().div_ceil(usable.max(1));
+                u32::try_from(share).unwrap_or(u32::MAX).max(1)
+            };
             rules.push(Rule {
                 name,
                 spec,
                 vms,
                 of_host,
-                counts: vec![0; count],
+                counts: Vec::new(),
                 max: match spec.kind {
                     RuleKind::KeepApart => spec.max.unwrap_or(1),
-                    RuleKind::Spread => spec.max.unwrap_or(share),
+                    RuleKind::Spread => spec.max.unwrap_or_else(share),
                     RuleKind::KeepWith => u32::MAX,
                 },
             });
@@ -100,7 +106,11 @@ impl<'a> Domains<'a> {
                     continue;
                 }
                 last = domain;
-                let count = &mut rule.counts[domain as usize];
+                let place = rule.place(domain).unwrap_or_else(|place| {
+                    rule.counts.insert(place, (domain, 0));
+                    place
+                });
+                let (_, count) = &mut rule.counts[place];
                 *count = if more {
                     *count + 1
                 } else {
@@ -145,8 +155,14 @@ impl Rule<'_> {
         (domain != NOWHERE).then_some(domain as usize)
     }
 
+    /// Where the count of a domain is, or belongs.
+    fn place(&self, domain: u32) -> Result<usize, usize> {
+        self.counts.binary_search_by_key(&domain, |(at, _)| *at)
+    }
+
     fn count(&self, host: usize) -> u32 {
-        self.domain(host).map_or(0, |domain| self.counts[domain])
+        let place = self.place(self.of_host[host]);
+        place.map_or(0, |place| self.counts[place].1)
     }
 
     /// VMs of the rule in the host's domain, but the one that is `own`ed so.
@@ -182,12 +198,12 @@ impl Rule<'_> {
     }
 }
 
-/// Domain of each host, how many there are, and how many of them have a good host.
-fn domains(label: Option<&LabelName>, hosts: &[HostFacts<'_>]) -> (Vec<u32>, usize, usize) {
+/// Domain of each host, and how many of them have a good host.
+fn domains(label: Option<&LabelName>, hosts: &[HostFacts<'_>]) -> (Rc<[u32]>, usize) {
     let number = |n: usize| u32::try_from(n).unwrap_or(NOWHERE);
     let Some(label) = label else {
         let good = hosts.iter().filter(|host| host.good).count();
-        return ((0..hosts.len()).map(number).collect(), hosts.len(), good);
+        return ((0..hosts.len()).map(number).collect(), good);
     };
     let value = |host: &HostFacts<'_>| host.spec.and_then(|spec| spec.labels.get(label)).cloned();
     let mut values: BTreeMap<LabelName, u32> = BTreeMap::new();
@@ -203,8 +219,7 @@ fn domains(label: Option<&LabelName>, hosts: &[HostFacts<'_>]) -> (Vec<u32>, usi
         }
         domain
     });
-    let of_host: Vec<u32> = of_host.collect();
-    (of_host, values.len(), good.len())
+    (of_host.collect(), good.len())
 }
 
 impl Domains<'_> {

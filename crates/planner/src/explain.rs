@@ -62,12 +62,12 @@ pub fn what_move(
 ) -> Result<HostName, Reason> {
     let work = Work::new(input, false);
     let refuse = |text: String| Err(Reason::new(text));
-    let Some(at) = work.vm_index.get(vm).copied() else {
+    let Some(at) = work.vm_index.get(vm) else {
         return refuse(format!("there is no VM `{vm}`"));
     };
     let target = match to {
         Some(to) => match work.host_index.get(to) {
-            Some(target) => Some(*target),
+            Some(target) => Some(target),
             None => return refuse(format!("there is no host `{to}`")),
         },
         None => None,
@@ -97,7 +97,7 @@ pub fn what_move(
 /// Everything that decides where a VM goes. `None`: there is no such VM.
 pub fn explain(input: &Input<'_>, vm: &VmName) -> Option<Explanation> {
     let work = Work::new(input, false);
-    let at = *work.vm_index.get(vm)?;
+    let at = work.vm_index.get(vm)?;
     let choice = match work.unit(at) {
         Some(unit) => work.choose_for(&unit, None),
         None if work.vms[at].own == Own::Free => work.choose_start(at, None),

@@ -2,6 +2,7 @@
 //!
 //! Always holds: a VM is in at most one group; `keep_with` rules that share a VM make one group.
 
+use crate::names::Names;
 use quorate_state::State;
 use quorate_types::VmName;
 use std::collections::BTreeMap;
@@ -15,19 +16,23 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    pub(crate) fn new(state: &State, index: &BTreeMap<&VmName, usize>) -> Self {
+    pub(crate) fn new(state: &State, index: &Names<'_, VmName>) -> Self {
         let count = index.len();
         let mut leader: Vec<usize> = (0..count).collect();
+        let mut tied: Vec<usize> = Vec::new();
         for rule in state.rules.values().filter(|rule| rule.spec.ties()) {
             let vms = rule.spec.vms().iter();
-            let vms: Vec<usize> = vms.filter_map(|vm| index.get(vm).copied()).collect();
+            let vms: Vec<usize> = vms.filter_map(|vm| index.get(vm)).collect();
             for pair in vms.windows(2) {
                 let (a, b) = (root(&leader, pair[0]), root(&leader, pair[1]));
                 leader[a.max(b)] = a.min(b);
             }
+            tied.extend(vms);
         }
+        tied.sort_unstable();
+        tied.dedup();
         let mut by_root: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for vm in 0..count {
+        for vm in tied {
             by_root.entry(root(&leader, vm)).or_default().push(vm);
         }
         let members: Vec<Vec<usize>> = by_root

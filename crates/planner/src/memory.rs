@@ -6,7 +6,7 @@
 use quorate_membership::Instant;
 use quorate_state::{ActionKind, OrderKind, Ownership, State, VmRecord};
 use quorate_types::{
-    Epoch, HostName, HostReport, MigrationId, Millis, Revision, VmName, VmPhase, VmReport,
+    Epoch, HostName, HostReport, MigrationId, Millis, PoolName, Revision, VmName, VmPhase, VmReport,
 };
 use std::collections::BTreeMap;
 
@@ -34,6 +34,10 @@ const CONVERGE_WITHIN: Millis = Millis::secs(600);
 const HANDED_OVER_FOR: Millis = Millis::secs(10);
 /// The budget of balancing moves is for so long.
 const BALANCED_WITHIN: Millis = Millis::secs(3600);
+/// A path to storage that is gone for so long is not just a hiccup: VMs that need it leave the host.
+pub(crate) const LOST_FOR: Millis = Millis::secs(5);
+/// After this long a guest that could not be moved live is ended, to start where its disks are.
+pub(crate) const LOST_FOR_GOOD: Millis = Millis::secs(45);
 /// How long a source may take to act on a cancel.
 const CANCEL_WITHIN: Millis = Millis::secs(30);
 
@@ -42,6 +46,8 @@ const CANCEL_WITHIN: Millis = Millis::secs(30);
 #[serde(default)]
 pub struct Memory {
     vms: BTreeMap<VmName, VmMemory>,
+    /// Since when a host that reports cannot use a pool.
+    lost: BTreeMap<HostName, BTreeMap<PoolName, Instant>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -96,6 +102,7 @@ impl Memory {
         reports: &BTreeMap<HostName, HostReport>,
         now: Instant,
     ) {
+        self.observe_pools(state, reports, now);
         self.vms.retain(|vm, _| state.vms.contains_key(vm));
         for (name, record) in &state.vms {
             let of = |host: &HostName| reports.get(host).and_then(|report| report.vms.get(name));
@@ -108,11 +115,38 @@ impl Memory {
         }
     }
 
+    fn observe_pools(
+        &mut self,
+        state: &State,
+        reports: &BTreeMap<HostName, HostReport>,
+        now: Instant,
+    ) {
+        self.lost.retain(|host, _| reports.contains_key(host));
+        for (host, report) in reports {
+            let lost = self.lost.entry(host.clone()).or_default();
+            let gone = |pool: &PoolName| {
+                let seen = report.pools.get(pool);
+                state.pools.contains_key(pool) && seen.is_some_and(|seen| !seen.usable)
+            };
+            lost.retain(|pool, _| gone(pool));
+            for pool in report.pools.keys().filter(|pool| gone(pool)) {
+                lost.entry(pool.clone()).or_insert(now);
+            }
+        }
+    }
+
+    /// Since when a host cannot use a pool, as far as this leader saw it.
+    pub(crate) fn lost_since(&self, host: &HostName, pool: &PoolName) -> Option<Instant> {
+        self.lost.get(host)?.get(pool).copied()
+    }
+
     /// The next moment at which something is due because of what is remembered: the caller plans
     /// again then, even if nothing else happens.
     pub fn next_due(&self, now: Instant) -> Option<Instant> {
         let due = self.vms.values().flat_map(VmMemory::due);
-        due.filter(|at| *at > now).min()
+        let lost = self.lost.values().flat_map(BTreeMap::values);
+        let lost = lost.flat_map(|since| [since.plus(LOST_FOR), since.plus(LOST_FOR_GOOD)]);
+        due.chain(lost).filter(|at| *at > now).min()
     }
 
     fn vm(&self, vm: &VmName) -> Option<&VmMemory> {
@@ -122,6 +156,12 @@ impl Memory {
     /// When the next move of a VM may be tried, after failed ones.
     pub(crate) fn move_after(&self, vm: &VmName) -> Option<Instant> {
         self.vm(vm)?.move_after()
+    }
+
+    /// Whether a move of the VM has failed since then.
+    pub(crate) fn failed_since(&self, vm: &VmName, since: Instant) -> bool {
+        let failed = self.vm(vm).and_then(|memory| memory.failed_at);
+        failed.is_some_and(|at| at >= since)
     }
 
     /// When a VM that keeps ending may be started again.

@@ -286,7 +286,7 @@ fn choose(work: &Work<'_>, vm: usize) -> (Choice, bool) {
         return (work.choose_start(vm, None), false);
     };
     if let Some(to) = request.to.as_ref().and_then(|to| work.host_index.get(to)) {
-        let choice = work.choose_start(vm, Some(*to));
+        let choice = work.choose_start(vm, Some(to));
         if choice.best.is_some() {
             return (choice, true);
         }
@@ -294,7 +294,7 @@ fn choose(work: &Work<'_>, vm: usize) -> (Choice, bool) {
     }
     // "Elsewhere" is any host but the one it was on.
     let last = record.last_host.as_ref();
-    let last = last.and_then(|last| work.host_index.get(last)).copied();
+    let last = last.and_then(|last| work.host_index.get(last));
     let elsewhere = work.choose(&Query {
         vm,
         not: last,

@@ -88,7 +88,7 @@ fn offer(work: &Work<'_>, vm: usize, at: usize) -> Option<Offer> {
         if enough(work, vm, at, &victims) {
             break;
         }
-        let needed = work.needed_by[other].iter().any(|by| {
+        let needed = work.needed_by.of(other).iter().any(|by| {
             let seen = &work.vms[*by];
             seen.wanted && seen.own != Own::Free && !victims.contains(by)
         });

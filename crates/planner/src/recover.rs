@@ -162,7 +162,14 @@ impl<'a> Work<'a> {
                 format!("it runs on {name} and is not ready yet")
             }
             VmPhase::Frozen => format!("{name} froze it when its lease ran out; it goes on soon"),
-            VmPhase::IoError => format!("{name} paused it after an I/O error: {error}"),
+            VmPhase::IoError => {
+                let disks = self.vms[vm].record.effective().disks.iter();
+                let mut lost = disks.filter_map(|disk| self.pool_problem(host, &disk.pool));
+                let layer = lost
+                    .next()
+                    .map_or(String::new(), |problem| format!(" ({problem})"));
+                format!("{name} paused it after an I/O error: {error}{layer}")
+            }
             VmPhase::BackOff => format!(
                 "{name} waits before it tries again ({} restarts): {error}",
                 report.restarts

@@ -1,11 +1,12 @@
 //! Moves that nobody asked for one by one: a host is drained, a rule is broken, a guest cannot
-//! stay up where it is.
+//! stay up where it is, or its host has lost its storage ([`crate::lost`]).
 //!
 //! Always holds: at most `parallel_migrations` moves from and to each host at once (a larger unit
 //! of companions goes alone); after a failed move there is a wait that doubles, and other targets
 //! come first; a broken rule alone never stops a guest, it is only mended by live migration.
 
 use crate::fit::Query;
+use crate::lost;
 use crate::work::{Own, Work};
 use quorate_state::{HostMode, OrderKind, Reason, StopMode};
 use quorate_types::VmPhase;
@@ -38,6 +39,7 @@ pub(crate) fn run(work: &mut Work<'_>) {
         }
         match cause(work, vm, host) {
             Some(cause) => relocate(work, vm, &cause),
+            None if work.lost_storage(vm, host).is_some() => lost::leave(work, vm, host, epoch),
             None if loops(work, vm, host, epoch) => leave_crash_loop(work, vm, host),
             None => {}
         }

@@ -297,7 +297,7 @@ fn outcome(work: &Work<'_>, tasks: &[Task]) -> Vec<u32> {
         let level = levels.entry(std::cmp::Reverse(vm.priority)).or_insert(0);
         let mut needs = vm.record.spec.depends_on.keys();
         let lost = needs.any(|other| {
-            let other = work.vm_index.get(other).map(|at| &work.vms[*at]);
+            let other = work.vm_index.get(other).map(|at| &work.vms[at]);
             other.is_some_and(|other| other.wanted && other.own == Own::Free)
         });
         *level += u32::from(vm.own != Own::Free && !lost);

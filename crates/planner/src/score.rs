@@ -132,7 +132,7 @@ impl Work<'_> {
         let seen = &self.vms[vm];
         let last = seen.record.last_host.as_ref();
         let last = last.filter(|_| seen.own == Own::Free);
-        last.and_then(|last| self.host_index.get(last).copied())
+        last.and_then(|last| self.host_index.get(last))
     }
 }
 

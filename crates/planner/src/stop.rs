@@ -55,5 +55,5 @@ fn waits_for(work: &Work<'_>, vm: usize) -> Option<usize> {
         let mut hosts = seen.own.hosts();
         !seen.wanted && hosts.any(|host| work.hosts[host].up)
     };
-    work.needed_by[vm].iter().copied().find(runs)
+    work.needed_by.of(vm).iter().copied().find(runs)
 }

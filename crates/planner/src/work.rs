@@ -7,10 +7,13 @@
 use crate::Input;
 use crate::domains::{Domains, HostFacts};
 use crate::groups::Groups;
+use crate::heard::Heard;
+use crate::lists::Lists;
+use crate::names::Names;
 use crate::reach::Reach;
 use crate::room::Room;
 use quorate_membership::{FenceProof, HostHealth};
-use quorate_state::{GuestAbi, HostMode, HostRecord, OrderKind, Ownership, VmRecord};
+use quorate_state::{GuestAbi, HostMode, HostRecord, OrderKind, Ownership, State, VmRecord};
 use quorate_state::{PlannedAction, StopMode};
 use quorate_types::spec::{Machine, Power};
 use quorate_types::{
@@ -128,15 +131,24 @@ pub(crate) struct Vm<'a> {
     pub(crate) touched: bool,
 }
 
+impl<'a> Vm<'a> {
+    /// What it runs with and what it will be started with: mostly the same.
+    fn specs(&self) -> impl Iterator<Item = &'a VmSpec> + use<'a> {
+        let same = std::ptr::eq(self.spec, &self.record.spec);
+        std::iter::once(self.spec).chain((!same).then_some(&self.record.spec))
+    }
+}
+
 /// The picture.
 #[derive(Debug)]
 pub(crate) struct Work<'a> {
     pub(crate) input: Input<'a>,
     pub(crate) settings: ClusterSettings,
     pub(crate) hosts: Vec<Host<'a>>,
-    pub(crate) host_index: BTreeMap<&'a HostName, usize>,
+    pub(crate) host_index: Names<'a, HostName>,
     pub(crate) vms: Vec<Vm<'a>>,
-    pub(crate) vm_index: BTreeMap<&'a VmName, usize>,
+    pub(crate) vm_index: Names<'a, VmName>,
+    heard: Heard<'a>,
     pub(crate) groups: Groups,
     pub(crate) room: Room<'a>,
     pub(crate) domains: Domains<'a>,
@@ -153,7 +165,7 @@ pub(crate) struct Work<'a> {
     /// VMs by effective priority, then how many need them, then name.
     pub(crate) order: Vec<usize>,
     /// VMs that need each VM directly.
-    pub(crate) needed_by: Vec<Vec<usize>>,
+    pub(crate) needed_by: Lists,
     /// The identity that a pool has where nothing else decides.
     pub(crate) markers: BTreeMap<&'a PoolName, &'a str>,
     /// New guests' CPU and machine, by family.
@@ -170,23 +182,15 @@ pub(crate) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(crate) fn new(input: &Input<'a>, notes: bool) -> Self {
         let state = input.state;
-        let (hosts, host_index) = hosts(input);
-        let vm_index: BTreeMap<&VmName, usize> = state
-            .vms
-            .keys()
-            .enumerate()
-            .map(|(at, name)| (name, at))
-            .collect();
-        let vms: Vec<Vm<'a>> = state
-            .vms
-            .iter()
-            .map(|(name, record)| vm(name, record, &host_index))
-            .collect();
+        let (host_index, vms) = vms(state);
+        let hosts: Vec<Host<'a>> = host_index.iter().map(|name| host(input, name)).collect();
+        let vm_index = Names::new(state.vms.keys());
+        let heard = Heard::new(hosts.iter().map(|host| host.report), &vm_index);
         let groups = Groups::new(state, &vm_index);
         let settings = state.settings();
         let facts: Vec<HostFacts<'a>> = hosts.iter().map(Host::facts).collect();
         let domains = Domains::new(state, &vm_index, &facts);
-        let specs = vms.iter().flat_map(|vm| [vm.spec, &vm.record.spec]);
+        let specs = vms.iter().flat_map(Vm::specs);
         let mut room = Room::new(specs, hosts.len(), vms.len());
         for (at, host) in hosts.iter().enumerate() {
             let spec = host.record.map(|record| &record.spec);
@@ -206,9 +210,10 @@ impl<'a> Work<'a> {
             network_moves: BTreeMap::new(),
             hosts,
             host_index,
-            needed_by: vec![Vec::new(); vms.len()],
+            needed_by: Lists::default(),
             vms,
             vm_index,
+            heard,
             homes: vec![None; groups.members.len()],
             reserves: vec![None; groups.members.len()],
             groups,
@@ -303,59 +308,59 @@ impl<'a> Work<'a> {
 
     /// Who needs whom, the effective priorities, and the order that follows.
     fn rank(&mut self) {
+        let mut needs: Vec<(usize, usize)> = Vec::new();
         for (at, vm) in self.vms.iter().enumerate() {
-            let needs = vm.record.spec.depends_on.keys();
-            for other in needs.filter_map(|other| self.vm_index.get(other)) {
-                self.needed_by[*other].push(at);
-            }
+            let names = vm.record.spec.depends_on.keys();
+            needs.extend(names.filter_map(|other| Some((at, self.vm_index.get(other)?))));
         }
-        self.inherit_priorities();
+        let count = self.vms.len();
+        let backward: Vec<(usize, usize)> = needs.iter().map(|(at, other)| (*other, *at)).collect();
+        self.needed_by = Lists::new(count, &backward);
+        self.inherit_priorities(&Lists::new(count, &needs));
+        self.count_dependents();
+        let mut order: Vec<(std::cmp::Reverse<(i32, u32)>, usize)> = self
+            .vms
+            .iter()
+            .enumerate()
+            .map(|(at, vm)| (std::cmp::Reverse((vm.priority, vm.dependents)), at))
+            .collect();
+        order.sort_unstable();
+        self.order = order.into_iter().map(|(_, at)| at).collect();
+    }
+
+    fn count_dependents(&mut self) {
         let mut seen = vec![usize::MAX; self.vms.len()];
+        let mut todo: Vec<usize> = Vec::new();
         for at in 0..self.vms.len() {
-            let mut todo = self.needed_by[at].clone();
+            todo.extend(self.needed_by.of(at));
             let mut count = 0;
             seen[at] = at;
             while let Some(other) = todo.pop() {
                 if seen[other] != at && count < DEPENDENTS_COUNTED {
                     seen[other] = at;
                     count += 1;
-                    todo.extend(&self.needed_by[other]);
+                    todo.extend(self.needed_by.of(other));
                 }
             }
             self.vms[at].dependents = count;
         }
-        let mut order: Vec<usize> = (0..self.vms.len()).collect();
-        order.sort_by_key(|at| {
-            let vm = &self.vms[*at];
-            (
-                std::cmp::Reverse(vm.priority),
-                std::cmp::Reverse(vm.dependents),
-                *at,
-            )
-        });
-        self.order = order;
     }
 
     /// What is needed counts as much as the most important VM that needs it, directly or not.
-    fn inherit_priorities(&mut self) {
-        let needs = |at: usize| self.vms[at].record.spec.depends_on.keys();
-        let mut open: Vec<usize> = self.needed_by.iter().map(Vec::len).collect();
-        let mut free: Vec<usize> = (0..open.len()).filter(|at| open[*at] == 0).collect();
-        let mut ordered = Vec::with_capacity(open.len());
+    fn inherit_priorities(&mut self, needs: &Lists) {
+        let count = self.vms.len();
+        let mut open: Vec<usize> = (0..count).map(|at| self.needed_by.of(at).len()).collect();
+        let mut free: Vec<usize> = (0..count).filter(|at| open[*at] == 0).collect();
         while let Some(at) = free.pop() {
-            ordered.push(at);
-            for other in needs(at).filter_map(|other| self.vm_index.get(other)) {
+            let highest = self.vms[at].priority;
+            for other in needs.of(at) {
+                let vm = &mut self.vms[*other];
+                vm.priority = vm.priority.max(highest);
                 open[*other] -= 1;
                 if open[*other] == 0 {
                     free.push(*other);
                 }
             }
-        }
-        for at in ordered {
-            let needed_by = self.needed_by[at].iter().map(|other| &self.vms[*other]);
-            let highest = needed_by.map(|vm| vm.priority).max();
-            let vm = &mut self.vms[at];
-            vm.priority = vm.priority.max(highest.unwrap_or(i32::MIN));
         }
     }
 
@@ -398,7 +403,7 @@ impl<'a> Work<'a> {
 
     /// What a host says of a VM.
     pub(crate) fn report(&self, vm: usize, host: usize) -> Option<&'a VmReport> {
-        self.hosts[host].report?.vms.get(self.vms[vm].name)
+        self.heard.get(vm, host)
     }
 
     /// Every member is heard or proven dead, or there was time enough for it.
@@ -432,50 +437,58 @@ impl<'a> Work<'a> {
     }
 }
 
-type Hosts<'a> = (Vec<Host<'a>>, BTreeMap<&'a HostName, usize>);
-
-fn hosts<'a>(input: &Input<'a>) -> Hosts<'a> {
-    let state = input.state;
-    let mut names: BTreeSet<&HostName> = state.hosts.keys().collect();
-    for vm in state.vms.values() {
-        names.extend(vm.ownership.hosts().into_iter().map(|(host, _)| host));
-    }
-    let host = |name: &'a HostName| {
-        let health = input.health.get(name).copied();
-        let up = health == Some(HostHealth::Up);
-        // Who is heard within its lease is not dead, whatever a proof says: it was made before.
-        let mut proofs = input.proofs.iter().filter(|proof| proof.host() == name);
-        let wide = |proof: &&FenceProof| proof.vm().is_none();
-        Host {
-            name,
-            record: state.hosts.get(name),
-            report: input.reports.get(name),
-            up,
-            health,
-            proof: proofs.find(wide).filter(|_| !up),
-            guests: 0,
-            moves: 0,
-            threads: input
-                .reports
-                .get(name)
-                .map_or(1, |report| report.capacity.cpus.max(1)),
-            armed: input
-                .reports
-                .get(name)
-                .is_some_and(|report| report.guard_armed && report.watchdog_ms.is_some()),
+/// All VMs, and all hosts by name: members, and those that are none but are named as owners.
+fn vms<'a>(state: &'a State) -> (Names<'a, HostName>, Vec<Vm<'a>>) {
+    let mut names: BTreeSet<&HostName> = BTreeSet::new();
+    let mut known = Names::new(state.hosts.keys());
+    // Once with the members, and only if there are others once more.
+    loop {
+        let mut strangers: BTreeSet<&HostName> = BTreeSet::new();
+        let vms = state.vms.iter();
+        let vms = vms.map(|(name, record)| {
+            vm(name, record, |host| {
+                known.get(host).unwrap_or_else(|| {
+                    strangers.insert(host);
+                    0
+                })
+            })
+        });
+        let vms: Vec<Vm<'a>> = vms.collect();
+        if strangers.is_empty() {
+            return (known, vms);
         }
-    };
-    let hosts: Vec<Host<'a>> = names.into_iter().map(host).collect();
-    let index = hosts
-        .iter()
-        .enumerate()
-        .map(|(at, host)| (host.name, at))
-        .collect();
-    (hosts, index)
+        names.extend(state.hosts.keys());
+        names.append(&mut strangers);
+        known = Names::new(names.iter().copied());
+    }
 }
 
-fn vm<'a>(name: &'a VmName, record: &'a VmRecord, hosts: &BTreeMap<&'a HostName, usize>) -> Vm<'a> {
-    let at = |host: &HostName| hosts.get(host).copied().unwrap_or(0);
+fn host<'a>(input: &Input<'a>, name: &'a HostName) -> Host<'a> {
+    let health = input.health.get(name).copied();
+    let up = health == Some(HostHealth::Up);
+    // Who is heard within its lease is not dead, whatever a proof says: it was made before.
+    let mut proofs = input.proofs.iter().filter(|proof| proof.host() == name);
+    let wide = |proof: &&FenceProof| proof.vm().is_none();
+    let report = input.reports.get(name);
+    Host {
+        name,
+        record: input.state.hosts.get(name),
+        report,
+        up,
+        health,
+        proof: proofs.find(wide).filter(|_| !up),
+        guests: 0,
+        moves: 0,
+        threads: report.map_or(1, |report| report.capacity.cpus.max(1)),
+        armed: report.is_some_and(|report| report.guard_armed && report.watchdog_ms.is_some()),
+    }
+}
+
+fn vm<'a>(
+    name: &'a VmName,
+    record: &'a VmRecord,
+    mut at: impl FnMut(&'a HostName) -> usize,
+) -> Vm<'a> {
     let own = match &record.ownership {
         Ownership::Free => Own::Free,
         Ownership::Owned { host, epoch, order } => Own::Owned {

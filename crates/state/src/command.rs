@@ -18,7 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// 2: `LabelHost`; manifests with hosts, resources, preferences, weights and domains of rules.
 ///
-/// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; witnesses, hosts that left in order; pools of other kinds than `directory`.
+/// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`; witnesses; hosts that left in
+/// order.
 pub const FORMAT: u32 = 3;
 
 /// A command with its circumstances.

@@ -5,14 +5,17 @@
 //! hosts are the same device.
 
 use crate::lanes::Lanes;
+use crate::reservation::{ClusterTag, LinuxDevice, Reservation};
 use crate::{
     DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, Pool, PoolError, PoolFacts,
     StorageFence,
 };
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a pool of block devices is told.
@@ -33,13 +36,37 @@ pub struct BlockConfig {
 pub struct BlockPoolDriver {
     config: BlockConfig,
     lanes: Lanes,
+    /// One for each device: operations on it take turns, also when one hangs.
+    reservations: Mutex<BTreeMap<String, Reservation>>,
 }
 
 impl BlockPoolDriver {
     /// A pool; nothing is looked at yet.
     pub fn new(config: BlockConfig) -> Self {
         let lanes = Lanes::new(&config.pool, config.deadline);
-        Self { config, lanes }
+        Self {
+            config,
+            lanes,
+            reservations: Mutex::default(),
+        }
+    }
+
+    /// The persistent reservations of a disk: who may write it, decided by the device itself.
+    ///
+    /// # Errors
+    /// When there is no such device on this host.
+    pub async fn reservation(&self, image: &str) -> Result<Reservation, PoolError> {
+        let (path, _) = self.find(image).await?;
+        let mut known = self
+            .reservations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            let device = Arc::new(LinuxDevice::new(path));
+            let cluster = ClusterTag::of(&self.config.cluster);
+            Reservation::new(device, cluster, self.config.deadline)
+        };
+        Ok(known.entry(image.to_owned()).or_insert_with(make).clone())
     }
 
     fn marker(&self) -> Marker {
@@ -242,6 +269,7 @@ mod tests {
         ] {
             let error = pool.disk_info(image, DiskFormat::Raw).await.unwrap_err();
             assert!(error.to_string().contains(want), "{image}: {error}");
+            assert!(pool.reservation(image).await.is_err());
         }
         assert_eq!(pool.list_images().await.unwrap(), []);
         let qcow2 = pool.disk_info("file", DiskFormat::Qcow2).await.unwrap_err();

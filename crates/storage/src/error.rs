@@ -248,6 +248,18 @@ pub enum PoolError {
         /// What went wrong.
         source: IscsiError,
     },
+    /// Ceph.
+    #[error(
+        "pool `{pool}`: {operation} failed: {detail}: is `rbd` (package ceph-common) installed, and does Ceph answer?"
+    )]
+    Ceph {
+        /// The pool.
+        pool: String,
+        /// What was tried.
+        operation: &'static str,
+        /// What `rbd` said.
+        detail: String,
+    },
     /// An image names no unit.
     #[error("{reason}")]
     BadUnit {
@@ -283,6 +295,14 @@ pub enum PoolError {
         image: String,
         /// Its size in bytes.
         have_bytes: u64,
+    },
+    /// The name is taken.
+    #[error("pool `{pool}` has an image `{image}` already: give another name, or delete it first")]
+    ImageExists {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
     },
     /// Units are made and deleted elsewhere.
     #[error("`{image}` in pool `{pool}` is a unit of the SAN: delete it there")]

@@ -3,7 +3,7 @@
 //!
 //! Owns: the trait [`Pool`], its kinds [`DirectoryPool`] (a path that all listed hosts
 //! share), [`IscsiPoolDriver`] (units of a SAN, opened by QEMU itself), [`BlockPoolDriver`] (block devices
-//! of the hosts), and a fake one.
+//! of the hosts), [`RbdPoolDriver`] (images of Ceph), and a fake one.
 //!
 //! Always holds:
 //! - a pool carries a **marker** with a random id. Two hosts see the same pool exactly when
@@ -24,6 +24,8 @@ pub mod fake;
 pub mod iscsi;
 mod lanes;
 mod model;
+pub mod rbd;
+pub mod reservation;
 
 use std::path::PathBuf;
 
@@ -33,9 +35,10 @@ pub use error::PoolError;
 pub use fake::{FakePool, FakeStore};
 pub use iscsi::{IscsiConfig, IscsiPoolDriver};
 pub use model::{
-    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, PoolFacts,
-    SavedState, StorageFence, round_to_sector,
+    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, NewImage,
+    PoolFacts, RbdSource, SavedState, StorageFence, round_to_sector,
 };
+pub use rbd::{RbdConfig, RbdPoolDriver};
 
 /// What an agent needs from a pool of its host. All operations are idempotent.
 #[async_trait::async_trait]
@@ -95,6 +98,35 @@ pub trait Pool: Send + Sync + 'static {
     /// # Errors
     /// When the pool is not in order.
     async fn list_images(&self) -> Result<Vec<ImageEntry>, PoolError>;
+
+    /// Where a new image is to be written; nobody sees it before [`Pool::publish_image`]. Repeating it with the same
+    /// id finds what was written so far. A pool of whole units gives the unit itself.
+    ///
+    /// # Errors
+    /// When there is such an image already, or no such unit.
+    async fn begin_image(&self, image: &str, _id: &str) -> Result<NewImage, PoolError> {
+        let info = self.disk_info(image, DiskFormat::Raw).await?;
+        Ok(NewImage::Unit {
+            source: info.source,
+            bytes: info.virtual_bytes,
+        })
+    }
+
+    /// Gives a new image its name, durably, in one step.
+    ///
+    /// # Errors
+    /// When somebody made an image of that name meanwhile.
+    async fn publish_image(&self, _image: &str, _id: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
+
+    /// Removes a new image that is not finished.
+    ///
+    /// # Errors
+    /// When the pool is not in order.
+    async fn abandon_image(&self, _image: &str, _id: &str) -> Result<(), PoolError> {
+        Ok(())
+    }
 
     /// Prepares the place where a VM's state is saved for a quick migration. Write to
     /// `part`, then call [`Pool::commit_saved_state`].

@@ -70,6 +70,8 @@ pub enum DiskSource {
     Device(PathBuf),
     /// A logical unit of an iSCSI target, for QEMU's own initiator.
     Iscsi(IscsiSource),
+    /// An image of Ceph, for QEMU's own client.
+    Rbd(RbdSource),
 }
 
 impl DiskSource {
@@ -77,9 +79,23 @@ impl DiskSource {
     pub fn path(&self) -> Option<&std::path::Path> {
         match self {
             Self::File(path) | Self::Device(path) => Some(path),
-            Self::Iscsi(_) => None,
+            Self::Iscsi(_) | Self::Rbd(_) => None,
         }
     }
+}
+
+/// Where a new image is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewImage {
+    /// A file that is not visible yet.
+    Part(PathBuf),
+    /// A unit that is there.
+    Unit {
+        /// Where.
+        source: DiskSource,
+        /// Its size in bytes.
+        bytes: u64,
+    },
 }
 
 /// A logical unit and how this host logs in.
@@ -94,6 +110,21 @@ pub struct IscsiSource {
     /// Name by which this host logs in.
     pub initiator: String,
     /// Account and password, where the target asks for them.
+    pub login: Option<Login>,
+}
+
+/// An image of Ceph and how this host logs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RbdSource {
+    /// Ceph's pool.
+    pub pool: String,
+    /// The image in it.
+    pub image: String,
+    /// Ceph's configuration on this host.
+    pub conf: String,
+    /// User, without `client.`.
+    pub user: String,
+    /// The user with its key; absent: the keyring has it.
     pub login: Option<Login>,
 }
 

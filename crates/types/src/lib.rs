@@ -9,6 +9,7 @@
 
 pub mod conflict;
 pub mod ids;
+pub mod image;
 pub mod name;
 pub mod placement;
 pub mod policy;
@@ -20,13 +21,14 @@ pub mod spec;
 pub mod units;
 
 pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};
+pub use image::{FileFormat, ImageJob, ImageRef, ImageSnapshot, ImageTask, JobState};
 pub use name::{
     HostName, LabelName, NameError, NetworkName, PoolName, ResourceName, RuleName, SecretName,
     VmName,
 };
 pub use placement::{Dependency, HostSpec, LabelSelector, Preference, RuleKind, RuleSpec};
 pub use policy::{Admission, AdmissionMode, Balancing, BalancingMode, Preemption};
-pub use pool::{AccessControl, BlockPool, IscsiPool, Lun, PoolSpec};
+pub use pool::{AccessControl, BlockPool, IscsiPool, Lun, PoolSpec, RbdPool};
 pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
 pub use secret::Secret;
 pub use settings::{ClusterSettings, LeaseTimings};

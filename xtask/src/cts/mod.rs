@@ -1,7 +1,8 @@
 //! The outside judge: Pacemaker's own scheduler cases (`cts/scheduler`), planned by Quorate.
 //!
 //! Prints one line a case: `pass`, `policy difference (why)`, `unsupported (what)` or `fail (what)`, and
-//! totals by family. The input is imported as a manifest as well, which our own reader must accept. The cases are not part of this repository: `--dir` says where they are.
+//! totals by family. Every plan is linted (by the engine's linter), also that of the
+//! supported part of a case. The input is imported as a manifest as well, which our own reader must accept. The cases are not part of this repository: `--dir` says where they are.
 
 mod policy;
 mod summary;
@@ -32,6 +33,9 @@ const FAMILIES: &[&str] = &[
 
 /// How the answer begins when our own reader refuses what the import wrote.
 const REFUSED: &str = "the imported manifest is refused";
+
+/// How the answer begins when the plan breaks a promise.
+const UNSOUND: &str = "the plan is unsound";
 
 /// How a case ended.
 enum Verdict {
@@ -162,7 +166,9 @@ fn judge(dir: &Path, name: &str, details: bool) -> Result<Verdict> {
     let planned = std::panic::catch_unwind(|| plan(&text, &shown));
     let planned = match planned {
         Err(_) => return Ok(Verdict::Fail("panicked".to_owned())),
-        Ok(Err(why)) if why.starts_with(REFUSED) => return Ok(Verdict::Fail(why)),
+        Ok(Err(why)) if why.starts_with(REFUSED) || why.starts_with(UNSOUND) => {
+            return Ok(Verdict::Fail(why));
+        }
         Ok(Err(why)) => return Ok(Verdict::Unsupported(why)),
         Ok(Ok(planned)) => planned,
     };
@@ -201,16 +207,29 @@ fn plan(text: &str, file: &str) -> Result<Planned, String> {
             error.to_string().replace('\n', " ")
         ));
     }
+    let planned = pacemaker::plan(&cib, now);
     if let Some(first) = cib.unsupported.first() {
+        // What is left of the case must still be planned soundly.
+        if planned.contradictions.is_empty() {
+            sound(&planned)?;
+        }
         let more = match cib.unsupported.len() {
             1 => String::new(),
             count => format!(" and {} more", count - 1),
         };
         return Err(format!("{}{more}", first.message));
     }
-    let planned = pacemaker::plan(&cib, now);
     match planned.contradictions.first() {
         Some(problem) => Err(problem.render(file).replace('\n', " ")),
-        None => Ok(planned),
+        None => sound(&planned).map(|()| planned),
     }
+}
+
+/// A plan that breaks a promise fails, whatever Pacemaker does.
+fn sound(planned: &Planned) -> Result<(), String> {
+    if planned.flaws.is_empty() {
+        return Ok(());
+    }
+    let flaws: Vec<String> = planned.flaws.iter().map(ToString::to_string).collect();
+    Err(format!("{UNSOUND}: {}", flaws.join("; ")))
 }

@@ -148,7 +148,9 @@ fn pools(state: &State, seen: &Observed) -> Vec<PoolView> {
             };
             if report.usable {
                 pool.usable_on.push(host.clone());
-                if pool.free.is_none_or(|free| report.free.0 < free) {
+                // Pools of whole units have no room of their own.
+                let sized = report.total.0 > 0;
+                if sized && pool.free.is_none_or(|free| report.free.0 < free) {
                     pool.free = Some(report.free.0);
                     pool.total = Some(report.total.0);
                 }

@@ -6,6 +6,8 @@ mod hosts;
 mod manifest;
 mod questions;
 mod quorum;
+mod secrets;
+mod storage;
 mod vms;
 
 pub(crate) use cluster::*;
@@ -14,6 +16,8 @@ pub(crate) use hosts::*;
 pub(crate) use manifest::*;
 pub(crate) use questions::*;
 pub(crate) use quorum::*;
+pub(crate) use secrets::*;
+pub(crate) use storage::*;
 pub(crate) use vms::*;
 
 use crate::backend::Backend;
@@ -105,9 +109,12 @@ pub fn router(
         .route("/vms/{name}/explain", get(explain_vm))
         .route("/vms/{name}/logs", get(vm_logs))
         .route("/vms/{name}/console", get(vm_console))
-        .route("/pools/{name}", delete(delete_pool))
+        .route("/pools", get(list_pools))
+        .route("/pools/{name}", get(show_pool).delete(delete_pool))
         .route("/networks/{name}", delete(delete_network))
         .route("/rules/{name}", delete(delete_rule))
+        .route("/secrets", get(list_secrets))
+        .route("/secrets/{name}", post(set_secret).delete(delete_secret))
         .route("/manifest/apply", post(apply_manifest))
         .route("/manifest/diff", post(diff_manifest))
         .route("/manifest/schema", get(manifest_schema))

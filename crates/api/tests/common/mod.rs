@@ -55,6 +55,7 @@ fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
         save_failures: 0,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     };
     HostReport {
         host: name.clone(),

@@ -10,11 +10,12 @@
 //! VM, names every disk of it, and exists only if every one was seen shut after it was shut; a host is let in only when
 //! it reports, with the cut in its replica, no guest that it may not run. Must not: do any of it.
 
+use crate::keeper::Restorable;
 use quorate_membership::{DiskCut, Evidence, FenceProof, HostHealth};
 use quorate_state::State;
 use quorate_types::{
-    AccessControl, Epoch, HostName, HostReport, IscsiPool, PoolName, PoolSpec, Revision, Secret,
-    VmName, VmPhase, VmSpec,
+    AccessControl, Epoch, HostName, HostReport, IscsiPool, PoolName, PoolSpec, RbdPool, Revision,
+    Secret, SecretName, VmName, VmPhase, VmSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,13 +25,27 @@ pub struct Door {
     /// The pool.
     pub pool: PoolName,
     /// How the SAN is told.
-    pub control: AccessControl,
+    pub gate: Gate,
     /// The password for that, where one is named and known.
     pub secret: Option<Secret>,
     /// The name by which the host logs in.
     pub initiator: String,
     /// The targets, by name.
     pub targets: Vec<String>,
+}
+
+/// How a SAN is told whom to let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gate {
+    /// The access list of an iSCSI target.
+    Target(AccessControl),
+    /// The block list of Ceph.
+    Ceph {
+        /// Its configuration on the hosts.
+        conf: String,
+        /// User, without `client.`.
+        user: String,
+    },
 }
 
 /// A disk behind a door.
@@ -56,16 +71,56 @@ pub struct CutJob {
 /// What became of one door: for each of its targets how it was shut and in how many milliseconds, or why not.
 pub type Shut = Vec<Result<(String, u64), String>>;
 
-fn pool<'s>(state: &'s State, name: &PoolName) -> Option<(&'s IscsiPool, &'s AccessControl)> {
-    match &state.pools.get(name)?.spec {
-        PoolSpec::Iscsi(pool) => Some((pool, pool.access.as_ref()?)),
-        _ => None,
+/// A pool whose SAN can be told.
+enum Gated<'s> {
+    Iscsi(&'s IscsiPool, &'s AccessControl),
+    Ceph(&'s RbdPool),
+}
+
+impl Gated<'_> {
+    fn gate(&self) -> Gate {
+        match self {
+            Self::Iscsi(_, control) => Gate::Target((*control).clone()),
+            Self::Ceph(pool) => Gate::Ceph {
+                conf: pool.conf.clone(),
+                user: pool.user.clone(),
+            },
+        }
+    }
+
+    fn secret(&self) -> Option<&SecretName> {
+        match self {
+            Self::Iscsi(_, AccessControl::Exec(exec)) => exec.secret.as_ref(),
+            Self::Iscsi(..) => None,
+            Self::Ceph(pool) => pool.secret.as_ref(),
+        }
+    }
+
+    /// What the SAN calls the place of an image.
+    fn target(&self, image: &str) -> Option<String> {
+        match self {
+            Self::Iscsi(pool, _) => Some(pool.lun_of(image).ok()?.target),
+            Self::Ceph(pool) => Some(format!("{}/{image}", pool.ceph_pool)),
+        }
+    }
+
+    /// What the SAN knows a host by.
+    fn initiator(&self, state: &State, host: &HostName) -> Option<String> {
+        match self {
+            Self::Iscsi(pool, _) => Some(pool.initiator(&state.cluster.as_ref()?.id, host)),
+            Self::Ceph(_) => {
+                let address = &state.hosts.get(host)?.address;
+                let socket = address.parse::<std::net::SocketAddr>().ok()?;
+                Some(socket.ip().to_string())
+            }
+        }
     }
 }
 
-fn secret(state: &State, control: &AccessControl) -> Option<Secret> {
-    match control {
-        AccessControl::Exec(exec) => state.secrets.get(exec.secret.as_ref()?).cloned(),
+fn gated<'s>(state: &'s State, name: &PoolName) -> Option<Gated<'s>> {
+    match &state.pools.get(name)?.spec {
+        PoolSpec::Iscsi(pool) => Some(Gated::Iscsi(pool, pool.access.as_ref()?)),
+        PoolSpec::Rbd(pool) => pool.blocklist.then_some(Gated::Ceph(pool)),
         _ => None,
     }
 }
@@ -76,13 +131,13 @@ fn door(
     name: &PoolName,
     targets: BTreeSet<String>,
 ) -> Option<Door> {
-    let (spec, control) = pool(state, name)?;
-    let cluster = state.cluster.as_ref()?;
+    let pool = gated(state, name)?;
+    let secret = pool.secret().and_then(|name| state.secrets.get(name));
     Some(Door {
         pool: name.clone(),
-        control: control.clone(),
-        secret: secret(state, control),
-        initiator: spec.initiator(&cluster.id, host),
+        gate: pool.gate(),
+        secret: secret.cloned(),
+        initiator: pool.initiator(state, host)?,
         targets: targets.into_iter().collect(),
     })
 }
@@ -90,11 +145,10 @@ fn door(
 /// The disks of a VM, if every one is behind a door.
 fn behind(state: &State, spec: &VmSpec) -> Option<Vec<Behind>> {
     let one = |disk: &quorate_types::spec::DiskSpec| {
-        let (pool, _) = pool(state, &disk.pool)?;
         Some(Behind {
             pool: disk.pool.clone(),
             image: disk.image.clone(),
-            target: pool.lun_of(&disk.image).ok()?.target,
+            target: gated(state, &disk.pool)?.target(&disk.image)?,
         })
     };
     let disks: Option<Vec<Behind>> = spec.disks.iter().map(one).collect();
@@ -188,12 +242,9 @@ fn used_targets(state: &State) -> BTreeMap<PoolName, BTreeSet<String>> {
     let mut used: BTreeMap<PoolName, BTreeSet<String>> = BTreeMap::new();
     for record in state.vms.values() {
         for disk in record.effective().disks.iter().chain(&record.spec.disks) {
-            if let Some((pool, _)) = pool(state, &disk.pool)
-                && let Ok(unit) = pool.lun_of(&disk.image)
-            {
-                used.entry(disk.pool.clone())
-                    .or_default()
-                    .insert(unit.target);
+            let target = gated(state, &disk.pool).and_then(|pool| pool.target(&disk.image));
+            if let Some(target) = target {
+                used.entry(disk.pool.clone()).or_default().insert(target);
             }
         }
     }
@@ -239,19 +290,17 @@ pub fn restorable(
     state: &State,
     reports: &BTreeMap<HostName, HostReport>,
     health: impl Fn(&HostName) -> HostHealth,
-) -> BTreeMap<HostName, BTreeMap<PoolName, Revision>> {
+) -> Restorable {
     let clean = |host: &HostName, since: Revision| {
         let report = reports.get(host).filter(|report| report.applied >= since);
         report.is_some_and(|report| {
             report.vms.iter().all(|(vm, seen)| {
                 let idle = matches!(seen.phase, VmPhase::Absent | VmPhase::BackOff);
-                idle || state.vms.get(vm).is_some_and(|record| {
-                    record
-                        .ownership
-                        .hosts()
-                        .iter()
-                        .any(|(owner, _)| *owner == host)
-                })
+                // The epoch counts: the host may own the VM anew while its old guest is still there.
+                idle || state
+                    .vms
+                    .get(vm)
+                    .is_some_and(|record| record.ownership.hosts().contains(&(host, seen.epoch)))
             })
         })
     };

@@ -30,6 +30,8 @@ const TEMPLATE: &str = "\
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
+  storage      list, show, keys, drill: pools, their images, who may write a LUN
+  secret       set, list, delete: passwords that pools name
 
 \x1b[1mSet up\x1b[0m
   init         Make a cluster with this host as its first
@@ -122,6 +124,12 @@ pub(crate) enum Command {
     /// Hosts.
     #[command(subcommand)]
     Host(HostCommand),
+    /// Storage pools: who reaches them, what they can prove, their images.
+    #[command(subcommand)]
+    Storage(super::storage::StorageCommand),
+    /// Passwords that pools name: of targets, of arrays.
+    #[command(subcommand)]
+    Secret(super::secret::SecretCommand),
     /// A manifest from another cluster manager's configuration.
     #[command(subcommand)]
     Import(super::import::ImportCommand),

@@ -1,9 +1,9 @@
-//! Completion in the shell: words of the grammar, and the names of VMs and hosts, asked of the daemon.
+//! Completion in the shell: words of the grammar, and the names of VMs, hosts, pools and secrets, asked of the daemon.
 //!
 //! `quorate completion SHELL` prints a small script; with each press of Tab it calls `quorate` again with
 //! [`VARIABLE`] set, and [`answer`] prints the candidates. Always holds: Tab never waits longer than
 //! [`WITHIN`], and never prints an error into the line; without an answer there are just no names. An argument is
-//! known to be a VM's or host's name by its type, so a new command needs nothing here.
+//! known to be the name of something by its type, so a new command needs nothing here.
 
 use super::args::{Cli, DEFAULT_DIR};
 use clap::builder::StyledStr;
@@ -11,7 +11,7 @@ use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCompleter, CompletionCandidate, Shell};
 use quorate_api::Client;
-use quorate_types::{HostName, PoolName, VmName};
+use quorate_types::{HostName, PoolName, SecretName, VmName};
 use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -75,8 +75,10 @@ fn path_of(arg: &Arg) -> Option<&'static str> {
         Some("/api/v1/vms")
     } else if kind == TypeId::of::<HostName>() {
         Some("/api/v1/hosts")
+    } else if kind == TypeId::of::<SecretName>() {
+        Some("/api/v1/secrets")
     } else if kind == TypeId::of::<PoolName>() {
-        Some("/api/v1/cluster")
+        Some("/api/v1/pools")
     } else {
         None
     }
@@ -89,7 +91,7 @@ fn candidates(path: &str, begun: &OsStr) -> Vec<CompletionCandidate> {
         let name = object["name"]
             .as_str()
             .filter(|name| name.starts_with(&*begun))?;
-        let help = ["state", "health", "mode"]
+        let help = ["state", "health", "mode", "kind"]
             .iter()
             .find_map(|key| object[key].as_str());
         let help = help.map(|help| StyledStr::from(help.to_owned()));
@@ -105,15 +107,9 @@ fn ask(path: &str) -> Option<Vec<serde_json::Value>> {
         .enable_all()
         .build()
         .ok()?;
-    let answer = runtime.block_on(async {
-        tokio::time::timeout(WITHIN, client.get::<serde_json::Value>(path)).await
-    });
+    let answer = runtime.block_on(async { tokio::time::timeout(WITHIN, client.get(path)).await });
     runtime.shutdown_background();
-    // Pools have no list of their own: they are part of the cluster's page.
-    match answer.ok()?.ok()? {
-        serde_json::Value::Array(listed) => Some(listed),
-        page => page["pools"].as_array().cloned(),
-    }
+    answer.ok()?.ok()
 }
 
 /// The directory that the unfinished line names, or what the command itself would take.
@@ -160,6 +156,7 @@ mod tests {
         assert!(completes(&["explain", "vm"], "name"));
         assert!(!completes(&["init"], "host"));
         assert!(completes(&["delete", "pool"], "name"));
+        assert!(completes(&["secret", "delete"], "name"));
         assert!(!completes(&["delete", "rule"], "name"));
     }
 }

@@ -19,10 +19,13 @@ mod output;
 mod plan;
 mod progress;
 mod quorum;
+mod reservation;
 mod saved;
+mod secret;
 mod setup;
 mod show;
 mod status;
+mod storage;
 mod vm;
 mod wait;
 mod when;
@@ -169,6 +172,8 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Delete(command) => vm::delete(&context, command).await,
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Storage(command) => storage::run(&context, command).await,
+        Command::Secret(command) => secret::run(&context, command).await,
         Command::Import(command) => import::import(&context.output, &command),
         Command::Init(args) => setup::init(&context, args).await,
         Command::Token(command) => host::token(&context, command).await,

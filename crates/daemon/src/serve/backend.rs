@@ -3,9 +3,11 @@
 use super::console;
 use super::core::{Core, wrong_answer};
 use super::group::wall_clock;
+use super::look;
 use super::peer::{Answer, Ask};
 use async_trait::async_trait;
 use quorate_api::quorum::QuorumView;
+use quorate_api::storage::PoolLook;
 use quorate_api::view::{ClusterView, JoinToken, PlacementView};
 use quorate_api::{
     Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed,
@@ -14,7 +16,7 @@ use quorate_api::{
 use quorate_controller::{HostPicture, Picture, VotePicture};
 use quorate_planner::{SNAPSHOT_FORMAT, Snapshot};
 use quorate_state::{Command, Outcome, State};
-use quorate_types::{HostName, Millis, Timestamp, VmName};
+use quorate_types::{HostName, Millis, PoolName, Timestamp, VmName};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -158,6 +160,14 @@ impl Backend for Daemon {
 
     async fn logs(&self, vm: &VmName, options: LogOptions) -> Result<LogStream, ApiError> {
         console::logs(Arc::clone(&self.0), vm.clone(), options).await
+    }
+
+    async fn observed(&self) -> Option<Observed> {
+        self.0.picture().await.ok().map(observed)
+    }
+
+    async fn look_into(&self, pool: &PoolName) -> Result<PoolLook, ApiError> {
+        look::anywhere(&self.0, pool).await
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {

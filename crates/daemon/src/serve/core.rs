@@ -2,6 +2,7 @@
 
 use super::console::Consoles;
 use super::group::RaftGroup;
+use super::look;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
 use super::witness::Route;
 use quorate_agent::AgentHandle;
@@ -155,9 +156,16 @@ impl Core {
                     .map(Answer::Address)
                     .map_err(|error| RpcStatus::new(409, error))
             }
+            Ask::Export(request) => {
+                let offer = self.agent.export(request).await;
+                offer
+                    .map(Answer::Export)
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,
+            Ask::Images { pool } => look::here(self, &pool).await.map(Answer::Images),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The doors of SANs for the controller, by the drivers of `quorate-fence`.
 
 use async_trait::async_trait;
-use quorate_controller::{Door, Shut, StorageGate};
-use quorate_fence::target::{Exec, Lio, TargetAccess, Tgt};
+use quorate_controller::{Door, Gate, Shut, StorageGate};
+use quorate_fence::target::{Ceph, Exec, Lio, TargetAccess, Tgt};
 use quorate_types::AccessControl;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -11,7 +11,15 @@ use tokio::time::Instant;
 pub(crate) struct Doors;
 
 fn driver(door: &Door) -> Box<dyn TargetAccess> {
-    match &door.control {
+    let secret = || {
+        let secret = door.secret.as_ref();
+        secret.map(|secret| secret.expose().to_owned())
+    };
+    let control = match &door.gate {
+        Gate::Target(control) => control,
+        Gate::Ceph { conf, user } => return Box::new(Ceph::new(conf, user, secret())),
+    };
+    match control {
         AccessControl::Tgt(tgt) => Box::new(Tgt {
             control: tgt.control,
             via: tgt.via.clone(),
@@ -19,10 +27,7 @@ fn driver(door: &Door) -> Box<dyn TargetAccess> {
         AccessControl::Lio(lio) => Box::new(Lio::new(lio.tpg, lio.via.clone())),
         AccessControl::Exec(exec) => Box::new(Exec {
             command: exec.command.clone(),
-            secret: door
-                .secret
-                .as_ref()
-                .map(|secret| secret.expose().to_owned()),
+            secret: secret(),
         }),
     }
 }

@@ -16,6 +16,7 @@ mod handler;
 mod heartbeat;
 mod leave;
 mod link;
+mod look;
 mod machine;
 mod node;
 mod peer;

@@ -3,12 +3,13 @@
 //! Always holds: each method is idempotent, since a relayed call can arrive twice; a caller that
 //! needs the leader is told who it is when it asked the wrong host.
 
-use quorate_agent_logic::TargetSays;
+use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+use quorate_api::storage::PoolLook;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::{Explanation, Seen};
 use quorate_state::{Command, Outcome, Reason, Refusal};
 use quorate_transport::{CallError, Peers, RpcStatus};
-use quorate_types::{HostName, MigrationId, NodeId, Revision, VmName};
+use quorate_types::{HostName, MigrationId, NodeId, PoolName, Revision, VmName};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -43,12 +44,16 @@ pub(crate) enum Ask {
         id: MigrationId,
         ready: bool,
     },
+    /// To the host of a disk's copy: where to write it to.
+    Export(ExportRequest),
     /// To a migration's target: what became of the guest?
     Outcome { vm: VmName, id: MigrationId },
     /// To the VM's host: a piece of its serial log.
     ConsoleRead { vm: VmName, offset: u64, limit: u64 },
     /// To the VM's host: input for its serial console.
     ConsoleWrite { vm: VmName, input: Vec<u8> },
+    /// To a host that reaches the pool: what is in it.
+    Images { pool: PoolName },
 }
 
 /// An answer between daemons.
@@ -69,6 +74,8 @@ pub(crate) enum Answer {
     Seen { revision: Revision, seen: Box<Seen> },
     /// `address:port` of the waiting guest.
     Address(String),
+    /// Where a copy is written to.
+    Export(ExportOffer),
     /// What became of it.
     Outcome(TargetSays),
     /// A piece of a log.
@@ -77,6 +84,8 @@ pub(crate) enum Answer {
         size: u64,
         bytes: Vec<u8>,
     },
+    /// What is in a pool.
+    Images(PoolLook),
 }
 
 /// Name of the method on the wire that carries an [`Ask`].

@@ -1,7 +1,7 @@
 //! Storage fencing at the target: the SAN lets a host in, or keeps it out.
 //!
 //! Owns: the trait [`TargetAccess`] and its drivers [`Tgt`] (`tgtadm`), [`Lio`] (the kernel's target, through
-//! its configfs), [`Exec`] (a command of the operator's, for any array).
+//! its configfs), [`Exec`] (a command of the operator's, for any array), [`Ceph`] (the block list).
 //!
 //! Always holds:
 //! - **unknown is not cut.** [`AccessRemoved`] exists only after a look *after* the change found the initiator
@@ -11,6 +11,7 @@
 //!
 //! Must not: decide who is kept out, or build a fence proof.
 
+mod ceph;
 mod exec;
 mod lio;
 mod tgt;
@@ -20,6 +21,7 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::time::Instant;
 
+pub use ceph::Ceph;
 pub use exec::Exec;
 pub use lio::Lio;
 pub use tgt::{Tgt, TgtSession, TgtTarget, parse_targets};
@@ -57,6 +59,16 @@ pub enum TargetError {
         program: String,
         /// The limit.
         limit_ms: u64,
+    },
+    /// The SAN's management is not there.
+    #[error(
+        "the SAN's management cannot be reached ({program}: {detail}): is it running, and is the pool's `access` right?"
+    )]
+    Unreachable {
+        /// Which program says so.
+        program: String,
+        /// What it said.
+        detail: String,
     },
     /// It failed.
     #[error("{program} failed: {detail}")]

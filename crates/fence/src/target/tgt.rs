@@ -4,15 +4,24 @@
 //! lets in every name that has an address. So the last name is never taken away without another in its place
 //! (a name that nobody has). An initiator that is refused is told that there is no such target; sessions that exist go on
 //! until they are deleted, connection by connection.
+//!
+//! A deleted connection executes nothing more, but its session is listed until its last command has ended, and also
+//! as long as `tgtd` has unsent data for it: minutes, for a host that was cut off while it was reading. Only a session that is
+//! gone proves that its writes have ended, so such a connection is taken away from under `tgtd` with `ss -K`, which
+//! must run where `tgtd` does: behind the same words (`via`).
 
 use super::{AccessRemoved, TargetAccess, TargetError, all, call, millis};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 /// A name that no initiator has: it keeps a list from being empty.
 const NOBODY: &str = "iqn.2026-01.local.quorate:nobody";
 /// Looks at a target until its sessions are gone.
 const ROUNDS: u32 = 20;
+/// Looks after which a session that is still there is waited for no longer.
+const PATIENCE: u32 = 2;
+/// Between two looks: a session ends when its last command has.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// One `tgtd`.
 #[derive(Debug, Clone)]
@@ -45,6 +54,8 @@ pub struct TgtSession {
     pub initiator: String,
     /// Its connections.
     pub connections: Vec<u32>,
+    /// Addresses that they come from.
+    pub addresses: Vec<String>,
 }
 
 impl TgtTarget {
@@ -78,7 +89,14 @@ impl Tgt {
         let base = ["tgtadm", "-C", &control, "--lld", "iscsi"];
         let own = base.iter().chain(words).map(ToString::to_string);
         let all: Vec<String> = self.via.iter().cloned().chain(own).collect();
-        call(&all, String::new(), &[], deadline).await
+        let done = call(&all, String::new(), &[], deadline).await;
+        done.map_err(|error| match error {
+            // Without a daemon behind its socket.
+            TargetError::Failed { program, detail } if detail.contains("tgt daemon") => {
+                TargetError::Unreachable { program, detail }
+            }
+            other => other,
+        })
     }
 
     async fn targets(&self, deadline: Instant) -> Result<BTreeMap<String, TgtTarget>, TargetError> {
@@ -139,6 +157,21 @@ impl Tgt {
         Ok(())
     }
 
+    /// Resets the initiator's connections to these targets, where `tgtd` runs. Best effort: the look that follows
+    /// decides.
+    async fn reset(&self, targets: &[&TgtTarget], initiator: &str, deadline: Instant) {
+        let sessions = targets
+            .iter()
+            .flat_map(|target| target.sessions_of(initiator));
+        let addresses: BTreeSet<&String> = sessions.flat_map(|one| &one.addresses).collect();
+        for address in addresses {
+            let words = ["ss", "-K", "dst", address, "sport", "=", ":3260"];
+            let words = words.map(str::to_owned);
+            let all: Vec<String> = self.via.iter().cloned().chain(words).collect();
+            let _ = call(&all, String::new(), &[], deadline).await;
+        }
+    }
+
     async fn cut_all(
         &self,
         targets: &[String],
@@ -161,9 +194,11 @@ impl Tgt {
                 .iter()
                 .map(|target| self.shut(target, initiator, deadline));
             futures_util::future::try_join_all(shut).await?;
+            if round >= PATIENCE {
+                self.reset(&left, initiator, deadline).await;
+            }
             if round > 0 {
-                // A session ends when its last command has: a moment.
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(PAUSE).await;
             }
         }
         Ok(open)
@@ -177,7 +212,9 @@ fn still_open(target: Option<&TgtTarget>, initiator: &str) -> Option<String> {
     match (target.lets_in(initiator), sessions) {
         (true, _) => Some("its access list lets it in".to_owned()),
         (false, 0) => None,
-        (false, count) => Some(format!("{count} sessions have not ended")),
+        (false, count) => Some(format!(
+            "{count} sessions have not ended (`ss -K` must work where tgtd runs, see `via`)"
+        )),
     }
 }
 
@@ -283,6 +320,10 @@ pub fn parse_targets(text: &str) -> Option<Vec<TgtTarget>> {
                 let number = value.parse().ok()?;
                 target.sessions.last_mut()?.connections.push(number);
             }
+            ("I_T nexus information", "IP Address") => {
+                let address = value.to_owned();
+                target.sessions.last_mut()?.addresses.push(address);
+            }
             ("ACL information", _) => target.access.push(line.to_owned()),
             _ => {}
         }
@@ -325,6 +366,7 @@ Target 13: iqn.2026-01.com.example:new
             (db.id, db.sessions[0].id, &db.sessions[0].connections[..]),
             (1, 3, &[0][..])
         );
+        assert_eq!(db.sessions[0].addresses, ["10.79.0.1"]);
         let (h1, h2) = ("iqn.2026-01.com.example:h1", "iqn.2026-01.com.example:h2");
         assert!(still_open(Some(db), h1).unwrap().contains("lets it in"));
         assert_eq!(still_open(Some(db), h2), None);
@@ -342,5 +384,46 @@ Target 13: iqn.2026-01.com.example:new
         target.access = vec![NOBODY.to_owned(), "ALL".to_owned()];
         let open = still_open(Some(&target), "iqn.2026-01.com.example:h1");
         assert!(open.unwrap().contains("1 sessions"));
+    }
+
+    /// Stands for the SAN's machine: `tgtadm` answers with success, the session goes only with its connection.
+    const STUBBORN: &str = r#"#!/bin/sh
+cd "$(dirname "$0")" || exit 1
+echo "$*" >> calls
+case "$*" in
+"ss -K dst 10.79.0.1 "*) touch reset ;;
+*"--op show") cat shown; [ -e reset ] || cat session; echo "    ACL information:"; cat access ;;
+*"--op bind"*) echo "        ${*##* }" >> access ;;
+*"--op unbind"*) grep -v " ${*##* }\$" access > left; mv left access ;;
+esac
+"#;
+    const SESSION: &str = "    I_T nexus information:
+        I_T nexus: 3
+            Initiator: iqn.h1 alias: none
+            Connection: 0
+                IP Address: 10.79.0.1
+";
+
+    #[tokio::test]
+    async fn a_session_that_waits_for_its_unsent_data_loses_its_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        put("tool", STUBBORN);
+        put("shown", "Target 1: iqn.db\n");
+        put("session", SESSION);
+        put("access", "        iqn.h1\n");
+        let tool = dir.path().join("tool").to_string_lossy().into_owned();
+        let tgt = Tgt {
+            control: 1,
+            via: vec!["/bin/sh".to_owned(), tool],
+        };
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        let done = tgt.cut(&["iqn.db".to_owned()], "iqn.h1", deadline).await;
+        assert!(done[0].is_ok(), "{done:?}");
+        let calls = std::fs::read_to_string(dir.path().join("calls")).unwrap();
+        let at = |words: &str| calls.find(words).unwrap();
+        assert!(at("--op unbind") < at("--mode conn") && at("--mode conn") < at("ss -K"));
+        let access = std::fs::read_to_string(dir.path().join("access")).unwrap();
+        assert_eq!(access.trim(), NOBODY);
     }
 }

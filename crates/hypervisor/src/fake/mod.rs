@@ -160,12 +160,12 @@ impl FakeSite {
     }
 
     /// Takes the write locks of all images, or none; the error is the image that is taken.
-    fn lock_disks(&self, config: &GuestConfig, pid: i32) -> Result<(), DiskSource> {
+    fn lock_disks(&self, config: &GuestConfig, pid: i32) -> Result<(), String> {
         let mut world = self.world();
         let writable = || config.disks.iter().filter(|disk| !disk.read_only);
         let taken = writable().find(|d| world.locks.get(&d.source).is_some_and(|by| *by != pid));
         if let Some(disk) = taken {
-            return Err(disk.source.clone());
+            return Err(disk.source.to_string());
         }
         for disk in writable() {
             world.locks.insert(disk.source.clone(), pid);

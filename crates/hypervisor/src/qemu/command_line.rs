@@ -18,6 +18,9 @@ use crate::config::{Boot, DiskConfig, DiskSource, GuestConfig, NicConfig, StartM
 /// The system calls QEMU may not make: no programs, no privileges, no priorities.
 pub(crate) const SANDBOX: &str =
     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// A command that a SAN does not answer for this long is tried again over a new connection; after some such tries the
+/// guest is paused by an I/O error. Without it a guest would hang and nothing would say so.
+const COMMAND_TIMEOUT_S: u32 = 5;
 /// Name of the guest agent's port, fixed by the agent.
 const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
@@ -193,10 +196,24 @@ fn protocol(index: usize, disk: &DiskConfig) -> Value {
                 "target": unit.target,
                 "lun": unit.lun,
                 "initiator-name": unit.initiator,
+                "timeout": COMMAND_TIMEOUT_S,
             });
             if let Some(user) = &unit.user {
                 node["user"] = json!(user);
                 node["password-secret"] = json!(secret_id(index));
+            }
+            node
+        }
+        DiskSource::Rbd(disk) => {
+            let mut node = json!({
+                "driver": "rbd",
+                "pool": disk.pool,
+                "image": disk.image,
+                "conf": disk.conf,
+                "user": disk.user,
+            });
+            if disk.key.is_some() {
+                node["key-secret"] = json!(secret_id(index));
             }
             node
         }

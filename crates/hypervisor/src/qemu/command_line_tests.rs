@@ -194,12 +194,22 @@ fn a_unit_of_a_san_is_opened_by_qemu_and_its_password_stays_out_of_the_arguments
         password: Some(crate::disk::Password("hush".into())),
     });
     config.disks[1].source = DiskSource::HostDevice("/dev/disk/by-id/scsi-1".into());
+    let mut third = config.disks[1].clone();
+    third.source = DiskSource::Rbd(crate::disk::RbdDisk {
+        pool: "vms".into(),
+        image: "db".into(),
+        conf: "/etc/ceph/ceph.conf".into(),
+        user: "quorate".into(),
+        key: Some(crate::disk::Password("hush".into())),
+    });
+    config.disks.push(third);
     let line = command_line(&config, &StartMode::Boot).join(" ");
     assert!(!line.contains("hush"), "{line}");
     for part in [
         r#"{"file":"/run/q/db/secret0","id":"secret0","qom-type":"secret"}"#,
         r#""driver":"iscsi","initiator-name":"iqn.2026-01.local.quorate:c1.h1","lun":1"#,
         r#""password-secret":"secret0","portal":"10.0.0.5:3260""#,
+        r#""driver":"rbd","image":"db","key-secret":"secret2""#,
         r#""driver":"host_device","filename":"/dev/disk/by-id/scsi-1""#,
     ] {
         assert!(line.contains(part), "{part} is not in {line}");

@@ -27,4 +27,5 @@ pub use convert::{Converted, convert};
 pub use guard::{MAX_ATTRIBUTES, MAX_BYTES, MAX_DEPTH, MAX_ELEMENTS};
 pub use model::Cib;
 pub use plan::{Action, Planned, plan};
+pub use quorate_planner::engine::Flaw;
 pub use read::read;

@@ -4,7 +4,7 @@ use super::judge::Judged;
 use super::model::Cib;
 use super::site;
 use crate::Problem;
-use quorate_planner::engine::{self, Step};
+use quorate_planner::engine::{self, Flaw, Step};
 use std::collections::BTreeMap;
 
 /// Something to do. What does not apply is absent.
@@ -31,8 +31,12 @@ pub struct Planned {
     pub stopped: Vec<String>,
     /// What was ignored.
     pub warnings: Vec<Problem>,
+    /// Constraints that name what does not exist: ignored, as Pacemaker does.
+    pub unknown: Vec<Problem>,
     /// Constraints that cannot hold together. What they are about never starts.
     pub contradictions: Vec<Problem>,
+    /// Promises that the plan would break: mistakes of Quorate's, found by its own second look.
+    pub flaws: Vec<Flaw>,
 }
 
 /// Plans for a CIB with its status, at a time in seconds since 1970 (that of the CIB itself, if it
@@ -42,6 +46,7 @@ pub fn plan(cib: &Cib, now: i64) -> Planned {
     let mut judged = Judged::new(cib, cib.execution_date.unwrap_or(now));
     let question = site::question(cib, &mut judged);
     let outcome = engine::solve(&question.site);
+    let flaws = engine::lint(&question.site, &outcome);
     let host = |host: usize| Some(question.site.hosts[host].name.clone());
     let unit = |unit: usize| Some(question.site.units[unit].name.clone());
     let actions = outcome.steps.iter().map(|step| match *step {
@@ -83,7 +88,9 @@ pub fn plan(cib: &Cib, now: i64) -> Planned {
         placement,
         stopped,
         warnings,
+        unknown: question.unknown,
         contradictions: question.contradictions,
+        flaws,
     }
 }
 

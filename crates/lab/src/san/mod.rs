@@ -15,13 +15,17 @@
 //! socket with a path, not an abstract one, so it is reached from every network namespace that sees the
 //! machine's `/var/run`, which the lab's hosts do: they run plain `tgtadm -C NUMBER`, however their cables
 //! are cut. (A management network that can be cut as well would need a wrapper.) The number is between 0
-//! and 65534, one per lab, taken from the lab's folder and the next free one if another `tgtd` holds it;
+//! and 32766 (`tgtadm` takes no other), one per lab, taken from the lab's folder and the next free one if another `tgtd` holds it;
 //! [`San::control`] says it. `tgtd` refuses to start while another one locks `socket.NUMBER.lock`; a stale
 //! socket does no harm. `TGT_IPC_SOCKET` in the environment stands for `/var/run/tgtd/socket`.
 //!
 //! - A new target lets nobody in. `--op bind -Q INITIATOR` lets one in by name, `--op unbind` takes that
 //!   away; sessions that exist go on until `--mode conn --op delete --tid T --sid S --cid C`, with T, S and C
 //!   as `--mode target --op show` lists them. An initiator without access is told that there is no such target.
+//! - A session is gone from that list when its last command has ended, so then nothing more is written. A session for which
+//!   `tgtd` has unsent data (its host was cut while it was reading) stays there until the network lets go of the
+//!   connection, which takes minutes; `ss -K dst HOST sport = :3260` in the SAN's namespace ends it at once.
+//! - `--mode target --op delete --force` ends `tgtd` itself when commands are under way.
 //! - A target with names lets in only these, also when an address or `ALL` is bound too.
 //!
 //! # Faults
@@ -59,6 +63,8 @@ const CONTROLLER: &str = "127.0.0.1:3259";
 pub const LUN_NUMBER: u32 = 1;
 /// Begin of all target names.
 pub const TARGET_PREFIX: &str = "iqn.2025-01.lab.quorate:";
+/// Numbers of management sockets; `tgtd` refuses 32767 and more.
+const CONTROLS: std::ops::Range<u16> = 1024..32_767;
 /// For the SAN to open its door after its start, on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// For processes to end or to stop after a signal.
@@ -156,14 +162,26 @@ impl San {
         self.spawn_keeper()?;
         let tgt = Tgt::new(config.control);
         let door = self.portal()?;
-        let what = "start of the SAN";
-        wait::until(what, START_LIMIT, Duration::from_millis(10), || {
+        let (what, step) = ("start of the SAN", Duration::from_millis(10));
+        let mut seen = false;
+        let opened = wait::until(what, START_LIMIT, step, || {
+            let running = !self.processes().is_empty();
+            seen |= running;
+            if seen && !running {
+                return Some(false);
+            }
             let shown = tgt.run("--mode portal --op show", &[]).ok()?;
             let open = shown.contains(&door) && !shown.contains(CONTROLLER);
-            open.then_some(())
-        })
-        .map_err(|error| LabError::San {
-            problem: format!("does not start ({error})"),
+            open.then_some(true)
+        });
+        if matches!(opened, Ok(true)) {
+            return Ok(());
+        }
+        let said = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().take(3).collect();
+        let last: Vec<&str> = last.into_iter().rev().collect();
+        Err(LabError::San {
+            problem: format!("does not start: {}", last.join("; ")),
             log: self.log(),
         })
     }
@@ -306,9 +324,15 @@ impl San {
 
     /// Removes a LUN and what is on it; sessions are dropped.
     pub fn delete_lun(&self, name: &str) -> Result<()> {
-        let target = self.target(name)?;
         let tgt = self.tgt()?;
-        let words = format!("--mode target --op delete --force --tid {}", target.id);
+        let target = self.target(name)?;
+        let users = target.initiators.iter();
+        let users = users.chain(target.sessions.iter().map(|session| &session.initiator));
+        for initiator in users {
+            self.deny(name, initiator)?;
+        }
+        // Not with `--force`: with commands under way `tgtd` itself would end.
+        let words = format!("--mode target --op delete --tid {}", target.id);
         tgt.run(&words, &[])?;
         self.remember(&tgt)?;
         for unit in &target.luns {
@@ -328,6 +352,56 @@ impl San {
             lun: LUN_NUMBER,
             file: file.unwrap_or_default(),
         })
+    }
+
+    /// Copies an image of any format that QEMU knows onto a LUN, as an initiator of the SAN's own does it. The LUN must be
+    /// as it was made: only what is not zero is written.
+    pub fn write_image(&self, name: &str, image: &Path) -> Result<()> {
+        let image = image.to_string_lossy();
+        self.convert(name, |options| {
+            let words = ["-n", "--target-is-zero", "--target-image-opts"];
+            let mut words: Vec<String> = words.map(str::to_owned).to_vec();
+            words.extend([image.into_owned(), options]);
+            words
+        })
+    }
+
+    /// Copies a LUN into a raw image, as initiators see it. Nobody should be writing.
+    pub fn read_image(&self, name: &str, image: &Path) -> Result<()> {
+        let image = image.to_string_lossy();
+        self.convert(name, |options| {
+            let words = ["-O", "raw", "--image-opts"].map(str::to_owned);
+            let mut words = words.to_vec();
+            words.extend([options, image.into_owned()]);
+            words
+        })
+    }
+
+    /// Runs `qemu-img convert` in the SAN's namespace under a name that is let in for this.
+    fn convert(&self, name: &str, words: impl FnOnce(String) -> Vec<String>) -> Result<()> {
+        let loader = format!("{TARGET_PREFIX}loader");
+        let options = self.lun(name)?.image_options(&loader);
+        let namespace = net::namespace_path(&self.site.namespace(SAN));
+        let mut arguments = vec![format!("--net={namespace}")];
+        arguments.extend(["timeout", "300", "qemu-img", "convert"].map(str::to_owned));
+        arguments.extend(words(options));
+        self.allow(name, &loader)?;
+        let done = run("nsenter", &arguments);
+        self.deny(name, &loader)?;
+        done.map(drop)
+    }
+
+    /// The pool that a cluster in the lab needs for the SAN's LUNs, as a line of `pools:` in a manifest. A
+    /// disk's image is the LUN's name.
+    pub fn pool(&self) -> Result<String> {
+        Ok(format!(
+            "{{kind: iscsi, portals: [\"{}\"], target: \"{}\", lun: {LUN_NUMBER}, \
+             access: {{tgt: {{control: {}, via: [nsenter, \"--net={}\"]}}}}}}",
+            self.portal()?,
+            TARGET_PREFIX.trim_end_matches(':'),
+            self.control()?,
+            net::namespace_path(&self.site.namespace(SAN)),
+        ))
     }
 
     /// Where the SAN keeps a LUN, also while it is off.
@@ -370,6 +444,7 @@ impl San {
     pub fn drop_sessions(&self, name: &str, initiator: &str) -> Result<()> {
         let tgt = self.tgt()?;
         let step = Duration::from_millis(2);
+        let mut rounds = 0;
         wait::until("end of the sessions", SIGNAL_LIMIT, step, || {
             let target = self.target(name).ok()?;
             let sessions = target.sessions.iter();
@@ -377,9 +452,23 @@ impl San {
             for session in &left {
                 // One that has ended meanwhile is an error of no interest.
                 let _ = tgt.drop_session(target.id, session);
+                if rounds > 1 {
+                    self.reset_connections(session);
+                }
             }
+            rounds += 1;
             left.is_empty().then_some(())
         })
+    }
+
+    /// Takes a session's connections away from under `tgtd`, which would wait until it has sent what it has for them.
+    fn reset_connections(&self, session: &Session) {
+        let namespace = net::namespace_path(&self.site.namespace(SAN));
+        for address in &session.addresses {
+            let net = format!("--net={namespace}");
+            let words = [&net, "ss", "-K", "dst", address, "sport", "=", ":3260"];
+            let _ = run("nsenter", &words);
+        }
     }
 
     /// Makes a CHAP user. The secret is in `tgtadm`'s arguments for a moment: it is the lab's.
@@ -484,12 +573,12 @@ fn free_control(site: &Site, old: u16) -> u16 {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
         });
     let first = if old == 0 {
-        1024 + u16::try_from(hash % 60_000).unwrap_or(0)
+        CONTROLS.start + u16::try_from(hash % CONTROLS.len() as u64).unwrap_or(0)
     } else {
         old
     };
-    (first..65_535)
-        .chain(1024..first)
+    (first..CONTROLS.end)
+        .chain(CONTROLS.start..first)
         .find(|number| !is_locked(*number))
         .unwrap_or(first)
 }
@@ -501,4 +590,20 @@ fn is_locked(number: u16) -> bool {
         return false;
     };
     fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::SiteSpec;
+
+    #[test]
+    fn every_lab_has_a_number_that_tgtd_takes() {
+        for number in 0..500 {
+            let mut spec = SiteSpec::new(Path::new("/bin/quorate"));
+            spec.root = PathBuf::from(format!("/tmp/lab{number}"));
+            let site = Site::plan(spec).unwrap();
+            assert!(CONTROLS.contains(&free_control(&site, 0)));
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! never outlives the program that started it.
 
 pub mod acks;
+pub mod http;
 pub mod pinger;
 pub mod status;
 
@@ -105,6 +106,19 @@ impl Lab {
     pub fn guest_status(&self, guest: Ipv4Addr) -> Result<status::GuestStatus> {
         let target = format!("{guest}:{}", quorate_guest::CONTROL_PORT);
         Tool::start(self, "guest-status", &[target])?.finish()
+    }
+
+    /// Asks a guest's web server for a page again and again, 20 ms apart, from the client; at least so many times.
+    pub fn visitor(
+        &self,
+        guest: Ipv4Addr,
+        path: &str,
+        at_least: u64,
+    ) -> Result<Tool<http::HttpReport>> {
+        let target = format!("{guest}:80");
+        let at_least = at_least.to_string();
+        let arguments = [target, path.to_owned(), "--at-least".to_owned(), at_least];
+        Tool::start(self, "visitor", &arguments)
     }
 
     /// Collects what a guest acknowledges, at the client.

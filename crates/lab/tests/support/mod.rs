@@ -1,6 +1,8 @@
 //! What the lab's tests share: a lab whose daemon is a shell script.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod guest;
+
 use quorate_lab::{LabGuard, SiteSpec, wait};
 use std::path::Path;
 use std::time::Duration;

@@ -26,6 +26,7 @@ impl Placing<'_> {
             }
             self.assign(unit, None);
         }
+        self.mend();
     }
 
     /// Everything undecided that a unit follows, directly or not: what follows nothing first.
@@ -96,14 +97,14 @@ impl Placing<'_> {
         table.unwrap_or_default()
     }
 
-    fn current_of(&self, unit: UnitId) -> Option<HostId> {
+    pub(super) fn current_of(&self, unit: UnitId) -> Option<HostId> {
         match &self.site.units[unit].body {
             Body::Item(item) => self.site.current(item),
             Body::Group(group) => group.members.iter().find_map(|m| self.current_of(*m)),
         }
     }
 
-    fn compare_hosts(
+    pub(super) fn compare_hosts(
         &self,
         (one, score): (HostId, Score),
         (other, other_score): (HostId, Score),
@@ -187,9 +188,6 @@ impl Placing<'_> {
             self.ban_everywhere(unit);
         } else if self.next[unit] > Some(self.role(unit)) && self.frozen() {
             self.next[unit] = Some(self.role(unit));
-        }
-        if self.site.rules.hands_off {
-            self.managed[unit] = false;
         }
         if !self.managed[unit] {
             self.next[unit] = Some(self.role(unit));
@@ -328,11 +326,11 @@ impl Placing<'_> {
         if any { None } else { roomiest }
     }
 
-    fn needs_of(&self, unit: UnitId) -> &[i64] {
+    pub(super) fn needs_of(&self, unit: UnitId) -> &[i64] {
         self.item(unit).map_or(&[], |item| &item.needs)
     }
 
-    fn holds(&self, host: HostId, needs: &[i64]) -> bool {
+    pub(super) fn holds(&self, host: HostId, needs: &[i64]) -> bool {
         needs
             .iter()
             .zip(&self.free[host])

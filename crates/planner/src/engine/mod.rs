@@ -3,8 +3,9 @@
 //! ```text
 //! Site{hosts, units, wishes, rules, what runs where}
 //!   -> placing: a host for each unit (scores, capacity, together / apart, priority)
+//!      -> mend: what hard rules in a circle broke
 //!   -> create, relate, settle: which stops, starts and live migrations follow from it
-//!   -> sequence: in which order -> Outcome{steps, placement}
+//!   -> sequence: in which order; clash: what cannot arrive after all -> Outcome{steps, placement} -> lint: is it sound?
 //! ```
 //!
 //! Owns: the decision for a whole site that is described in scores. Knows nothing of where the site came
@@ -15,7 +16,10 @@
 mod actions;
 mod assign;
 mod attract;
+mod clash;
 mod create;
+mod lint;
+mod mend;
 mod placing;
 mod relate;
 mod score;
@@ -26,6 +30,7 @@ mod site;
 #[cfg(test)]
 mod tests;
 
+pub use lint::{Flaw, lint};
 pub use score::{INFINITY, Score, add, clamp};
 pub use sequence::Step;
 pub use site::{
@@ -34,6 +39,10 @@ pub use site::{
 };
 
 use placing::Placing;
+use std::collections::BTreeSet;
+
+/// Most arrivals that are made to wait because something else does not leave.
+const MAX_CLASHES: usize = 1_000;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +69,16 @@ pub fn solve(site: &Site) -> Outcome {
     let mut made = create::create(&mut placing);
     relate::relate(&placing, &mut made);
     settle::settle(&placing, &mut made.graph);
-    let (steps, placement) = sequence::sequence(&placing, &made);
-    Outcome { steps, placement }
+    let mut waits: BTreeSet<(UnitId, HostId)> = BTreeSet::new();
+    loop {
+        let (steps, placement) = sequence::sequence(&placing, &made);
+        let clashes = clash::clashes(&placing, &steps, &placement);
+        let before = waits.len();
+        waits.extend(&clashes);
+        // Each round something more waits, or it is the last one.
+        if waits.len() == before || waits.len() > MAX_CLASHES {
+            return Outcome { steps, placement };
+        }
+        settle::forbid(&placing, &mut made.graph, &clashes);
+    }
 }

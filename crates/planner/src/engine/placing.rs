@@ -94,8 +94,13 @@ impl<'a> Placing<'a> {
             if let Body::Item(item) = &one.body {
                 self.allowed[unit].clone_from(&item.scores);
                 self.allowed[unit].resize(self.site.hosts.len(), None);
-                self.managed[unit] = item.managed;
+                let maintained = |host: &HostId| self.site.hosts[*host].maintenance;
+                let kept = self.site.rules.hands_off || item.active.iter().any(maintained);
+                self.managed[unit] = item.managed && !kept;
                 self.next[unit] = item.wanted;
+                if let (false, Some(host)) = (self.managed[unit], self.site.current(item)) {
+                    self.take(unit, host, -1);
+                }
             }
         }
     }
@@ -108,8 +113,10 @@ impl<'a> Placing<'a> {
                     let sum = &mut self.group_wishes[wish.unit][wish.host];
                     *sum = Some(score::add(sum.unwrap_or(0), wish.score));
                     for (place, member) in group.members.iter().enumerate() {
-                        // Members share the first one's host: the wish must not count once for each.
-                        let counts = place == 0 || !group.colocated;
+                        // Members share the first one's host: the wish must not count once for each. A ban
+                        // holds for each, also if the first one stays where it should not be.
+                        let ban = wish.score <= -INFINITY;
+                        let counts = place == 0 || !group.colocated || ban;
                         self.raise(*member, wish.host, if counts { wish.score } else { 0 });
                     }
                 }
@@ -258,7 +265,19 @@ impl<'a> Placing<'a> {
 
     pub(super) fn give(&mut self, unit: UnitId, host: HostId) {
         self.placed[host] += 1;
-        self.take(unit, host, -1);
+        // The room of what nobody may touch was taken from the beginning.
+        if self.managed[unit] {
+            self.take(unit, host, -1);
+        }
+    }
+
+    /// Takes a unit from the host that was decided on: it does not run.
+    pub(super) fn take_away(&mut self, unit: UnitId) {
+        if let Some(host) = self.assigned[unit].take() {
+            self.placed[host] -= 1;
+            self.take(unit, host, 1);
+        }
+        self.next[unit] = Some(Role::Stopped);
     }
 
     fn take(&mut self, unit: UnitId, host: HostId, sign: i64) {

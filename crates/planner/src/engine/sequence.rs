@@ -129,7 +129,8 @@ impl<'a, 'b> Steps<'a, 'b> {
                 self.node[id] = Some(node);
                 continue;
             }
-            if action.optional || !action.runnable {
+            // What others would require of something that nobody may touch does not happen.
+            if action.optional || !action.runnable || !self.placing.managed[unit] {
                 continue;
             }
             let step = match (action.task, action.host) {
@@ -258,8 +259,8 @@ impl<'a, 'b> Steps<'a, 'b> {
         while let Some(first) = open.first().copied() {
             let free = |(_, node): &&((u8, usize), usize)| self.is_free(*node, &wishes, &open);
             let next = ready.iter().find(free).or_else(|| ready.first()).copied();
-            // Nothing is ready: the rules go round in a circle. Begin somewhere.
-            let node = next.map_or(first, |(_, node)| node);
+            // Nothing is ready: the rules go round in a circle. Begin somewhere on it.
+            let node = next.map_or_else(|| on_circle(&before, first), |(_, node)| node);
             ready.remove(&(rank(node), node));
             open.remove(&node);
             order.extend(self.steps[node]);
@@ -327,4 +328,14 @@ impl<'a, 'b> Steps<'a, 'b> {
         }
         after
     }
+}
+
+/// A node on a circle: from a node that waits back to what it waits for, until one comes again.
+fn on_circle(before: &[BTreeSet<usize>], from: usize) -> usize {
+    let mut seen = BTreeSet::new();
+    let mut node = from;
+    while seen.insert(node) {
+        node = before[node].first().copied().unwrap_or(node);
+    }
+    node
 }

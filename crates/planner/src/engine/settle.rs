@@ -6,8 +6,8 @@
 use super::actions::{ActionId, Graph, Relation, Task};
 use super::placing::Placing;
 use super::score::INFINITY;
-use super::site::{Role, UnitId};
-use std::collections::VecDeque;
+use super::site::{HostId, Role, UnitId};
+use std::collections::{BTreeSet, VecDeque};
 
 /// What is known of an action at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,24 @@ pub(super) fn settle(placing: &Placing<'_>, graph: &mut Graph) {
         settling.queued[action] = false;
         settling.revisit(action);
     }
+}
+
+/// Draws the conclusions from arrivals that turned out to be impossible.
+pub(super) fn forbid(
+    placing: &Placing<'_>,
+    graph: &mut Graph,
+    arrivals: &BTreeSet<(UnitId, HostId)>,
+) {
+    for (unit, host) in arrivals {
+        for action in graph.of_unit[*unit].clone() {
+            let one = &mut graph.actions[action];
+            let arrives = matches!(one.task, Task::Start | Task::Arrive);
+            if arrives && one.host == Some(*host) {
+                (one.runnable, one.implied) = (false, false);
+            }
+        }
+    }
+    settle(placing, graph);
 }
 
 struct Settling<'a, 'b> {
@@ -172,6 +190,12 @@ impl Settling<'_, '_> {
         {
             self.graph.actions[first].live = false;
         }
+        if relation.then_binds_first
+            && !self.graph.actions[then].optional
+            && !self.graph.actions[then].live
+        {
+            self.bind_members(first);
+        }
         if relation.blocks && !flags.runnable && self.graph.actions[then].runnable {
             self.graph.actions[then].runnable = false;
             self.graph.actions[then].live = false;
@@ -196,6 +220,19 @@ impl Settling<'_, '_> {
         }
     }
 
+    /// What a whole group needs comes down: none of its members stays up by moving live.
+    fn bind_members(&mut self, group_stop: ActionId) {
+        let one = &self.graph.actions[group_stop];
+        let group = one.unit.and_then(|unit| self.placing.site.group(unit));
+        for member in group.iter().flat_map(|group| &group.members) {
+            for stop in self.graph.find(*member, Task::Stop) {
+                let before = self.marks(stop);
+                self.graph.actions[stop].live = false;
+                self.changed(stop, before);
+            }
+        }
+    }
+
     /// A stop that is impossible because nobody may touch the item until somebody has looked.
     fn is_blocked_stop(&self, action: ActionId) -> bool {
         let action = &self.graph.actions[action];
@@ -210,6 +247,10 @@ impl Settling<'_, '_> {
     fn apply_restart(&mut self, first: ActionId, then: ActionId) {
         let after = self.graph.actions[then].clone();
         let same = after.unit == self.graph.actions[first].unit;
+        // Nothing comes down because what it needs moves while it runs.
+        if after.live && !same {
+            return;
+        }
         let managed = after.unit.is_some_and(|unit| self.placing.managed[unit]);
         let cannot_come_back = !after.runnable && managed && same;
         if after.optional && !cannot_come_back {
@@ -255,18 +296,32 @@ impl Settling<'_, '_> {
             return;
         };
         let top = self.placing.site.units[unit].parent.unwrap_or(unit);
+        if top != unit {
+            self.block_followers(unit);
+        }
         if let Some(group) = self.placing.site.group(top) {
             let some_starts = group.members.iter().any(|member| {
                 let start = self.graph.newest(*member, Task::Start);
                 start.is_none_or(|start| self.graph.actions[start].runnable)
             });
-            if some_starts {
+            // What follows a group follows its last member.
+            if some_starts && group.members.last() != Some(&unit) {
                 return;
             }
         }
         for rule in self.placing.rules_with(top) {
             let rule = &self.placing.together[rule];
             if rule.score >= INFINITY {
+                self.block_starts(rule.dependent);
+            }
+        }
+    }
+
+    /// What must run with a member of a group, by a rule about just that member.
+    fn block_followers(&mut self, unit: UnitId) {
+        for rule in &self.placing.with_this[unit] {
+            let rule = &self.placing.together[*rule];
+            if rule.explicit && rule.score >= INFINITY {
                 self.block_starts(rule.dependent);
             }
         }

@@ -384,6 +384,17 @@ impl Lint<'_> {
         })
     }
 
+    /// The host says that it cannot use a pool of the VM's disks.
+    fn lost_disks(&self, vm: &VmName, at: &HostName) -> bool {
+        let pools = self.input.reports.get(at).map(|report| &report.pools);
+        let seen = self.input.state.vms.get(vm);
+        let mut disks = seen.into_iter().flat_map(|seen| &seen.effective().disks);
+        disks.any(|disk| {
+            let pool = pools.and_then(|pools| pools.get(&disk.pool));
+            pool.is_some_and(|pool| !pool.usable)
+        })
+    }
+
     /// A cause for an order to stop that lies in the VM itself, its host, or a wish to move it.
     fn may_stop(&self, vm: &VmName) -> bool {
         let Some(seen) = self.input.state.vms.get(vm) else {
@@ -407,7 +418,7 @@ impl Lint<'_> {
         };
         let asked = moves(vm) || self.book.companions(vm).iter().any(moves);
         !seen.wanted()
-            || host.is_some_and(|at| leaves(at) || looping(at))
+            || host.is_some_and(|at| leaves(at) || looping(at) || self.lost_disks(vm, at))
             || returned
             || asked
             || self.preempted(vm)

@@ -265,7 +265,7 @@ proptest! {
         for round in 0..60 {
             // Nobody is spared for having been moved lately.
             world.pass(Millis::secs(3601));
-            let words = world.run(10);
+            let words = world.run(30);
             let now = fullest(&world);
             // Mending a rule may cost evenness.
             prop_assert!(now <= last || !world.state.rules.is_empty(), "{:?} then {:?}", last, now);

@@ -4,6 +4,7 @@
 //! manifest are checked while they are applied to a clone, which replaces the state at the end.
 
 mod cluster;
+mod copies;
 mod manifest;
 mod plan;
 mod quorum;
@@ -116,6 +117,10 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::CancelMove { vm } => manifest::cancel_move(change, vm),
         Command::LabelHost { host, set, remove } => cluster::label(change, host, set, remove),
         Command::CommitPlan(plan) => plan::commit(change, plan),
+        Command::CutStorage { host, pools } => storage::cut(change, host, pools),
+        Command::RestoreStorage { host, pools } => storage::restore(change, host, pools),
+        Command::SetSecret { name, secret } => storage::set_secret(change, name, secret),
+        Command::DeleteSecret { name } => storage::delete_secret(change, name),
         Command::SetWitness { witness } => quorum::set_witness(change, witness),
         Command::CreateWitnessToken { hash, expires } => {
             quorum::create_token(change, hash, *expires)
@@ -127,10 +132,6 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         } => quorum::admit(change, token, name, address),
         Command::RenewDiskWitness { old, why } => quorum::renew_disk(change, *old, why),
         Command::HostLeft { host, left } => quorum::left(change, host, *left),
-        Command::CutStorage { host, pools } => storage::cut(change, host, pools),
-        Command::RestoreStorage { host, pools } => storage::restore(change, host, pools),
-        Command::SetSecret { name, secret } => storage::set_secret(change, name, secret),
-        Command::DeleteSecret { name } => storage::delete_secret(change, name),
     }
 }
 

@@ -134,6 +134,8 @@ pub(super) struct Info {
     full_backing: Option<String>,
     #[serde(rename = "backing-filename")]
     backing: Option<String>,
+    #[serde(rename = "backing-filename-format")]
+    backing_format: Option<String>,
     #[serde(rename = "format-specific")]
     specific: Option<Specific>,
 }
@@ -158,6 +160,11 @@ impl Info {
             .and_then(|specific| specific.data.as_ref());
         let data_file = data.and_then(|data| data.data_file.as_deref());
         self.backing().into_iter().chain(data_file)
+    }
+
+    /// The format that it says the other one has.
+    pub(super) fn backing_format(&self) -> Option<&str> {
+        self.backing_format.as_deref()
     }
 
     /// The image it is based on.

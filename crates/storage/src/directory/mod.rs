@@ -25,10 +25,10 @@ use std::time::{Duration, Instant};
 
 use crate::lanes::Lanes;
 use crate::{
-    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, Pool, PoolError, PoolFacts,
-    SavedState, StorageFence, round_to_sector,
+    DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, NewImage, Pool, PoolError,
+    PoolFacts, SavedState, StorageFence, round_to_sector,
 };
-use image::QemuImg;
+use image::{Info, QemuImg};
 use marker::Expected;
 
 /// What a directory pool is told.
@@ -245,9 +245,7 @@ impl DirectoryPool {
             });
         }
         let info = self.qemu_img(image, format).info(&path).await?;
-        for other in info.other_files() {
-            self.check_other_file(image, &path, other).await?;
-        }
+        self.check_chain(image, &path, &info).await?;
         Ok(DiskInfo {
             backing: info.backing().map(|other| image::beside(&path, other)),
             source: DiskSource::File(path),
@@ -255,6 +253,33 @@ impl DirectoryPool {
             virtual_bytes: info.virtual_bytes,
             actual_bytes: info.actual_bytes,
             created: false,
+        })
+    }
+
+    /// All files that an image rests on, and these in turn, must be in the pool.
+    async fn check_chain(&self, image: &str, path: &Path, info: &Info) -> Result<(), PoolError> {
+        const DEPTH: usize = 16;
+        let mut at = path.to_owned();
+        let mut next = None;
+        for _ in 0..DEPTH {
+            let here: &Info = next.as_ref().unwrap_or(info);
+            for other in here.other_files() {
+                self.check_other_file(image, &at, other).await?;
+            }
+            let Some(backing) = here.backing() else {
+                return Ok(());
+            };
+            at = image::beside(&at, backing);
+            // Plain bytes rest on nothing; of anything else QEMU itself says what it is.
+            if here.backing_format() == Some("raw") {
+                return Ok(());
+            }
+            next = Some(self.qemu_img(image, DiskFormat::Qcow2).info(&at).await?);
+        }
+        Err(PoolError::QemuImg {
+            image: image.to_owned(),
+            operation: "info",
+            detail: format!("it rests on more than {DEPTH} images: convert it into one"),
         })
     }
 
@@ -275,6 +300,13 @@ impl DirectoryPool {
             Ok(())
         })
         .await
+    }
+
+    fn exists(&self, image: &str) -> PoolError {
+        PoolError::ImageExists {
+            pool: self.config.pool.clone(),
+            image: image.to_owned(),
+        }
     }
 
     /// Makes an image. Returns false when another host was faster.
@@ -431,6 +463,46 @@ impl Pool for DirectoryPool {
         .await
     }
 
+    async fn begin_image(&self, image: &str, id: &str) -> Result<NewImage, PoolError> {
+        let place = self.place(image, true).await?;
+        match place.exists {
+            true => Err(self.exists(image)),
+            false => Ok(NewImage::Part(part_of(&place.path, id))),
+        }
+    }
+
+    async fn publish_image(&self, image: &str, id: &str) -> Result<(), PoolError> {
+        let place = self.place(image, true).await?;
+        let part = part_of(&place.path, id);
+        let published = self
+            .on_site("naming an image", move |site| {
+                let failed = site.failed(&place.path, "naming an image");
+                let durable = fs::File::open(&part).and_then(|file| file.sync_all());
+                durable
+                    .and_then(|()| files::publish(&part, &place.path))
+                    .map_err(failed)
+            })
+            .await?;
+        match published {
+            true => Ok(()),
+            false => Err(self.exists(image)),
+        }
+    }
+
+    async fn abandon_image(&self, image: &str, id: &str) -> Result<(), PoolError> {
+        let place = self.place(image, false).await?;
+        let part = part_of(&place.path, id);
+        self.on_site("removing an image", move |site| {
+            match fs::remove_file(&part) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(site.failed(&part, "removing an image")(error))
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
     async fn prepare_saved_state(&self, vm: &str, epoch: u64) -> Result<SavedState, PoolError> {
         let vm = vm.to_owned();
         self.on_site("preparing a saved state", move |site| {
@@ -462,6 +534,11 @@ impl Pool for DirectoryPool {
         })
         .await
     }
+}
+
+/// Where an image is written until it is whole.
+fn part_of(path: &Path, id: &str) -> PathBuf {
+    path.with_file_name(format!("{}-new.{id}", paths::RESERVED))
 }
 
 /// The file system's name by its magic number.

@@ -16,7 +16,6 @@ use process::Copy;
 use quorate_api::Client;
 use quorate_api::view::{ClusterView, Explanation, HostState, HostView, VmState, VmView};
 use quorate_lab::guest::GuestImage;
-use quorate_lab::san::{LUN_NUMBER, TARGET_PREFIX};
 use quorate_lab::supervisor::protocol::{HostStatus, Request};
 use quorate_lab::{LabGuard, SiteSpec, wait};
 use std::collections::BTreeMap;
@@ -372,6 +371,20 @@ impl Cluster {
             .collect()
     }
 
+    /// Processes of a host that serve copies of disks.
+    pub(crate) fn storage_daemons(&self, host: &str) -> Vec<i32> {
+        let inode = self.namespaces()[host];
+        let serves = |words: &[String]| {
+            let program = words.first();
+            program.is_some_and(|program| program.ends_with("qemu-storage-daemon"))
+        };
+        process::in_namespace(inode)
+            .into_iter()
+            .filter(|(_, words)| serves(words))
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
     // --- acting ----------------------------------------------------------------------------
 
     /// A command, given on a host that answers.
@@ -407,13 +420,7 @@ impl Cluster {
             site.shared_dir().display()
         );
         if site.san {
-            let san = self.lab.san().unwrap();
-            text += &format!(
-                "  san: {{kind: iscsi, portals: [\"{}\"], target: {}, lun: {LUN_NUMBER}, access: {{tgt: {{control: {}}}}}}}\n",
-                san.portal().unwrap(),
-                TARGET_PREFIX.trim_end_matches(':'),
-                san.control().unwrap(),
-            );
+            text += &format!("  san: {}\n", self.lab.san().unwrap().pool().unwrap());
         }
         text
     }

@@ -21,6 +21,7 @@
 //!   again after.
 
 mod freeze;
+mod mirror;
 mod ops;
 mod save;
 mod supervisor;

@@ -16,5 +16,6 @@
 
 pub mod downtime;
 mod incoming;
+mod inflight;
 pub(super) mod setup;
 mod source;

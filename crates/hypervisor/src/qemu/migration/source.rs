@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::downtime::{Step, Stepper};
-use super::setup;
+use super::{inflight, setup};
 use crate::error::HypervisorError;
 use crate::guest::{GuestEvent, GuestState};
 use crate::migration::{
@@ -34,7 +34,7 @@ impl Guest {
     /// Starts to send the guest to another host.
     ///
     /// # Errors
-    /// When it does not run, or QEMU refuses the request. A connection that fails is a phase instead.
+    /// When it does not run, its disks do not answer, or QEMU refuses the request. A connection that fails is a phase instead.
     pub async fn migrate(
         &self,
         request: MigrationRequest,
@@ -48,6 +48,8 @@ impl Guest {
                 return Err(HypervisorError::Migration { vm, detail });
             }
         }
+        inflight::disks_answer(self).await?;
+        let deadline = Instant::now() + QUICK;
         let stepper = Stepper::new(request.downtime);
         setup::prepare_source(self, &request, stepper.limit_ms(), deadline).await?;
         let events = self.events();

@@ -3,8 +3,16 @@
 mod bounds;
 mod decisions;
 mod properties;
+mod soundness;
 
 use super::*;
+
+/// What [`super::solve`] decides, after [`lint`] has looked at it.
+pub(super) fn solve(site: &Site) -> Outcome {
+    let outcome = super::solve(site);
+    assert_eq!(lint(site, &outcome), [], "{:?}", outcome.steps);
+    outcome
+}
 
 /// A site of hosts `h0`, `h1`, ... that all take orders.
 pub(super) fn hosts(count: usize) -> Site {

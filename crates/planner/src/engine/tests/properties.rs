@@ -1,7 +1,7 @@
 //! What always holds, in random small sites.
 
-use super::{after, change, item, together};
-use crate::engine::{INFINITY, Prefer, Score, Side, Site, Step, UnitId, solve};
+use super::{after, change, item, solve, together};
+use crate::engine::{INFINITY, Prefer, Score, Side, Site, Step, UnitId};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]

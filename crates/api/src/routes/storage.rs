@@ -1,0 +1,56 @@
+//! Pools in full.
+
+use super::Api;
+use crate::error::ApiError;
+use crate::storage::{self, StorageView};
+use axum::Json;
+use axum::extract::{Path, State};
+use quorate_types::PoolName;
+
+/// All pools, without their images.
+#[utoipa::path(get, path = "/api/v1/pools", tag = "storage",
+    responses((status = 200, body = Vec<StorageView>), (status = "default", body = ApiError)))]
+pub(crate) async fn list_pools(State(api): State<Api>) -> Result<Json<Vec<StorageView>>, ApiError> {
+    let seen = api.backend.observed().await.unwrap_or_default();
+    let state = api.backend.state();
+    let pools = state.pools.keys();
+    Ok(Json(
+        pools
+            .filter_map(|name| storage::pool(&state, &seen, name))
+            .collect(),
+    ))
+}
+
+/// One pool with its images, as a host that reaches it sees them now. Takes some seconds at most.
+#[utoipa::path(get, path = "/api/v1/pools/{name}", tag = "storage", params(("name" = String, Path)),
+    responses((status = 200, body = StorageView), (status = "default", body = ApiError)))]
+pub(crate) async fn show_pool(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+) -> Result<Json<StorageView>, ApiError> {
+    let name = pool_name(&api, &name)?;
+    let seen = api.backend.observed().await.unwrap_or_default();
+    let state = api.backend.state();
+    let Some(view) = storage::pool(&state, &seen, &name) else {
+        return Err(ApiError::unknown("pool", name.as_str(), []));
+    };
+    Ok(Json(match api.backend.look_into(&name).await {
+        Ok(look) => storage::with_images(view, &state, look),
+        Err(error) => StorageView {
+            images_problem: Some(error.message),
+            ..view
+        },
+    }))
+}
+
+pub(crate) fn pool_name(api: &Api, text: &str) -> Result<PoolName, ApiError> {
+    let state = api.backend.state();
+    match text.parse::<PoolName>() {
+        Ok(name) if state.pools.contains_key(&name) => Ok(name),
+        _ => Err(ApiError::unknown(
+            "pool",
+            text,
+            state.pools.keys().map(PoolName::as_str),
+        )),
+    }
+}

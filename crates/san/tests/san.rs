@@ -1,0 +1,424 @@
+//! Reservations on a real LIO target, from hosts with kernels of their own. `make san` builds what they need and runs
+//! them, as root; without `QUORATE_SAN` in the environment they say so and pass.
+#![allow(clippy::unwrap_used)]
+
+use quorate_guest::log::GuestBoot;
+use quorate_guest::verify::{AckRange, verify};
+use quorate_san::{CLUSTER, Memory, San, SanHost, TARGET_ADDRESS, TARGET_IQN, TOOLS};
+use quorate_storage::reservation::{ClusterTag, ReservationKey};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// For whatever the SAN and the kernels need to settle, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn san(lun_mebibytes: u64) -> Option<(tempfile::TempDir, San)> {
+    if std::env::var_os("QUORATE_SAN").is_none() {
+        println!("SKIPPED the SAN's tests: `make san` runs them");
+        return None;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let san = San::new(dir.path(), lun_mebibytes).unwrap();
+    Some((dir, san))
+}
+
+fn number(answer: &Value, field: &str) -> u64 {
+    answer[field]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no {field} in {answer}"))
+}
+
+fn error(answer: &Value) -> &str {
+    answer["error"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no error: {answer}"))
+}
+
+fn key(host: u64, epoch: u64) -> String {
+    let key = ReservationKey::new(ClusterTag::of(CLUSTER), host, epoch).unwrap();
+    format!("{:#018x}", key.raw())
+}
+
+/// Starts a log and waits for some records.
+fn write(host: &mut SanHost, boot: u8, records: u64) {
+    host.must(&format!("log start {boot}")).unwrap();
+    host.until("log status", LIMIT, |told| {
+        number(told, "records") >= records
+    })
+    .unwrap();
+}
+
+/// Ends a log; what was acknowledged.
+fn stop(host: &mut SanHost, boot: u8) -> (Value, AckRange) {
+    let told = host.must("log stop").unwrap();
+    let range = AckRange {
+        boot: GuestBoot([boot; 16]),
+        first: number(&told, "first"),
+        last: number(&told, "last"),
+    };
+    (told, range)
+}
+
+struct Lab {
+    san: San,
+    a: SanHost,
+    b: SanHost,
+    acknowledged: Vec<AckRange>,
+    /// The last to go.
+    _dir: tempfile::TempDir,
+}
+
+#[test]
+fn one_host_at_a_time_writes_a_lun() {
+    let Some((dir, mut san)) = san(16) else {
+        return;
+    };
+    let begun = Instant::now();
+    san.start_target(Memory::Keeps).unwrap();
+    let (mut a, mut b) = (san.start_host(1).unwrap(), san.start_host(2).unwrap());
+    a.wait_ready().unwrap();
+    b.wait_ready().unwrap();
+    println!(
+        "\nMEASURED san: LIO target and two hosts ready in {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
+    let mut lab = Lab {
+        _dir: dir,
+        san,
+        a,
+        b,
+        acknowledged: Vec::new(),
+    };
+
+    let drill = lab.a.must("drill 1 1").unwrap();
+    println!("{}", drill["report"].as_str().unwrap());
+    assert_eq!(
+        (&drill["proof"], &drill["persistent"]),
+        (&true.into(), &true.into())
+    );
+
+    takes_over_from_a_live_owner(&mut lab);
+    hands_over(&mut lab);
+    survives_power_loss_of_the_san(&mut lab);
+    cuts_off_a_host_without_network(&mut lab);
+    repairs_lost_keys(&mut lab);
+    refuses_a_stranger(&mut lab);
+
+    // The target's write cache is the page cache of this machine.
+    let image = std::fs::File::open(lab.san.lun(0)).unwrap();
+    let verdict = verify(image, &lab.acknowledged).unwrap();
+    assert!(verdict.good(), "{:?}", verdict.findings);
+    println!(
+        "MEASURED san: log of {} records by {} owners, {} acknowledged, none lost or damaged; whole test {:.1} s",
+        verdict.last,
+        verdict.boots.len(),
+        verdict.acknowledged,
+        begun.elapsed().as_secs_f64()
+    );
+    assert_eq!(verdict.boots.len(), 5);
+}
+
+/// Epoch 1 on A writes; B is kept out, then takes over with epoch 2 under A's writes.
+fn takes_over_from_a_live_owner(lab: &mut Lab) {
+    lab.a.must("acquire 1 1").unwrap();
+    write(&mut lab.a, 1, 100);
+
+    let seen = lab.b.must("inspect").unwrap();
+    assert_eq!(seen["keys"], serde_json::json!([key(1, 1)]));
+    assert_eq!(seen["kind"], "write exclusive, registrants only (5)");
+    assert_eq!(seen["may_write"], false);
+    let initiator = seen["initiators"][0].as_str().unwrap();
+    assert!(initiator.contains("host-1"), "{initiator}");
+    assert!(error(&lab.b.ask("acquire 2 2").unwrap()).contains("still registered"));
+    lab.b.must("log start 99").unwrap();
+    lab.b
+        .until("log status", LIMIT, |told| number(told, "refused") >= 20)
+        .unwrap();
+    let told = lab.b.must("log stop").unwrap();
+    assert_eq!(
+        (number(&told, "records"), number(&told, "failed")),
+        (0, 0),
+        "{told}"
+    );
+
+    let took = lab.b.must("takeover 2 2").unwrap();
+    assert_eq!(took["cut"], serde_json::json!([key(1, 1)]));
+    assert_eq!(took["keys"], serde_json::json!([key(2, 2)]));
+    println!(
+        "MEASURED san: take-over (register, preempt and abort, read back) {} us",
+        number(&took, "us")
+    );
+    write(&mut lab.b, 2, 100);
+    let late = nothing_gets_through(lab);
+    assert_eq!(number(&late, "failed"), 0, "only EBADE: {late}");
+    println!(
+        "MEASURED san: {} late writes of the old owner, all refused with EBADE",
+        number(&late, "refused")
+    );
+    for command in ["register 1 1", "acquire 1 1", "takeover 1 1", "repair 1 1"] {
+        let told = lab.a.ask(command).unwrap();
+        assert!(error(&told).contains("has taken over"), "{command}: {told}");
+    }
+    let (_, range) = stop(&mut lab.a, 1);
+    lab.acknowledged.push(range);
+    let (told, range) = stop(&mut lab.b, 2);
+    assert_eq!(
+        number(&told, "refused") + number(&told, "failed"),
+        0,
+        "{told}"
+    );
+    lab.acknowledged.push(range);
+}
+
+/// A goes on trying to write while B writes; all of it fails. What A was told last may have been
+/// on its way when it was cut off; then it lies before B's first record.
+fn nothing_gets_through(lab: &mut Lab) -> Value {
+    let late = lab
+        .a
+        .until("log status", LIMIT, |told| number(told, "refused") >= 20)
+        .unwrap();
+    let new = lab.b.must("log status").unwrap();
+    assert!(
+        number(&late, "last") < number(&new, "first"),
+        "a late write got through: {late} {new}"
+    );
+    late
+}
+
+/// Epochs 3 to 13, to and fro, as in live migrations; A has it in the end.
+fn hands_over(lab: &mut Lab) {
+    let (mut times, mut readings) = (Vec::new(), Vec::new());
+    let (mut from, mut to) = ((2, &mut lab.b), (1, &mut lab.a));
+    for epoch in 3..=13 {
+        to.1.must(&format!("register {} {epoch}", to.0)).unwrap();
+        for host in [&mut from.1, &mut to.1] {
+            assert_eq!(host.must("inspect").unwrap()["may_write"], true, "both may");
+        }
+        // The source has stopped and flushed here.
+        let told = to.1.must(&format!("handover {} {epoch}", to.0)).unwrap();
+        assert_eq!(told["commands"], serde_json::json!(["PREEMPT"]), "{told}");
+        times.push(number(&told, "us"));
+        readings.push(number(&to.1.must("read").unwrap(), "us"));
+        assert_eq!(to.1.must("inspect").unwrap()["may_write"], true);
+        assert_eq!(from.1.must("inspect").unwrap()["may_write"], false);
+        std::mem::swap(&mut from, &mut to);
+    }
+    times.sort_unstable();
+    readings.sort_unstable();
+    println!(
+        "MEASURED san: hand-over at the switchover (read, preempt, read back) {} us (median of {}; {} to {}); one reading {} us",
+        times[times.len() / 2],
+        times.len(),
+        times[0],
+        times[times.len() - 1],
+        readings[readings.len() / 2]
+    );
+    // A migration that fails before the switchover: the source does not notice.
+    write(&mut lab.a, 3, 20);
+    lab.b.must("register 2 14").unwrap();
+    lab.b.must("release 2 14").unwrap();
+    let before = number(&lab.a.must("log status").unwrap(), "records");
+    lab.a
+        .until("log status", LIMIT, |told| {
+            number(told, "records") > before + 20
+        })
+        .unwrap();
+}
+
+/// The target is killed and comes back: A, which writes, goes on by itself, B stays out.
+fn survives_power_loss_of_the_san(lab: &mut Lab) {
+    lab.san.kill_target();
+    let before = number(&lab.a.must("log status").unwrap(), "records");
+    let begun = Instant::now();
+    lab.san.start_target(Memory::Keeps).unwrap();
+    assert!(
+        lab.san.target_console().contains("SAN-RESTORED"),
+        "{}",
+        lab.san.target_console()
+    );
+    lab.a
+        .until("log status", LIMIT, |told| {
+            number(told, "records") > before + 20
+        })
+        .unwrap();
+    println!(
+        "MEASURED san: writes go on {:.1} s after the target is switched on again",
+        begun.elapsed().as_secs_f64()
+    );
+    let seen = lab
+        .b
+        .until("inspect", LIMIT, |seen| seen["may_write"] == false)
+        .unwrap();
+    assert_eq!(
+        seen["keys"],
+        serde_json::json!([key(1, 13)]),
+        "APTPL kept the keys"
+    );
+    assert_eq!(seen["holder"], key(1, 13));
+    let told = lab.a.must("log status").unwrap();
+    assert_eq!(number(&told, "refused"), 0, "{told}");
+}
+
+/// A, which writes, loses its network; B takes over; A's queued writes fail when it returns.
+fn cuts_off_a_host_without_network(lab: &mut Lab) {
+    lab.san.set_cable(1, false).unwrap();
+    lab.b.must("takeover 2 15").unwrap();
+    write(&mut lab.b, 4, 50);
+    lab.san.set_cable(1, true).unwrap();
+    nothing_gets_through(lab);
+    let (_, range) = stop(&mut lab.a, 3);
+    lab.acknowledged.push(range);
+    let (told, range) = stop(&mut lab.b, 4);
+    assert_eq!(
+        number(&told, "refused") + number(&told, "failed"),
+        0,
+        "{told}"
+    );
+    lab.acknowledged.push(range);
+}
+
+/// The target comes back without its keys: the owner registers again, nobody else does.
+fn repairs_lost_keys(lab: &mut Lab) {
+    lab.san.kill_target();
+    lab.san.start_target(Memory::Forgets).unwrap();
+    let lost = lab
+        .b
+        .until("inspect", LIMIT, |seen| {
+            seen["keys"] == serde_json::json!([])
+        })
+        .unwrap();
+    assert_eq!(lost["holder"], Value::Null);
+    let told = lab.b.must("repair 2 15").unwrap();
+    assert_eq!(told["keys"], serde_json::json!([key(2, 15)]));
+    println!(
+        "MEASURED san: repair of lost registrations {} us",
+        number(&told, "us")
+    );
+    let told = lab.a.ask("repair 1 13").unwrap();
+    assert!(error(&told).contains("has taken over"), "{told}");
+    let seen = lab
+        .a
+        .until("inspect", LIMIT, |seen| seen["may_write"] == false);
+    assert_eq!(seen.unwrap()["holder"], key(2, 15));
+    write(&mut lab.b, 5, 20);
+    let (told, range) = stop(&mut lab.b, 5);
+    assert_eq!(
+        number(&told, "refused") + number(&told, "failed"),
+        0,
+        "{told}"
+    );
+    lab.acknowledged.push(range);
+}
+
+fn refuses_a_stranger(lab: &mut Lab) {
+    lab.b.must("release 2 15").unwrap();
+    lab.a.must("stranger deadbeef").unwrap();
+    for command in [
+        "acquire 2 16",
+        "register 2 16",
+        "takeover 2 16",
+        "drill 2 16",
+    ] {
+        let told = lab.b.ask(command).unwrap().to_string();
+        assert!(told.contains("0x00000000deadbeef"), "{command}: {told}");
+    }
+    assert_eq!(
+        lab.a.must("inspect").unwrap()["may_write"],
+        true,
+        "it was left alone"
+    );
+    let told = lab.b.must("acquire 2 16 force").unwrap();
+    assert_eq!(told["cut"], serde_json::json!(["0x00000000deadbeef"]));
+    assert_eq!(lab.a.must("inspect").unwrap()["may_write"], false);
+    lab.b.must("release 2 16").unwrap();
+}
+
+/// libiscsi's tests of persistent reservations: what our own stand on conforms.
+#[test]
+fn the_target_passes_libiscsis_tests_of_reservations() {
+    let Some((_dir, mut san)) = san(64) else {
+        return;
+    };
+    san.start_target(Memory::Keeps).unwrap();
+    let url = format!("iscsi://{TARGET_ADDRESS}/{TARGET_IQN}/1");
+    let mut verdicts = Vec::new();
+    for (suite, tests) in [
+        ("PrinReadKeys", 2),
+        ("PrinServiceactionRange", 1),
+        ("PrinReportCapabilities", 1),
+        ("ProutRegister", 1),
+        ("ProutReserve", 13),
+        ("ProutClear", 1),
+        ("ProutPreempt", 1),
+    ] {
+        let test = format!("SCSI.{suite}");
+        let arguments = [
+            "--dataloss",
+            "-i",
+            TOOLS[0],
+            "-I",
+            TOOLS[1],
+            "-t",
+            &test,
+            &url,
+        ];
+        let said = san.run_tool("iscsi-test-cu", &arguments).unwrap();
+        println!("{said}");
+        let told = verdicts_of(suite, &said);
+        assert_eq!(told.len(), tests, "{suite} did not run to its end");
+        verdicts.extend(told);
+    }
+    let names = |wanted| -> Vec<&str> {
+        let those = verdicts.iter().filter(|(_, verdict)| *verdict == wanted);
+        those.map(|(name, _)| name.as_str()).collect()
+    };
+    let (failed, skipped) = (names(Ran::Failed), names(Ran::Skipped));
+    println!(
+        "MEASURED san: libiscsi's PERSISTENT RESERVE tests on LIO: {} passed, {} failed {failed:?}, {} skipped {skipped:?}",
+        names(Ran::Passed).len(),
+        failed.len(),
+        skipped.len()
+    );
+    assert_eq!((failed.len(), skipped.len()), (0, 0));
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ran {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// What the tool says of each test: a line `Test: NAME ...passed`, whose end may be on a later line, after
+/// notes of the test. One that was skipped counts as passed there, and says so in such a note.
+fn verdicts_of(suite: &str, said: &str) -> Vec<(String, Ran)> {
+    let suites = said.split("Suite: ").nth(1).unwrap_or_default();
+    let summary = suites.split("Run Summary").next().unwrap_or_default();
+    let tests = summary.split("  Test: ").skip(1);
+    tests
+        .map(|text| {
+            let name = text.split_whitespace().next().unwrap_or_default();
+            let ran = if text.contains("[SKIPPED]") {
+                Ran::Skipped
+            } else if text.contains("passed") && !text.contains("FAILED") {
+                Ran::Passed
+            } else {
+                Ran::Failed
+            };
+            (format!("{suite}.{name}"), ran)
+        })
+        .collect()
+}
+
+#[test]
+fn the_tools_verdicts_are_read() {
+    let said = "    [SKIPPED] REPORT_SUPPORTED_OPCODES is not implemented.\n\nSuite: S\n  Test: A ...passed\n  \
+        Test: B ...    [INFO] a note\npassed\n  Test: C ...FAILED\n    1. x.c:1\n  Test: D ...    [SKIPPED] none\npassed\n\n\
+        Run Summary: Type Total Ran Passed Failed\n";
+    let told: Vec<Ran> = verdicts_of("S", said)
+        .into_iter()
+        .map(|(_, ran)| ran)
+        .collect();
+    assert_eq!(told, [Ran::Passed, Ran::Passed, Ran::Failed, Ran::Skipped]);
+    assert!(verdicts_of("S", "iscsi login failed").is_empty());
+}

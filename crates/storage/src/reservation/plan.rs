@@ -1,0 +1,234 @@
+//! What to do next, from what a device says. Pure.
+//!
+//! An operation is a wish ([`Wish`]) that is compared with [`Facts`] again and again: read, one
+//! command, read, one command, until nothing is left to do. So what is reported as done was
+//! read back, and repeating an operation is harmless.
+//!
+//! ```text
+//!                   beside: no hold            owner
+//!  read -> refuse? -> register -> done
+//!                     register -> strangers (force) -> preempt holder -> reserve -> preempt the others -> done
+//! ```
+//! Two rules hold everywhere. The **newest epoch wins**: whoever finds a newer key of the
+//! cluster than its own, or one as new of another host, changes nothing and is told to stop.
+//! And **nobody is pushed out by accident**: an older key is preempted only by an operation
+//! whose caller says that its owner is to be cut off, a stranger's only by force.
+
+use super::device::{Command, ReservationType};
+use super::facts::Facts;
+use super::key::ReservationKey;
+
+/// What an operation wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// This host's key.
+    pub mine: ReservationKey,
+    /// Which place it takes.
+    pub role: Role,
+    /// What happens to older keys of other hosts.
+    pub older: Older,
+    /// A newer key that may stay registered, as long as it does not hold the reservation: the
+    /// target of a live migration that has not switched over.
+    pub beside: Option<ReservationKey>,
+    /// Whether strangers are pushed out.
+    pub force: bool,
+}
+
+/// The place of a host on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Registered and holding the reservation; nobody else of the cluster is registered.
+    Owner,
+    /// Registered beside the owner: the target of a live migration before the switchover.
+    Beside,
+    /// Not registered.
+    Nobody,
+}
+
+/// What an owner does with older keys of other hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Older {
+    /// They are a reason to refuse.
+    Refuse,
+    /// They are preempted. Their owner has paused and flushed.
+    Preempt,
+    /// They are preempted, and what they have under way is aborted.
+    PreemptAndAbort,
+}
+
+/// Whether this nexus is registered with our key: keys do not tell, commands do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Here {
+    /// Nothing was tried yet.
+    Unknown,
+    /// A command that only a registered nexus may give succeeded.
+    Registered,
+    /// A command was answered with a conflict, or ours ended the registration.
+    NotRegistered,
+}
+
+/// The next thing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// The wish has come true.
+    Done,
+    /// Give this command, then read again.
+    Do(Command),
+}
+
+/// Why nothing may be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Somebody else uses the device.
+    #[error(
+        "a stranger uses it (keys {}{}): give the LUN to this cluster only, or repeat with --force if that user is gone",
+        hex(.keys), held(.holds)
+    )]
+    Foreign {
+        /// The strangers' keys.
+        keys: Vec<u64>,
+        /// The type of reservation, when a stranger holds it.
+        holds: Option<ReservationType>,
+    },
+    /// The cluster has moved on.
+    #[error("{by} has taken over: {mine} must not write any more; stop the guest here")]
+    Superseded {
+        /// This host's key.
+        mine: ReservationKey,
+        /// The newer one.
+        by: ReservationKey,
+    },
+    /// The previous owner has not let go.
+    #[error("{owner} is still registered: take over with a proof that it is cut off or stopped")]
+    OlderOwner {
+        /// Its key.
+        owner: ReservationKey,
+    },
+}
+
+fn hex(keys: &[u64]) -> String {
+    let words: Vec<String> = keys.iter().map(|key| format!("{key:#018x}")).collect();
+    if words.is_empty() {
+        "none".to_owned()
+    } else {
+        words.join(", ")
+    }
+}
+
+fn held(kind: &Option<ReservationType>) -> String {
+    kind.map_or_else(String::new, |kind| format!("; it holds {kind}"))
+}
+
+/// Compares a wish with the facts.
+///
+/// # Errors
+/// When the wish must not come true.
+pub fn decide(facts: &Facts, here: Here, wish: &Wish) -> Result<Next, Refusal> {
+    if wish.role == Role::Nobody {
+        return Ok(leave(facts, here, wish.mine));
+    }
+    newest_wins(facts, wish)?;
+    let strangers = strangers(facts, wish)?;
+    let mine = wish.mine.raw();
+    let register = Next::Do(Command::Register { key: mine });
+    if wish.role == Role::Beside {
+        return Ok(if facts.has(wish.mine) && here == Here::Registered {
+            Next::Done
+        } else {
+            register
+        });
+    }
+    if wish.older == Older::Refuse
+        && let Some(owner) = older_of_others(facts, wish.mine).next()
+    {
+        return Err(Refusal::OlderOwner { owner });
+    }
+    // Where our key is there already, the next command shows whether it is this nexus's.
+    if !facts.has(wish.mine) || here == Here::NotRegistered {
+        return Ok(register);
+    }
+    Ok(match strangers.or_else(|| push_out(facts, wish)) {
+        Some(command) => Next::Do(command),
+        None if here == Here::Registered => Next::Done,
+        None => register,
+    })
+}
+
+/// Ends our own registration; what other paths of ours left behind stays for the next owner.
+fn leave(facts: &Facts, here: Here, mine: ReservationKey) -> Next {
+    if facts.has(mine) && here != Here::NotRegistered {
+        Next::Do(Command::Unregister { key: mine.raw() })
+    } else {
+        Next::Done
+    }
+}
+
+fn newest_wins(facts: &Facts, wish: &Wish) -> Result<(), Refusal> {
+    let mine = wish.mine;
+    let newer = |other: &ReservationKey| *other != mine && other.epoch() >= mine.epoch();
+    let holder = facts.holder(mine.cluster()).filter(newer);
+    let registered = facts
+        .ours(mine.cluster())
+        .find(|other| newer(other) && wish.beside != Some(*other));
+    match holder.or(registered) {
+        Some(by) => Err(Refusal::Superseded { mine, by }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses strangers, or says how to push the next one out.
+fn strangers(facts: &Facts, wish: &Wish) -> Result<Option<Command>, Refusal> {
+    let cluster = wish.mine.cluster();
+    let keys = facts.foreign(cluster);
+    let stranger_holds = facts.held_by_stranger(cluster);
+    if keys.is_empty() && !stranger_holds {
+        return Ok(None);
+    }
+    if !wish.force || wish.role == Role::Beside {
+        return Err(Refusal::Foreign {
+            keys,
+            holds: facts.held.filter(|_| stranger_holds).map(|held| held.kind),
+        });
+    }
+    let key = wish.mine.raw();
+    Ok(Some(match keys.first() {
+        Some(victim) => Command::Preempt {
+            key,
+            victim: *victim,
+            abort: true,
+        },
+        // A reservation of another type that none of the keys left accounts for.
+        None => Command::Clear { key },
+    }))
+}
+
+/// The next older key to preempt, the holder first: its place becomes ours in the same step,
+/// so there is no moment without a reservation.
+fn push_out(facts: &Facts, wish: &Wish) -> Option<Command> {
+    let mine = wish.mine;
+    let key = mine.raw();
+    let preempt = |victim: ReservationKey| Command::Preempt {
+        key,
+        victim: victim.raw(),
+        abort: wish.older != Older::Preempt,
+    };
+    match facts.holder(mine.cluster()) {
+        Some(holder) if holder != mine => return Some(preempt(holder)),
+        Some(_) => {}
+        None => return Some(Command::Reserve { key }),
+    }
+    facts
+        .ours(mine.cluster())
+        .find(|other| other.epoch() < mine.epoch())
+        .map(preempt)
+}
+
+/// Older keys of other hosts. This host's own older keys are former lives of its own.
+fn older_of_others(
+    facts: &Facts,
+    mine: ReservationKey,
+) -> impl Iterator<Item = ReservationKey> + '_ {
+    facts
+        .ours(mine.cluster())
+        .filter(move |other| other.epoch() < mine.epoch() && other.host() != mine.host())
+}

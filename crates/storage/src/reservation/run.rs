@@ -1,0 +1,349 @@
+//! Carries out wishes: reads, decides, gives a command, reads again.
+//!
+//! [`fulfil`] is the blocking loop. [`Reservation`] gives it a thread and a deadline, and lets one operation
+//! at a time touch a device. A thread that hangs in the kernel is left behind; when it
+//! returns it gives no further command, because the deadline has passed, but takes back a registration that
+//! came so late. What it was doing may have taken effect in between, which is why a failed operation
+//! proves nothing.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, oneshot};
+
+use super::device::{Command, DeviceError, ReservationDevice};
+use super::drill::{self, DrillReport};
+use super::error::ReservationError;
+use super::facts::{Facts, Inspection};
+use super::key::{ClusterTag, ReservationKey};
+use super::plan::{Here, Next, Older, Role, Wish, decide};
+
+/// Commands of one operation. A device with more stale registrations is at fault.
+const ROUNDS: u32 = 64;
+/// Conflicts of one operation: each means that somebody changed something meanwhile.
+const CONFLICTS: u32 = 4;
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// As it was before.
+    pub before: Facts,
+    /// As it was read back at the end.
+    pub after: Facts,
+    /// What was changed.
+    pub commands: Vec<Command>,
+}
+
+impl Outcome {
+    /// Keys that were registered before and are not any more: who was cut off.
+    pub fn cut(&self) -> Vec<u64> {
+        let gone = |key: &u64| !self.after.keys.contains_key(key);
+        self.before.keys.keys().copied().filter(gone).collect()
+    }
+}
+
+/// Makes a wish come true, or says why not. Blocks.
+///
+/// # Errors
+/// When it must not come true, the device fails, or the deadline passes.
+pub fn fulfil(
+    device: &dyn ReservationDevice,
+    wish: &Wish,
+    until: Instant,
+) -> Result<Outcome, ReservationError> {
+    let failed = |operation, error| ReservationError::Device {
+        device: device.name(),
+        operation,
+        error,
+    };
+    let read = || Facts::read(device).map_err(|error| failed("reading its registrations", error));
+    let before = read()?;
+    let mut facts = before.clone();
+    let mut here = Here::Unknown;
+    let mut commands = Vec::new();
+    let mut conflicts = 0;
+    for _ in 0..ROUNDS {
+        let next = decide(&facts, here, wish).map_err(|refusal| ReservationError::Refused {
+            device: device.name(),
+            refusal,
+        })?;
+        let Next::Do(command) = next else {
+            return Ok(Outcome {
+                before,
+                after: facts,
+                commands,
+            });
+        };
+        if Instant::now() >= until {
+            return Err(failed(
+                command.name(),
+                DeviceError::Path("the deadline has passed".into()),
+            ));
+        }
+        match device.command(command) {
+            Ok(()) => {
+                undo_if_late(device, command, &facts, until);
+                here = afterwards(command);
+                commands.push(command);
+            }
+            Err(DeviceError::Conflict) => {
+                here = Here::NotRegistered;
+                conflicts += 1;
+                if conflicts == CONFLICTS {
+                    return Err(failed(command.name(), DeviceError::Conflict));
+                }
+            }
+            Err(error) => return Err(failed(command.name(), error)),
+        }
+        facts = read()?;
+    }
+    Err(ReservationError::Unsettled {
+        device: device.name(),
+        rounds: ROUNDS,
+    })
+}
+
+/// A registration that was made after the deadline is ended at once: nobody waits for it, and it
+/// is write access that somebody else may have been promised meanwhile. One that was there before stays.
+fn undo_if_late(device: &dyn ReservationDevice, command: Command, facts: &Facts, until: Instant) {
+    if let Command::Register { key } = command
+        && Instant::now() >= until
+        && !facts.keys.contains_key(&key)
+    {
+        // What fails here shows in the device's keys; the next owner preempts it.
+        let _ = device.command(Command::Unregister { key });
+    }
+}
+
+/// Whether this nexus is registered after a command that succeeded.
+const fn afterwards(command: Command) -> Here {
+    match command {
+        Command::Unregister { .. } | Command::Clear { .. } => Here::NotRegistered,
+        _ => Here::Registered,
+    }
+}
+
+/// The reservations of one device, as one host uses them.
+#[derive(Clone)]
+pub struct Reservation {
+    device: Arc<dyn ReservationDevice>,
+    cluster: ClusterTag,
+    deadline: Duration,
+    one_at_a_time: Arc<Mutex<()>>,
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation")
+            .field("device", &self.device.name())
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reservation {
+    /// The tag that this cluster's keys carry.
+    pub const fn cluster(&self) -> ClusterTag {
+        self.cluster
+    }
+
+    /// For a device; no operation takes longer than `deadline`.
+    pub fn new(
+        device: Arc<dyn ReservationDevice>,
+        cluster: ClusterTag,
+        deadline: Duration,
+    ) -> Self {
+        Self {
+            device,
+            cluster,
+            deadline,
+            one_at_a_time: Arc::new(Mutex::new(())),
+        }
+    }
+
+    /// Everything that can be learned without changing anything.
+    ///
+    /// # Errors
+    /// When the device does not answer usably in time.
+    pub async fn inspect(&self) -> Result<Inspection, ReservationError> {
+        let cluster = self.cluster;
+        self.run("reading its reservations", move |device, _| {
+            Inspection::of(device, cluster).map_err(|error| ReservationError::Device {
+                device: device.name(),
+                operation: "reading its reservations",
+                error,
+            })
+        })
+        .await
+    }
+
+    /// Tries whether this host may write now, without changing anything; `None`: the device
+    /// knows no such try. [`Facts`] say who *should* be able to; this asks the device.
+    ///
+    /// # Errors
+    /// When the device does not answer in time.
+    pub async fn may_write(&self) -> Result<Option<bool>, ReservationError> {
+        const OPERATION: &str = "trying a write";
+        self.run(OPERATION, |device, _| match device.write_nothing() {
+            Ok(()) => Ok(Some(true)),
+            Err(DeviceError::Conflict) => Ok(Some(false)),
+            Err(DeviceError::Unsupported(_)) => Ok(None),
+            Err(error) => Err(ReservationError::Device {
+                device: device.name(),
+                operation: OPERATION,
+                error,
+            }),
+        })
+        .await
+    }
+
+    /// Registers beside the owner: the target of a live migration, before it begins.
+    ///
+    /// # Errors
+    /// When a newer key or a stranger is there, or the device fails.
+    pub async fn register(&self, mine: ReservationKey) -> Result<Outcome, ReservationError> {
+        let wish = self.wish(mine, Role::Beside, Older::Refuse, None, false);
+        self.fulfil("registering", wish).await
+    }
+
+    /// Becomes the owner of a device that nobody of the cluster holds.
+    ///
+    /// # Errors
+    /// When its last owner has not let go ([`super::Refusal::OlderOwner`]), a newer key is there, a
+    /// stranger is there and `force` is not given, or the device fails.
+    pub async fn acquire(
+        &self,
+        mine: ReservationKey,
+        force: bool,
+    ) -> Result<Outcome, ReservationError> {
+        let wish = self.wish(mine, Role::Owner, Older::Refuse, None, force);
+        self.fulfil("acquiring", wish).await
+    }
+
+    /// At the pause before the switchover of a live migration: the target, registered
+    /// already, preempts the source, which has stopped and flushed.
+    ///
+    /// # Errors
+    /// As [`Reservation::take_over`].
+    pub async fn hand_over(&self, mine: ReservationKey) -> Result<Outcome, ReservationError> {
+        let wish = self.wish(mine, Role::Owner, Older::Preempt, None, false);
+        self.fulfil("handing over", wish).await
+    }
+
+    /// Cuts every older owner off, aborts what they have under way, and becomes the owner.
+    /// When it succeeds it was read back that of all keys only `mine` is registered: no host
+    /// with another key writes this device any more.
+    ///
+    /// # Errors
+    /// When a newer key is there, a stranger is there and `force` is not given, or the device
+    /// fails: then it is unknown who may write.
+    pub async fn take_over(
+        &self,
+        mine: ReservationKey,
+        force: bool,
+    ) -> Result<Outcome, ReservationError> {
+        let wish = self.wish(mine, Role::Owner, Older::PreemptAndAbort, None, force);
+        self.fulfil("taking over", wish).await
+    }
+
+    /// Restores the owner's registration after the device has lost it, on all paths. Call it
+    /// only with a valid lease: whoever registers may write. `beside`: the target of a live
+    /// migration that has not switched over; it may stay.
+    ///
+    /// # Errors
+    /// When the cluster has moved on ([`super::Refusal::Superseded`]), or the device fails.
+    pub async fn repair(
+        &self,
+        mine: ReservationKey,
+        beside: Option<ReservationKey>,
+    ) -> Result<Outcome, ReservationError> {
+        let wish = self.wish(mine, Role::Owner, Older::PreemptAndAbort, beside, false);
+        self.fulfil("repairing", wish).await
+    }
+
+    /// Ends this host's registration, and its reservation with it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub async fn release(&self, mine: ReservationKey) -> Result<Outcome, ReservationError> {
+        let wish = self.wish(mine, Role::Nobody, Older::Refuse, None, false);
+        self.fulfil("releasing", wish).await
+    }
+
+    /// Tries everything on a scratch device: [`drill::alone`].
+    ///
+    /// # Errors
+    /// When the device does not answer in time. What it cannot do is in the report.
+    pub async fn drill(&self, scratch: ReservationKey) -> Result<DrillReport, ReservationError> {
+        self.run("the drill", move |device, until| {
+            Ok(drill::alone(device, scratch, until))
+        })
+        .await
+    }
+
+    fn wish(
+        &self,
+        mine: ReservationKey,
+        role: Role,
+        older: Older,
+        beside: Option<ReservationKey>,
+        force: bool,
+    ) -> Wish {
+        debug_assert_eq!(mine.cluster(), self.cluster);
+        Wish {
+            mine,
+            role,
+            older,
+            beside,
+            force,
+        }
+    }
+
+    async fn fulfil(
+        &self,
+        operation: &'static str,
+        wish: Wish,
+    ) -> Result<Outcome, ReservationError> {
+        self.run(operation, move |device, until| fulfil(device, &wish, until))
+            .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        call: impl FnOnce(&dyn ReservationDevice, Instant) -> Result<T, ReservationError>
+        + Send
+        + 'static,
+    ) -> Result<T, ReservationError> {
+        let until = Instant::now() + self.deadline;
+        let unresponsive = || ReservationError::Unresponsive {
+            device: self.device.name(),
+            operation,
+            deadline_ms: self.deadline.as_millis() as u64,
+        };
+        let turn = Arc::clone(&self.one_at_a_time).lock_owned();
+        let turn = tokio::time::timeout_at(until.into(), turn)
+            .await
+            .map_err(|_| unresponsive())?;
+        let device = Arc::clone(&self.device);
+        let (answer, answered) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("quorate-reserve".into())
+            .spawn(move || {
+                let result = call(device.as_ref(), until);
+                // A thread that hangs keeps its turn: nothing else is tried meanwhile.
+                drop(turn);
+                let _ = answer.send(result);
+            })
+            .map_err(|error| ReservationError::Device {
+                device: self.device.name(),
+                operation: "starting a thread",
+                error: DeviceError::Kernel(error.to_string()),
+            })?;
+        match tokio::time::timeout_at(until.into(), answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(unresponsive()),
+        }
+    }
+}

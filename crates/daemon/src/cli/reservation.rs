@@ -23,6 +23,13 @@ pub(crate) struct DeviceArgs {
     device: PathBuf,
 }
 
+impl DeviceArgs {
+    /// The device at a path.
+    pub(crate) fn of(device: PathBuf) -> Self {
+        Self { device }
+    }
+}
+
 /// One key, as it is printed for programs. Who it is of is absent for a stranger's.
 #[derive(Debug, Serialize)]
 struct KeyView {

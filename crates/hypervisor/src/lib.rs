@@ -29,4 +29,4 @@ pub use migration::{
     Downtime, IncomingMigration, IncomingOutcome, ListenRequest, MigrationControl, MigrationPhase,
     MigrationRequest, MigrationStatus, OutgoingMigration, Progress, TlsMaterial,
 };
-pub use vm::{Adoption, Hypervisor, Vm};
+pub use vm::{Adoption, Hypervisor, Quiesced, Vm};

@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) state: channel::Receiver<Arc<State>>,
     pub(crate) pools: Mutex<OpenPools>,
     pub(crate) pids: Mutex<BTreeMap<VmName, i32>>,
+    /// The guests that the tasks are in charge of, for work on their disks.
+    pub(crate) guests: Mutex<BTreeMap<VmName, Arc<dyn Vm>>>,
     pub(crate) inbox: mpsc::Sender<Message>,
     /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
     pub(crate) deadline_ns: AtomicU64,
@@ -106,6 +108,16 @@ impl Shared {
         match pid {
             Some(pid) => pids.insert(vm.clone(), pid),
             None => pids.remove(vm),
+        };
+    }
+}
+
+impl Shared {
+    fn set_guest(&self, vm: &VmName, guest: Option<Arc<dyn Vm>>) {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        match guest {
+            Some(guest) => guests.insert(vm.clone(), guest),
+            None => guests.remove(vm),
         };
     }
 }
@@ -340,6 +352,7 @@ impl VmTask {
                         probe.abort();
                     }
                     self.shared.set_pid(&self.vm, None);
+                    self.shared.set_guest(&self.vm, None);
                 }
                 let (shared, vm) = (self.shared.clone(), self.vm.clone());
                 self.shared.spawn(async move {
@@ -355,6 +368,7 @@ impl VmTask {
     fn take_charge(&mut self, live: Live, watching: Watching) {
         self.shared
             .set_pid(&self.vm, Some(live.guest.identity().pid));
+        self.shared.set_guest(&self.vm, Some(live.guest.clone()));
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
         self.shared
             .spawn(watch::watch(shared, vm, live.clone(), watching, done));

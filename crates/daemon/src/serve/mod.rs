@@ -14,6 +14,7 @@ mod doors;
 mod group;
 mod handler;
 mod heartbeat;
+mod images;
 mod leave;
 mod link;
 mod look;
@@ -97,6 +98,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         states: states.clone(),
         controller,
         consoles: wiring::consoles(&agent),
+        images: images::start(dir, &node.host, &agent, states.clone())?,
         agent,
         peers: peers.clone(),
         route,

@@ -15,6 +15,7 @@ mod drill;
 mod group;
 mod handler;
 mod heartbeat;
+mod images;
 mod leave;
 mod link;
 mod look;
@@ -98,6 +99,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         states: states.clone(),
         controller,
         consoles: wiring::consoles(&agent),
+        images: images::start(dir, &node.host, &agent, states.clone())?,
         agent,
         peers: peers.clone(),
         route,

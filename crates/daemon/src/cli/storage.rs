@@ -137,6 +137,13 @@ fn proof(out: &Output, pool: &StorageView) -> String {
     }
 }
 
+fn resync(mib_per_s: u64) -> String {
+    match mib_per_s {
+        0 => "as fast as it goes".to_owned(),
+        speed => format!("{speed} MiB/s"),
+    }
+}
+
 /// Where the pool is.
 fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
     match spec {
@@ -151,6 +158,11 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
             ]
         }
         PoolSpec::Block(pool) => vec![("path", pool.path.clone())],
+        PoolSpec::Local(pool) => vec![("path on each host", pool.path.clone())],
+        PoolSpec::Mirrored(pool) => vec![
+            ("path on each host", pool.path.clone()),
+            ("resync", resync(pool.resync_mib_per_s)),
+        ],
         #[allow(unreachable_patterns)] // of a newer kind
         _ => Vec::new(),
     }

@@ -196,7 +196,7 @@ impl Work<'_> {
     fn copy_action(&mut self, vm: usize, action: Action, why: String) {
         let reason = Reason::new(why);
         self.actions.push(PlannedAction { action, reason });
-        // Nothing else is decided about it in the same plan, but what a copy is called does not keep it in place.
+        // The next look decides what else there is to do about it.
         self.vms[vm].touched = true;
     }
 }

@@ -206,6 +206,13 @@ fn proof(out: &Output, pool: &StorageView) -> String {
     }
 }
 
+fn resync(mib_per_s: u64) -> String {
+    match mib_per_s {
+        0 => "as fast as it goes".to_owned(),
+        speed => format!("{speed} MiB/s"),
+    }
+}
+
 /// Where the pool is.
 fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
     match spec {
@@ -224,8 +231,11 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
             ("ceph pool", pool.ceph_pool.clone()),
             ("ceph user", pool.user.clone()),
         ],
-        #[allow(unreachable_patterns)] // of a newer kind
-        _ => Vec::new(),
+        PoolSpec::Local(pool) => vec![("path on each host", pool.path.clone())],
+        PoolSpec::Mirrored(pool) => vec![
+            ("path on each host", pool.path.clone()),
+            ("resync", resync(pool.resync_mib_per_s)),
+        ],
     }
 }
 

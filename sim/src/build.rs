@@ -10,6 +10,7 @@ use crate::power::Bmc;
 use crate::queue::Queue;
 use crate::raft::{Data, Entry, Node};
 use crate::rng::Rng;
+use crate::san::San;
 use crate::setup::{Profile, Setup, host_name, witness_name};
 use crate::time::{Clock, MS, SEC};
 use crate::world::{Detail, World};
@@ -56,6 +57,7 @@ impl World {
             hosts,
             net: Net::new(count),
             bmcs,
+            san: San::new(count),
             guests: BTreeMap::new(),
             next_proc: 1,
             disks: BTreeMap::new(),
@@ -70,11 +72,28 @@ impl World {
             events: 0,
         };
         world.state_at(0, entries.len());
+        world.open_doors();
         world.detail = detail;
         for at in 0..count {
             world.power_on(at);
         }
         world
+    }
+
+    /// The units that there are from the start let every host in.
+    fn open_doors(&mut self) {
+        let vms: Vec<_> = self.newest().vms.keys().cloned().collect();
+        let targets = vms.iter().flat_map(|vm| self.disks_of(vm).0);
+        let targets: Vec<String> = targets.collect();
+        for target in targets {
+            for host in 0..self.hosts.len() {
+                self.san.let_in(host, target.clone());
+            }
+        }
+        if self.setup.fault_every > 0 {
+            self.san.fail_permille = 40;
+            self.san.hang_permille = 40;
+        }
     }
 
     /// Prints lines at once instead of keeping them.

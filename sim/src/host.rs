@@ -1,5 +1,6 @@
 //! A host: its clock, its processes and what survives them.
 
+use crate::doors::Tasks;
 use crate::event::HostId;
 use crate::guest::ProcId;
 use crate::leader::Leader;
@@ -89,6 +90,8 @@ pub(crate) struct Daemon {
     pub(crate) raft_at: u64,
     pub(crate) apply_at: u64,
     pub(crate) leader: Leader,
+    /// Its tasks at the doors of the SAN.
+    pub(crate) tasks: Tasks,
 }
 
 /// One life of `quorate guard`.

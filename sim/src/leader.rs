@@ -7,6 +7,7 @@
 //! Always holds, as in the controller: nothing is granted before an entry of the leader's own term is
 //! applied here; one commit at a time; a commit whose outcome is not known keeps all seals.
 
+use crate::doors::cut_due;
 use crate::event::{D, Event, HostId, W};
 use crate::mutate::Mutation;
 use crate::power::Attempt;
@@ -14,8 +15,8 @@ use crate::raft::{Data, Role};
 use crate::time::{MS, SEC};
 use crate::world::World;
 use quorate_controller_logic::{
-    Change, GroupMembers, HeartbeatReply, HeartbeatRequest, Leases, fence_again_after, next_change,
-    owns_something,
+    Change, Cuts, GroupMembers, HeartbeatReply, HeartbeatRequest, Keeping, Leases,
+    fence_again_after, next_change, owns_something,
 };
 use quorate_membership::{
     Evidence, FenceProof, HostHealth, Instant, LeaseProofError, PowerOffEvidence,
@@ -39,6 +40,8 @@ pub(crate) enum Purpose {
     Armed,
     /// An operator waits for it.
     Operator(String),
+    /// A task at the doors of the SAN waits for it.
+    Task(u64),
 }
 
 /// What one daemon knows as a leader.
@@ -47,12 +50,14 @@ pub(crate) struct Leader {
     pub(crate) leases: Option<Leases>,
     pub(crate) attempts: BTreeMap<HostId, (u32, Attempt)>,
     pub(crate) operator_proofs: BTreeMap<HostName, FenceProof>,
+    pub(crate) cuts: Cuts,
+    pub(crate) keeping: Keeping,
     busy: Option<usize>,
     pending: BTreeMap<usize, (u64, Purpose)>,
     round_at: u64,
     voters_at: u64,
     /// Counts leaderships: results of fence agents that an earlier one began are not looked at.
-    generation: u64,
+    pub(crate) generation: u64,
     pub(crate) waiting: BTreeMap<quorate_types::VmName, String>,
 }
 
@@ -73,7 +78,7 @@ impl World {
         })
     }
 
-    fn quorum_ack(&self, host: HostId) -> Option<Instant> {
+    pub(crate) fn quorum_ack(&self, host: HostId) -> Option<Instant> {
         let at = &self.hosts[host];
         let now = at.local(self.now);
         if self.mutated(Mutation::GrantWithoutQuorum) && at.raft.role == Role::Leader {
@@ -228,7 +233,10 @@ impl World {
         if let Some(ack) = ack {
             leases.table.quorum_confirmed(ack);
         }
-        for name in leases.unseal_settled(&state, now, |name| running.contains(name)) {
+        let cuts = &leader.cuts;
+        let busy = |name: &HostName| running.contains(name) || cuts.running(name);
+        for name in leases.unseal_settled(&state, now, busy) {
+            leader.cuts.forget(&name);
             leader.operator_proofs.remove(&name);
             if let Some(host) = names.get(&name) {
                 forget_attempt(&mut leader.attempts, *host);
@@ -238,6 +246,7 @@ impl World {
             return;
         }
         let proofs = self.collect_proofs(host, &state, now);
+        self.keep_doors(host, &state, now);
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
         };
@@ -290,7 +299,7 @@ impl World {
     fn collect_proofs(&mut self, me: HostId, state: &State, now: Instant) -> Vec<FenceProof> {
         let mut proofs = Vec::new();
         let settings = state.settings();
-        let mut cut = Vec::new();
+        let (mut cut, mut jobs) = (Vec::new(), Vec::new());
         for (name, record) in &state.hosts {
             let Some(host) = self.host_id(name) else {
                 continue;
@@ -306,6 +315,7 @@ impl World {
             };
             if !owns_something(state, name) {
                 forget_attempt(&mut leader.attempts, host);
+                leader.cuts.forget(name);
                 leader.operator_proofs.remove(name);
                 continue;
             }
@@ -320,6 +330,8 @@ impl World {
             if health < HostHealth::Expired {
                 continue;
             }
+            let (job, by_storage) = cut_due(leases, &mut leader.cuts, state, name, now);
+            jobs.extend(job);
             match leases.table.lease_expired(name, record.armed, now) {
                 Ok(proof) => {
                     leases.sealed_at.entry(name.clone()).or_insert(now);
@@ -328,6 +340,7 @@ impl World {
                     }
                     proofs.push(proof);
                 }
+                Err(LeaseProofError::NotArmed { .. }) if by_storage => {}
                 Err(LeaseProofError::NotArmed { .. }) => {
                     let device = settings
                         .fencing
@@ -346,7 +359,12 @@ impl World {
         for host in cut {
             self.begin_fencing(me, host);
         }
-        let attempts = self.hosts[me].daemon.as_ref().map(|d| &d.leader.attempts);
+        for job in jobs {
+            self.begin_cut(me, job);
+        }
+        let leader = self.hosts[me].daemon.as_ref().map(|d| &d.leader);
+        proofs.extend(leader.into_iter().flat_map(|l| l.cuts.proofs().cloned()));
+        let attempts = leader.map(|leader| &leader.attempts);
         let off = attempts
             .into_iter()
             .flatten()
@@ -454,7 +472,7 @@ impl World {
         let Some(daemon) = at.daemon.as_mut() else {
             return;
         };
-        if !matches!(why, Purpose::Operator(_)) {
+        if matches!(why, Purpose::Plan | Purpose::Armed) {
             daemon.leader.busy = Some(index);
         }
         daemon.leader.pending.insert(index, (term, why));
@@ -491,6 +509,7 @@ impl World {
                 }
             }
             Purpose::Armed => {}
+            Purpose::Task(id) => self.task_recorded(host, id, good),
             Purpose::Operator(what) => {
                 if mine {
                     let entry = Arc::clone(&applied.entry);
@@ -507,6 +526,11 @@ impl World {
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
         };
+        if let Some((_, Purpose::Task(id))) = daemon.leader.pending.get(&index) {
+            let id = *id;
+            daemon.leader.pending.remove(&index);
+            return self.task_recorded(host, id, false);
+        }
         if daemon.leader.busy == Some(index) {
             daemon.leader.busy = None;
             if let Some(leases) = daemon.leader.leases.as_mut() {

@@ -11,7 +11,7 @@ use crate::queue::Queue;
 use crate::raft::{Data, Entry, Node};
 use crate::rng::Rng;
 use crate::san::San;
-use crate::setup::{Profile, Setup, host_name};
+use crate::setup::{Profile, Setup, host_name, witness_name};
 use crate::time::{Clock, MS, SEC};
 use crate::world::{Detail, World};
 use quorate_agent_logic::Ledger;
@@ -34,7 +34,7 @@ impl World {
     /// A world without trouble.
     #[must_use]
     pub fn new(setup: Setup, rng: Rng, mutation: Option<Mutation>, detail: Detail) -> Self {
-        let count = setup.hosts.len();
+        let count = setup.hosts.len() + usize::from(setup.witness);
         let nodes: Vec<NodeId> = (1..=count as u64).collect();
         let entries = beginning(&setup);
         let hosts = (0..count)
@@ -45,7 +45,8 @@ impl World {
             fail_permille: if setup.fault_every > 0 { 150 } else { 0 },
             dead: fence.is_none(),
         };
-        let bmcs = setup.fences.iter().map(bmc).collect();
+        let none = setup.witness.then_some(None);
+        let bmcs = setup.fences.iter().chain(&none).map(bmc).collect();
         let calm = setup.profile == Profile::Calm;
         let mut world = Self {
             now: 0,
@@ -115,17 +116,24 @@ impl World {
 
 fn host(setup: &Setup, at: usize, nodes: &[NodeId], entries: &[Arc<Entry>]) -> Option<Host> {
     let node = at as u64 + 1;
+    let witness = at >= setup.hosts.len();
     let mut raft = Node::new(node, nodes.to_vec(), [1].into());
+    raft.witness = witness;
     raft.log = entries.to_vec();
     raft.term = 1;
     raft.commit = entries.len();
     Some(Host {
-        name: host_name(at)?,
+        name: if witness {
+            witness_name()?
+        } else {
+            host_name(at)?
+        },
         node,
-        memory_mib: setup.hosts[at],
+        witness,
+        memory_mib: setup.hosts.get(at).copied().unwrap_or_default(),
         clock: Clock {
             booted: 0,
-            ppm: setup.ppm[at],
+            ppm: setup.ppm.get(at).copied().unwrap_or_default(),
         },
         on: false,
         held_off: false,
@@ -137,7 +145,7 @@ fn host(setup: &Setup, at: usize, nodes: &[NodeId], entries: &[Arc<Entry>]) -> O
         guard_stopped_until: 0,
         daemon: None,
         guard: None,
-        watchdog: setup.watchdogs[at],
+        watchdog: setup.watchdogs.get(at).copied().flatten(),
         fed: None,
         raft,
         snapshot: entries.len(),
@@ -176,6 +184,16 @@ fn beginning(setup: &Setup) -> Vec<Arc<Entry>> {
             token,
             host: name.clone(),
             address,
+        });
+    }
+    if let Some(name) = witness_name().filter(|_| setup.witness) {
+        let hash = "witness".to_owned();
+        let expires = Timestamp(1_000_000 * MS);
+        commands.push(Command::CreateWitnessToken { hash, expires });
+        commands.push(Command::AdmitWitness {
+            token: "witness".into(),
+            name,
+            address: "10.0.0.250:7000".into(),
         });
     }
     commands.push(Command::ApplyManifest {

@@ -485,7 +485,10 @@ impl World {
 
     /// A host that is off; it stays off for a while.
     fn dead_host(&mut self) -> Option<HostName> {
-        let host = self.hosts.iter().position(|host| !host.on)?;
+        let host = self
+            .hosts
+            .iter()
+            .position(|host| !host.on && !host.witness)?;
         self.hosts[host].held_off = true;
         self.revive_later(host);
         Some(self.hosts[host].name.clone())

@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub(crate) struct Host {
     pub(crate) name: HostName,
     pub(crate) node: NodeId,
+    /// Only a voter: no host of the cluster, and no controller runs there.
+    pub(crate) witness: bool,
     pub(crate) memory_mib: u64,
     pub(crate) clock: Clock,
     pub(crate) on: bool,

@@ -22,7 +22,7 @@ use quorate_membership::{
     Evidence, FenceProof, HostHealth, Instant, LeaseProofError, PowerOffEvidence,
 };
 use quorate_planner::Input;
-use quorate_state::{Command, Envelope, FORMAT, State};
+use quorate_state::{Command, Envelope, FORMAT, State, Witness};
 use quorate_types::{HostName, Millis, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl World {
     pub(crate) fn leading(&self) -> Option<HostId> {
         (0..self.hosts.len()).find(|host| {
             let at = &self.hosts[*host];
-            at.on && at.daemon.is_some() && at.raft.leads(at.local(self.now).0)
+            at.on && !at.witness && at.daemon.is_some() && at.raft.leads(at.local(self.now).0)
         })
     }
 
@@ -133,6 +133,10 @@ impl World {
     }
 
     pub(crate) fn round_due(&mut self, host: HostId) {
+        // A witness runs no controller: it grants nothing and proposes nothing.
+        if self.hosts[host].witness {
+            return;
+        }
         let now = self.now;
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
@@ -545,7 +549,12 @@ impl World {
         let current = raft.config().voters;
         let index = |at: usize| u64::try_from(at).unwrap_or(u64::MAX);
         let matched = raft.matched.iter();
-        let nodes = state.hosts.values().map(|record| record.node);
+        let witness = state.quorum.witness.as_ref().map(Witness::node);
+        let nodes = state
+            .hosts
+            .values()
+            .map(|record| record.node)
+            .chain(witness);
         let members = GroupMembers {
             voters: current.clone(),
             // The group of the simulator knows every host from its start.
@@ -555,7 +564,7 @@ impl World {
                 .map(|(node, at)| (*node, Some(index(*at))))
                 .collect(),
             last: index(raft.log.len()),
-            heard: BTreeMap::new(),
+            heard: raft.heard(self.hosts[host].local(self.now).0),
         };
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;

@@ -91,6 +91,8 @@ pub struct Setup {
     pub balancing: bool,
     /// VMs of lower priority make room.
     pub preemption: bool,
+    /// There is a remote witness, on a machine of its own.
+    pub witness: bool,
     /// There are disks on a SAN.
     pub san: bool,
 }
@@ -108,6 +110,11 @@ pub(crate) fn network() -> Option<NetworkName> {
 /// The name of the n-th host, from 0.
 pub(crate) fn host_name(at: usize) -> Option<HostName> {
     HostName::new(format!("h{}", at + 1)).ok()
+}
+
+/// The name of the witness.
+pub(crate) fn witness_name() -> Option<HostName> {
+    HostName::new("witness").ok()
 }
 
 /// A VM with one disk and one network card.
@@ -206,6 +213,7 @@ impl Setup {
             want_waiting: false,
             balancing: false,
             preemption: false,
+            witness: false,
             san: false,
         }
     }
@@ -233,6 +241,8 @@ impl Setup {
         };
         let mut setup = Self::quiet(hosts);
         setup.profile = profile;
+        // Where it can have a vote. Not drawn: the other seeds stay as they are.
+        setup.witness = hosts % 2 == 0 && seed / 8 % 2 == 1;
         if rng.chance(200) {
             setup.timings = LeaseTimings::FAST;
         }

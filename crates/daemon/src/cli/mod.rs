@@ -13,6 +13,7 @@ mod console;
 mod error;
 mod events;
 mod host;
+mod image;
 mod import;
 mod manifest;
 mod output;
@@ -173,6 +174,7 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
         Command::Storage(command) => storage::run(&context, command).await,
+        Command::Image(command) => image::run(&context, command).await,
         Command::Secret(command) => secret::run(&context, command).await,
         Command::Import(command) => import::import(&context.output, &command),
         Command::Init(args) => setup::init(&context, args).await,

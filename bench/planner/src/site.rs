@@ -173,7 +173,7 @@ impl Site {
         Ok(site)
     }
 
-    fn command(&mut self, command: Command) -> anyhow::Result<()> {
+    pub(crate) fn command(&mut self, command: Command) -> anyhow::Result<()> {
         let envelope = Envelope {
             format: FORMAT,
             at: Timestamp(1),

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -110,6 +110,7 @@ impl Agent {
             state,
             pools: Mutex::new(OpenPools::default()),
             pids: Mutex::new(BTreeMap::new()),
+            guests: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             exports,
             deadline_ns: AtomicU64::new(0),
@@ -402,6 +403,16 @@ impl AgentHandle {
     /// A sentence, when there is no such pool.
     pub fn pool(&self, name: &PoolName) -> Result<Arc<dyn Pool>, String> {
         self.inner.shared.pool(name)
+    }
+
+    /// A guest of this host, for work on its disks and nothing else.
+    #[must_use]
+    pub fn guest(&self, vm: &VmName) -> Option<Arc<dyn Vm>> {
+        let guests = self.inner.shared.guests.lock();
+        guests
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(vm)
+            .cloned()
     }
 
     /// What the VM wrote to its serial port.

@@ -3,7 +3,7 @@
 use crate::build::Observed;
 use crate::error::{ApiError, ErrorCode};
 use crate::quorum::QuorumView;
-use crate::storage::PoolLook;
+use crate::storage::{DrillView, PoolLook};
 use crate::view::{ClusterView, JoinToken, PlacementView};
 use async_trait::async_trait;
 use axum::body::Bytes;
@@ -11,7 +11,9 @@ use futures_util::Stream;
 use prometheus_client::registry::Registry;
 use quorate_planner::Snapshot;
 use quorate_state::{Command, Outcome, State};
-use quorate_types::{HostName, Millis, PoolName, Revision, VmName};
+use quorate_types::{
+    HostName, ImageJob, ImageRef, ImageSnapshot, ImageTask, Millis, PoolName, Revision, VmName,
+};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +38,10 @@ pub struct LogOptions {
     pub lines: u32,
     /// Go on with what comes.
     pub follow: bool,
+}
+
+fn no_images() -> ApiError {
+    ApiError::new(ErrorCode::Internal, "this host does no work on images")
 }
 
 /// The daemon behind the API. Every method may be called at any time, also without a leader.
@@ -95,6 +101,44 @@ pub trait Backend: Send + Sync + 'static {
             ErrorCode::Unreachable,
             format!("no host can look into pool {pool}"),
         ))
+    }
+
+    /// Tries whether a pool's SAN shuts an initiator out when told; `image`: on whose target.
+    async fn drill(
+        &self,
+        _by: &str,
+        pool: &PoolName,
+        _image: Option<String>,
+    ) -> Result<DrillView, ApiError> {
+        Err(ApiError::new(
+            ErrorCode::Unreachable,
+            format!("no host can try pool {pool}"),
+        ))
+    }
+
+    /// Takes a task on images to the host that can do it.
+    async fn image_job(&self, _by: &str, _task: ImageTask) -> Result<ImageJob, ApiError> {
+        Err(no_images())
+    }
+
+    /// The jobs of all hosts that answer.
+    async fn image_jobs(&self) -> Result<Vec<ImageJob>, ApiError> {
+        Err(no_images())
+    }
+
+    /// One job.
+    async fn find_image_job(&self, _id: &str) -> Result<ImageJob, ApiError> {
+        Err(no_images())
+    }
+
+    /// Takes a job back.
+    async fn cancel_image_job(&self, _id: &str) -> Result<ImageJob, ApiError> {
+        Err(no_images())
+    }
+
+    /// The snapshots of an image.
+    async fn image_snapshots(&self, _image: &ImageRef) -> Result<Vec<ImageSnapshot>, ApiError> {
+        Err(no_images())
     }
 
     /// State and the leader's picture of one moment, for questions.

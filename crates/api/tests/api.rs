@@ -572,3 +572,43 @@ async fn secrets_go_in_and_never_come_out() {
         matches!(gone, Err(ClientError::Refused(error)) if error.hint.as_deref() == Some("did you mean `san-chap`?"))
     );
 }
+
+#[tokio::test]
+async fn a_job_on_an_image_is_made_watched_and_taken_back() {
+    let site = site().await;
+    site.apply("pools: {shared: {kind: directory, path: /srv}}")
+        .await;
+    let task = json!({ "op": "import", "file": "/a.qcow2", "to": "shared/a" });
+    let jobs = "/api/v1/images/jobs";
+    let job: quorate_types::ImageJob = site.client.post(jobs, &task).await.unwrap();
+    assert_eq!((job.id.as_str(), job.by.as_str()), ("h1-0", "alice@h1"));
+    let events = site
+        .client
+        .text(&format!("{jobs}/h1-0/events"))
+        .await
+        .unwrap();
+    let done: Vec<u64> = events
+        .lines()
+        .filter_map(|line| serde_json::from_str(line.strip_prefix("data:")?.trim()).ok())
+        .map(|job: quorate_types::ImageJob| job.done)
+        .collect();
+    assert_eq!(done, [50, 100], "{events}");
+    let listed: Vec<quorate_types::ImageJob> = site.client.get(jobs).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    let gone = refused(site.client.get::<Changed>(&format!("{jobs}/h1-9")).await);
+    assert_eq!(gone.code, ErrorCode::NotFound);
+    for bad in [
+        json!({ "op": "import", "file": "/a", "to": "shared" }),
+        json!({ "op": "burn", "image": "shared/a" }),
+        json!({ "op": "delete", "image": "shared/a", "sure": true }),
+    ] {
+        let refused = refused(site.client.post::<Changed>(jobs, &bad).await);
+        assert_eq!(refused.code, ErrorCode::BadRequest, "{bad}");
+    }
+    let unknown = json!({ "op": "delete", "image": "shaerd/a" });
+    let refused = refused(site.client.post::<Changed>(jobs, &unknown).await);
+    assert_eq!(refused.hint.as_deref(), Some("did you mean `shared`?"));
+    let snapshots = "/api/v1/images/snapshots?image=shared/a";
+    let listed: Vec<quorate_types::ImageSnapshot> = site.client.get(snapshots).await.unwrap();
+    assert_eq!(listed[0].name, "before");
+}

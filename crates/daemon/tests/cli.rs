@@ -381,3 +381,105 @@ async fn a_secret_is_read_from_a_pipe_or_a_file_and_shown_nowhere() {
     let gone = run(&site, "secret delete array").await;
     assert_eq!(gone.out, "secret array deleted\n");
 }
+
+const POOL: &str = "pools: {shared: {kind: directory, path: /srv/vms}}";
+
+#[tokio::test]
+async fn storage_is_shown_to_people_and_programs() {
+    let site = Site::start(Limits::default()).await;
+    let none = run(&site, "storage list").await;
+    assert!(none.out.starts_with("No pools yet"), "{}", none.out);
+    run_with(&site, "apply -f -", POOL).await;
+    let list = run(&site, "storage list").await;
+    assert!(list.out.contains("shared"), "{}", list.out);
+    let page = run(&site, "storage show shared").await;
+    assert!(
+        page.out.contains("/srv/vms") && page.out.contains("shared-disk"),
+        "{}",
+        page.out
+    );
+    let json = run(&site, "storage show shared -o json").await;
+    let value: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!(value["images"][0]["state"], "unused");
+    let yaml = run(&site, "storage list -o yaml").await;
+    assert!(yaml.out.starts_with("- name: shared\n"), "{}", yaml.out);
+    let wrong = run(&site, "storage show sharde").await;
+    assert_eq!(wrong.status, 1);
+    assert!(
+        wrong.err.contains("did you mean `shared`?"),
+        "{}",
+        wrong.err
+    );
+    let dir = site.socket.parent().unwrap();
+    assert!(
+        tab(dir, "quorate storage show s")
+            .await
+            .starts_with("shared")
+    );
+    let pools = tab(dir, "quorate image delete s").await;
+    assert!(pools.starts_with("shared/"), "{pools}");
+    let images = tab(dir, "quorate image delete shared/s").await;
+    assert!(images.starts_with("shared/shared-disk"), "{images}");
+}
+
+#[tokio::test]
+async fn image_work_is_watched_or_left_alone() {
+    let site = Site::start(Limits::default()).await;
+    run_with(&site, "apply -f -", POOL).await;
+    let done = run(&site, "image import a.qcow2 --to shared/a --limit 1MiB").await;
+    assert_eq!(done.status, 0, "{}", done.err);
+    assert!(done.out.contains("SHA-256 00ff, verified"), "{}", done.out);
+    assert!(done.err.contains("h1-0: copying 0 %"), "{}", done.err);
+    let tasks: Vec<String> = site
+        .fake
+        .images
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|job| job.task.to_string())
+        .collect();
+    let here = std::env::current_dir().unwrap();
+    assert_eq!(
+        tasks,
+        [format!("import {}/a.qcow2 to shared/a", here.display())]
+    );
+    // Lines of JSON, the last one says how it ended.
+    let json = run(&site, "image clone shared/a --to shared/b -o json").await;
+    let lines: Vec<serde_json::Value> = json
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.last().unwrap()["state"], "done");
+    assert_eq!(json.err, "");
+    let failed = run(&site, "image export shared/bad --to /tmp/x").await;
+    assert_eq!(failed.status, 1);
+    assert!(
+        failed.err.contains("reading failed at byte 7"),
+        "{}",
+        failed.err
+    );
+    assert!(failed.err.contains("goes on where"), "{}", failed.err);
+    let detached = run(&site, "image import a --to shared/c --detach").await;
+    assert_eq!(detached.out, "h1-3\n");
+    let cancelled = run(&site, "image cancel h1-3").await;
+    assert!(cancelled.out.contains("h1-3 is over"), "{}", cancelled.out);
+    assert!(run(&site, "image jobs").await.out.contains("cancelled"));
+    let asked = run(&site, "image delete shared/a").await;
+    assert_eq!(asked.status, 2);
+    assert!(asked.err.contains("--yes"), "{}", asked.err);
+    assert_eq!(run(&site, "image delete shared/a --yes").await.status, 0);
+    let listed = run(&site, "image snapshot list shared/a").await;
+    let snapshot = listed.out.lines().last().unwrap();
+    let words: Vec<&str> = snapshot.split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["before", "2023-11-14", "22:13:20"],
+        "{}",
+        listed.out
+    );
+    let list = run(&site, "image list").await;
+    assert!(list.out.contains("shared/shared-disk"), "{}", list.out);
+    let unknown = run(&site, "image resize nothing/a 1GiB").await;
+    assert!(unknown.err.contains("there is no pool"), "{}", unknown.err);
+}

@@ -148,6 +148,16 @@ pub enum HypervisorError {
         /// What was seen, and what to do.
         detail: String,
     },
+    /// A disk cannot be worked on.
+    #[error("disk {disk} of VM {vm}: {detail}")]
+    Disk {
+        /// The VM.
+        vm: String,
+        /// Its number, from 0.
+        disk: usize,
+        /// Why not.
+        detail: String,
+    },
     /// The host could not be examined.
     #[error("cannot examine QEMU on this host: {detail}")]
     Probe {

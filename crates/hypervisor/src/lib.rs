@@ -31,4 +31,4 @@ pub use migration::{
     MigrationRequest, MigrationStatus, OutgoingMigration, Progress, TlsMaterial,
 };
 pub use mirror::{MirrorStatus, MirrorTarget};
-pub use vm::{Adoption, Hypervisor, Vm};
+pub use vm::{Adoption, Hypervisor, Quiesced, Vm};

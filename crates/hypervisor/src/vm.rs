@@ -64,6 +64,25 @@ pub trait Hypervisor: Send + Sync + 'static {
     ) -> Result<Adoption, HypervisorError>;
 }
 
+/// Whether a guest held its file systems still for a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Quiesced {
+    /// It did: the snapshot is as after an orderly unmount.
+    Yes,
+    /// It did not: the snapshot is as after a power cut.
+    No(String),
+    /// It did, and could not be told to go on.
+    Stuck(String),
+}
+
+fn no_disk_work(config: &GuestConfig, disk: usize) -> HypervisorError {
+    HypervisorError::Disk {
+        vm: config.name.clone(),
+        disk,
+        detail: "this hypervisor cannot do that".to_owned(),
+    }
+}
+
 /// One running guest. Dropping it leaves the guest running.
 #[async_trait]
 pub trait Vm: Send + Sync + 'static {
@@ -110,6 +129,26 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Whether the guest agent answers.
     async fn ping_agent(&self, within: Duration) -> Result<(), HypervisorError>;
+
+    /// Gives a disk a larger size, and tells the guest.
+    async fn resize_disk(&self, index: usize, _bytes: u64) -> Result<(), HypervisorError> {
+        Err(no_disk_work(self.config(), index))
+    }
+
+    /// Makes a snapshot inside a disk's image, with the guest quiesced where its agent answers.
+    async fn snapshot_disk(&self, index: usize, _name: &str) -> Result<Quiesced, HypervisorError> {
+        Err(no_disk_work(self.config(), index))
+    }
+
+    /// Deletes a snapshot inside a disk's image.
+    async fn delete_disk_snapshot(&self, index: usize, _name: &str) -> Result<(), HypervisorError> {
+        Err(no_disk_work(self.config(), index))
+    }
+
+    /// Lets the guest's file systems go on after a snapshot that was interrupted.
+    async fn unquiesce(&self) -> Result<(), String> {
+        Ok(())
+    }
 
     /// Starts to send the guest to another host.
     async fn migrate(

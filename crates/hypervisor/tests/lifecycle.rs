@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::{LONG, bench, counts_on, disk_seq, event, serial, ticks};
 use quorate_hypervisor::{
-    Adoption, Boot, GuestEvent, GuestState, Hypervisor, HypervisorError, StartMode,
+    Adoption, Boot, GuestEvent, GuestState, Hypervisor, HypervisorError, Quiesced, StartMode,
 };
 use tokio::time::timeout;
 
@@ -331,5 +331,41 @@ async fn a_microvm_runs_and_explains_that_it_has_no_power_button() {
         matches!(error, HypervisorError::NoPowerdown { .. }),
         "{error}"
     );
+    guest.kill(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_running_disk_grows_and_keeps_snapshots() {
+    let Some(bench) = bench() else { return };
+    let mut config = bench.config("vm");
+    config.disks = vec![bench.raw_disk(), bench.qcow2_disk()];
+    let guest = bench.boot(&config).await;
+    let info = |index: usize| -> serde_json::Value {
+        let path = config.disks[index].source.path().unwrap();
+        let mut command = std::process::Command::new("qemu-img");
+        let format = config.disks[index].format.as_str();
+        command.args(["info", "-U", "--output=json", "-f", format]);
+        let output = command.arg(path).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    for index in [0, 1] {
+        guest.resize_disk(index, 4 << 20).await.unwrap();
+        assert_eq!(info(index)["virtual-size"], 4 << 20);
+    }
+    // No agent is in this guest: that is said, and the snapshot is made all the same.
+    let quiesced = guest.snapshot_disk(1, "before").await.unwrap();
+    assert!(matches!(quiesced, Quiesced::No(_)), "{quiesced:?}");
+    assert_eq!(info(1)["snapshots"][0]["name"], "before");
+    let raw = guest.snapshot_disk(0, "before").await.unwrap_err();
+    assert!(matches!(raw, HypervisorError::Qmp { .. }), "{raw}");
+    let none = guest.resize_disk(2, 8 << 20).await.unwrap_err();
+    assert!(
+        matches!(none, HypervisorError::Disk { disk: 2, .. }),
+        "{none}"
+    );
+    guest.delete_disk_snapshot(1, "before").await.unwrap();
+    assert_eq!(info(1).get("snapshots"), None);
+    assert_eq!(guest.status().await.unwrap(), GuestState::Running);
+    counts_on(&config).await;
     guest.kill(LONG).await.unwrap();
 }

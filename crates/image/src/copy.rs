@@ -135,6 +135,27 @@ async fn read_all(nbd: &mut Nbd, size: u64, to: mpsc::Sender<Piece>) -> Result<(
     Ok(())
 }
 
+/// The parts that are to be written: where the target is blank, not the zeroes.
+fn runs(bytes: &[u8], blank: bool) -> Vec<(u64, &[u8])> {
+    const GRAIN: usize = 64 << 10;
+    if !blank {
+        return vec![(0, bytes)];
+    }
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (index, grain) in bytes.chunks(GRAIN).enumerate() {
+        if grain.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        let (start, end) = (index * GRAIN, index * GRAIN + grain.len());
+        match runs.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => runs.push((start, end)),
+        }
+    }
+    let part = |(start, end): (usize, usize)| (start as u64, &bytes[start..end]);
+    runs.into_iter().map(part).collect()
+}
+
 fn hash_zeroes(hash: &mut Sha256, mut length: u64) {
     static ZERO: [u8; 64 << 10] = [0; 64 << 10];
     while length > 0 {
@@ -197,7 +218,9 @@ pub(crate) async fn copy(
                     if plan.first_last && at < PIECE {
                         first.push((at, bytes));
                     } else if end > plan.from {
-                        to.write(at, &bytes).await.map_err(target)?;
+                        for (start, part) in runs(&bytes, plan.blank) {
+                            to.write(at + start, part).await.map_err(target)?;
+                        }
                     }
                     end
                 }
@@ -259,4 +282,25 @@ pub(crate) async fn checksum(
     let hash = hash?;
     read.map_err(target)?;
     Ok(hex(hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeroes_are_left_out_where_that_is_the_same() {
+        const GRAIN: usize = 64 << 10;
+        let mut bytes = vec![0; 5 * GRAIN + 10];
+        bytes[GRAIN] = 1;
+        bytes[3 * GRAIN - 1] = 1;
+        bytes[5 * GRAIN] = 1;
+        let found: Vec<(u64, usize)> = runs(&bytes, true)
+            .into_iter()
+            .map(|(start, part)| (start, part.len()))
+            .collect();
+        assert_eq!(found, [(GRAIN as u64, 2 * GRAIN), (5 * GRAIN as u64, 10)]);
+        assert_eq!(runs(&bytes, false).len(), 1);
+        assert!(runs(&vec![0; 3 * GRAIN], true).is_empty());
+    }
 }

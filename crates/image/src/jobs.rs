@@ -72,6 +72,9 @@ pub trait Site: Send + Sync + 'static {
     /// A sentence.
     async fn guest_resize(&self, vm: &VmName, image: &ImageRef, bytes: u64) -> Result<(), String>;
 
+    /// Lets a guest of this host go on whose file systems may have been frozen for a snapshot.
+    async fn guest_thaw(&self, vm: &VmName);
+
     /// Makes or deletes a snapshot of a running guest's disk; what is worth saying comes back.
     ///
     /// # Errors
@@ -129,7 +132,7 @@ impl Jobs {
         }));
         for id in open {
             tracing::info!(job = id, "an unfinished job goes on");
-            me.spawn(id);
+            me.spawn_when_ready(id);
         }
         Ok(me)
     }
@@ -255,6 +258,26 @@ impl Jobs {
             tracing::warn!(job = id, %error, "a job");
         }
         Some(record.job)
+    }
+
+    /// A daemon that has just started may not know its pools yet.
+    fn spawn_when_ready(&self, id: String) {
+        const TRIES: u32 = 120;
+        const AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
+        let inner = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let task = inner.record(&id).map(|record| record.job.task);
+            let pool = task.map(|task| task.image().pool.clone());
+            for _ in 0..TRIES {
+                match &pool {
+                    Some(pool) if inner.site.pool(pool).is_err() => {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    _ => break,
+                }
+            }
+            inner.run(&id).await;
+        });
     }
 
     fn spawn(&self, id: String) {

@@ -21,6 +21,11 @@ impl Existing {
     }
 }
 
+/// Whether the pool has files, not whole units.
+pub(crate) fn takes_files(driver: &Arc<dyn Pool>) -> bool {
+    !matches!(driver.kind(), "iscsi" | "block" | "rbd")
+}
+
 pub(crate) fn file_format(format: DiskFormat) -> FileFormat {
     match format {
         DiskFormat::Raw => FileFormat::Raw,
@@ -34,6 +39,7 @@ pub(crate) async fn find(site: &dyn Site, image: &ImageRef) -> Result<Existing, 
     let declared = site.users(image).into_iter().map(|user| user.format).next();
     let format = match declared {
         Some(format) => format,
+        None if !takes_files(&driver) => DiskFormat::Raw,
         None => {
             let listed = driver.list_images().await?;
             let entry = listed.into_iter().find(|entry| entry.image == image.image);

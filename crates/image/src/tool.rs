@@ -45,15 +45,18 @@ impl Target {
                 }
             }
             DiskSource::Rbd(image) => {
-                let key = image.login.as_ref().map_or("", |_| ",file.key-secret=s0");
+                let mut options = format!(
+                    "driver=raw,file.driver=rbd,file.pool={},file.image={},file.conf={},file.user={}",
+                    comma(&image.pool),
+                    comma(&image.image),
+                    comma(&image.conf),
+                    comma(&image.user)
+                );
+                if image.login.is_some() {
+                    options.push_str(&format!(",file.key-secret={SECRET}"));
+                }
                 Self {
-                    options: format!(
-                        "driver=raw,file.driver=rbd,file.pool={},file.image={},file.conf={},file.user={}{key}",
-                        comma(&image.pool),
-                        comma(&image.image),
-                        comma(&image.conf),
-                        comma(&image.user)
-                    ),
+                    options,
                     password: image.login.as_ref().map(|login| login.password.clone()),
                 }
             }

@@ -4,7 +4,7 @@ use crate::check::{check_file, fingerprint, measure};
 use crate::copy::{self, Plan, Watcher};
 use crate::error::ImageError;
 use crate::jobs::Inner;
-use crate::place::{self, file_format};
+use crate::place::{self, file_format, takes_files};
 use crate::record::Record;
 use crate::serve::{Access, Served};
 use crate::snapshot::{self, Act};
@@ -27,6 +27,8 @@ struct Origin {
     /// Changes when the source does.
     print: String,
     path: Option<PathBuf>,
+    /// The image that it is, where it is one of a pool.
+    image: Option<ImageRef>,
 }
 
 /// Where it goes.
@@ -72,6 +74,7 @@ pub(crate) async fn run(
                 bytes: checked.virtual_bytes,
                 print: checked.print,
                 path: Some(checked.path),
+                image: None,
             };
             let driver = me.site.pool(&to.pool).map_err(ImageError::Refused)?;
             let wish = Wish {
@@ -92,7 +95,7 @@ pub(crate) async fn run(
         } => {
             let (origin, kind) = existing(me, from, "a copy").await?;
             let driver = me.site.pool(&to.pool).map_err(ImageError::Refused)?;
-            let usual = if driver_takes_files(&driver) {
+            let usual = if takes_files(&driver) {
                 kind
             } else {
                 FileFormat::Raw
@@ -125,19 +128,15 @@ pub(crate) async fn run(
         ImageTask::Resize { image, size } => resize(me, id, image, size.0).await,
         ImageTask::Delete { image } => delete(me, image).await,
         ImageTask::SnapshotCreate { image, name } => {
-            snapshot(me, id, image, name, Act::Create).await
+            snapshot(me, record, image, name, Act::Create).await
         }
         ImageTask::SnapshotDelete { image, name } => {
-            snapshot(me, id, image, name, Act::Delete).await
+            snapshot(me, record, image, name, Act::Delete).await
         }
         ImageTask::SnapshotRevert { image, name } => {
-            snapshot(me, id, image, name, Act::Revert).await
+            snapshot(me, record, image, name, Act::Revert).await
         }
     }
-}
-
-fn driver_takes_files(driver: &Arc<dyn Pool>) -> bool {
-    !matches!(driver.kind(), "iscsi" | "block")
 }
 
 fn wanted_size(size: Option<ByteSize>, content: u64) -> Result<u64, ImageError> {
@@ -167,6 +166,7 @@ async fn existing(
         bytes: found.info.virtual_bytes,
         print,
         path,
+        image: Some(from.clone()),
     };
     Ok((origin, file_format(found.format)))
 }
@@ -225,6 +225,10 @@ async fn transfer(
                     .to_owned(),
             });
         }
+    }
+    if let Some(image) = &origin.image {
+        // Of a unit nobody else tells that a guest began to write to it.
+        place::quiet(&*me.site, image, "a copy")?;
     }
     me.phase(id, "verifying", origin.bytes);
     let mut copy =
@@ -485,7 +489,7 @@ async fn resize(me: &Inner, id: &str, image: &ImageRef, bytes: u64) -> Result<()
     let bytes = bytes.next_multiple_of(SECTOR);
     let found = place::find(&*me.site, image).await?;
     let have = found.info.virtual_bytes;
-    let unit = !driver_takes_files(&found.driver);
+    let unit = !takes_files(&found.driver);
     if bytes < have && !unit {
         return Err(ImageError::Refused(format!(
             "{image} has {have} bytes, more than the {bytes} that are asked for: a disk is never made smaller"
@@ -526,15 +530,20 @@ async fn delete(me: &Inner, image: &ImageRef) -> Result<(), ImageError> {
 
 async fn snapshot(
     me: &Inner,
-    id: &str,
+    record: &Record,
     image: &ImageRef,
     name: &str,
     act: Act,
 ) -> Result<(), ImageError> {
-    let site = &*me.site;
-    snapshot::check(site, image, name, act).await?;
+    let (site, id) = (&*me.site, &record.job.id);
     let users = site.users(image);
-    match users.into_iter().find(|user| user.host.is_some()) {
+    let running = users.into_iter().find(|user| user.host.is_some());
+    if let Some(user) = running.as_ref().filter(|_| record.begun) {
+        // The daemon was killed in the middle: the guest must not stay frozen.
+        site.guest_thaw(&user.vm).await;
+    }
+    snapshot::check(site, image, name, act).await?;
+    match running {
         None => snapshot::act(site, image, name, act).await,
         Some(user) if act == Act::Revert => Err(ImageError::Refused(format!(
             "VM {} runs: stop it before its disk goes back (`quorate vm stop {}`)",
@@ -542,6 +551,7 @@ async fn snapshot(
         ))),
         Some(user) => {
             let create = act == Act::Create;
+            me.update(id, true, |record| record.begun = true)?;
             let said = site.guest_snapshot(&user.vm, image, name, create).await;
             me.note(id, said.map_err(ImageError::Refused)?);
             Ok(())

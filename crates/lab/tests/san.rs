@@ -3,6 +3,7 @@
 
 mod support;
 
+use quorate_fence::target::{TargetAccess as _, TargetError, Tgt};
 use quorate_lab::site::SAN;
 use quorate_lab::{LabError, Link, Lun, San};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -213,8 +214,10 @@ fn a_host_that_was_cut_while_it_was_reading_is_shut_out_too() {
     san.allow("db", &initiator("h1")).unwrap();
     let mut session = Session::open(&fixture, "h1", &lun);
     assert_eq!(session.write(LIMIT), Some(true));
-    for _ in 0..200 {
-        session.ask("aio_read -q 0 32M");
+    // Fits into the pipe, and takes longer than all that follows.
+    for _ in 0..300 {
+        session.ask(&"aio_read -q 0 8M\n".repeat(8));
+        session.ask("aio_flush");
     }
     let unsent = || {
         let mut ss = fixture.lab.command(SAN, "ss");
@@ -225,12 +228,54 @@ fn a_host_that_was_cut_while_it_was_reading_is_shut_out_too() {
             .and_then(|bytes| bytes.parse::<u64>().ok())
             .unwrap_or(0)
     };
-    eventually("data on its way", || unsent() > 500_000);
-    fixture.lab.isolate("h1", Link::All).unwrap();
+    eventually("a cut with a full send buffer", || {
+        fixture.lab.isolate("h1", Link::All).unwrap();
+        let full = unsent() > 2_400_000;
+        if !full {
+            fixture.lab.heal().unwrap();
+        }
+        full
+    });
+    // The cluster's own driver. Where it cannot reach the SAN's kernel it does not call the door shut.
+    let namespace = fixture.lab.site().namespace(SAN);
+    let inside = [
+        "nsenter".to_owned(),
+        format!("--net=/run/netns/{namespace}"),
+    ];
     let begun = Instant::now();
-    san.deny("db", &initiator("h1")).unwrap();
+    assert!(!driver_cuts(&san, &lun.target, &[]));
+    assert_eq!(san.sessions("db").unwrap().len(), 1);
+    println!(
+        "not shut out without the SAN's kernel: {:?}",
+        begun.elapsed()
+    );
+    let begun = Instant::now();
+    assert!(driver_cuts(&san, &lun.target, &inside));
     println!("shut out while reading in {:?}", begun.elapsed());
     assert!(san.sessions("db").unwrap().is_empty());
+    san.deny("db", &initiator("h1")).unwrap();
+}
+
+/// Whether the cluster's driver for `tgtd` says that h1 is shut out.
+fn driver_cuts(san: &San, target: &str, via: &[String]) -> bool {
+    let tgt = Tgt {
+        control: san.control().unwrap().into(),
+        via: via.to_vec(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let targets = [target.to_owned()];
+    let done = runtime.block_on(async {
+        let deadline = tokio::time::Instant::now() + 3 * LIMIT;
+        tgt.cut(&targets, &initiator("h1"), deadline).await
+    });
+    match done.into_iter().next().unwrap() {
+        Ok(_) => true,
+        Err(TargetError::StillOpen { .. }) => false,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[test]
@@ -393,6 +438,75 @@ fn sans_of_two_labs_do_not_meet_and_nothing_outlives_them() {
     eventually("end of tgtd", || !other.status().running);
     other.start().unwrap();
     assert!(other.status().running);
+}
+
+/// `quorate lab ...` on a lab that is up; what it said.
+fn command_line(fixture: &Fixture, words: &str, input: &str) -> (bool, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_quorate-lab-tool"))
+        .args(["lab", "--site", &fixture.lab.site().site, "--root"])
+        .arg(fixture.dir.path())
+        .args(words.split(' '))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that wants no input may have ended.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[test]
+fn the_command_line_does_it_all() {
+    let (fixture, san) = site_with_san("san10", 1);
+    let must = |words: &str| {
+        let (good, said) = command_line(&fixture, words, "");
+        assert!(good, "{words}: {said}");
+        said
+    };
+    assert!(must("status").contains("san: on, 10.79.0.240:3260, 0 LUNs"));
+    assert!(must("san create db 1").contains("iscsi://10.79.0.240:3260/"));
+    must("san allow db iqn.2026-01.com.example:h1");
+    assert!(must("san show").contains("iqn.2026-01.com.example:h1"));
+    must("san deny db iqn.2026-01.com.example:h1");
+    assert!(!must("san show").contains("iqn.2026-01.com.example:h1"));
+    let account = "san account bob --lun db";
+    assert!(command_line(&fixture, account, "secret-of-bob\n").0);
+    assert_eq!(san.target("db").unwrap().accounts, ["bob"]);
+    let (good, said) = command_line(&fixture, "san account eve", "\n");
+    assert!(!good && said.contains("no secret"), "{said}");
+
+    must("pause san");
+    assert!(must("status").contains("san: paused"));
+    must("resume san");
+    must("kill san");
+    assert!(must("status").contains("san: off"));
+    let (good, said) = command_line(&fixture, "san create web 1", "");
+    assert!(!good && said.contains("quorate lab start san"), "{said}");
+    must("start san");
+    must("cut h1 san");
+    assert!(must("status").contains("cut: h1 -> san on san"));
+    must("slow h1 --network san --kbit-per-s 256");
+    assert!(must("status").contains("slow: h1 on san"));
+    must("heal");
+    assert!(!must("status").contains("cut:"));
+    let tbf = fixture.lab.command("h1", "tc").arg("qdisc").output();
+    let queues = String::from_utf8(tbf.unwrap().stdout).unwrap();
+    assert!(!queues.contains("tbf"), "{queues}");
+
+    assert!(must("exec san ip -br addr").contains("10.79.0.240"));
+    let (good, said) = command_line(&fixture, "verify lun:db", "");
+    assert!(!good && said.contains("header"), "{said}");
+    must("san delete db");
+    let (good, said) = command_line(&fixture, "san delete db", "");
+    assert!(!good && said.contains("has no LUN `db`"), "{said}");
+    let (good, _) = command_line(&fixture, "san create none 0", "");
+    assert!(!good);
 }
 
 #[test]

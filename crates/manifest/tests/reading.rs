@@ -290,3 +290,13 @@ fn the_example_of_racks_is_accepted_and_says_what_it_means() {
             .any(|change| change.object == "host" && change.name == "h6")
     );
 }
+
+#[test]
+fn the_example_of_a_san_is_sound() {
+    let text = include_str!("../../../examples/san.yaml");
+    let parsed = load(text, "san.yaml", &none(), &hosts()).unwrap();
+    let pool = &parsed.manifest.pools[&"san".parse().unwrap()];
+    let secrets: Vec<&str> = pool.secrets().iter().map(|name| name.as_str()).collect();
+    assert_eq!((pool.kind(), &secrets[..]), ("iscsi", &["san-chap"][..]));
+    assert_eq!(pool.access().map(|access| access.name()), Some("tgt"));
+}

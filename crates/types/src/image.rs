@@ -190,6 +190,20 @@ impl ImageTask {
         }
     }
 
+    /// All images that it names, to be written as the cluster lists them.
+    pub fn images_mut(&mut self) -> Vec<&mut ImageRef> {
+        match self {
+            Self::Clone { from, to, .. } => vec![from, to],
+            Self::Import { to, .. } => vec![to],
+            Self::Export { from, .. } => vec![from],
+            Self::Resize { image, .. }
+            | Self::Delete { image }
+            | Self::SnapshotCreate { image, .. }
+            | Self::SnapshotDelete { image, .. }
+            | Self::SnapshotRevert { image, .. } => vec![image],
+        }
+    }
+
     /// Whether it copies bytes and so takes long.
     pub fn copies(&self) -> bool {
         matches!(

@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) state: channel::Receiver<Arc<State>>,
     pub(crate) pools: Mutex<OpenPools>,
     pub(crate) pids: Mutex<BTreeMap<VmName, i32>>,
+    /// The guests that the tasks are in charge of, for work on their disks.
+    pub(crate) guests: Mutex<BTreeMap<VmName, Arc<dyn Vm>>>,
     pub(crate) inbox: mpsc::Sender<Message>,
     pub(crate) exports: Exports,
     /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
@@ -109,6 +111,16 @@ impl Shared {
         match pid {
             Some(pid) => pids.insert(vm.clone(), pid),
             None => pids.remove(vm),
+        };
+    }
+}
+
+impl Shared {
+    fn set_guest(&self, vm: &VmName, guest: Option<Arc<dyn Vm>>) {
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        match guest {
+            Some(guest) => guests.insert(vm.clone(), guest),
+            None => guests.remove(vm),
         };
     }
 }
@@ -350,6 +362,7 @@ impl VmTask {
                         probe.abort();
                     }
                     self.shared.set_pid(&self.vm, None);
+                    self.shared.set_guest(&self.vm, None);
                 }
                 let (shared, vm) = (self.shared.clone(), self.vm.clone());
                 self.shared.spawn(async move {
@@ -366,6 +379,7 @@ impl VmTask {
         self.shared
             .set_pid(&self.vm, Some(live.guest.identity().pid));
         mirror::spawn(&self.shared, &self.vm, &live);
+        self.shared.set_guest(&self.vm, Some(live.guest.clone()));
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
         self.shared
             .spawn(watch::watch(shared, vm, live.clone(), watching, done));

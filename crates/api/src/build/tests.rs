@@ -395,3 +395,136 @@ fn without_a_leader_nothing_is_claimed() {
     assert_eq!(view.hosts[0].state, HostState::Unknown);
     assert_eq!(view.cluster.problems.len(), 1);
 }
+
+mod storage {
+    use super::*;
+    use crate::storage::{ImageSeen, ImageState, PoolLook, pool, with_images};
+    use quorate_types::{Secret, Timestamp};
+
+    fn scene() -> Scene {
+        let mut scene = Scene::new();
+        for (name, spec) in [
+            (
+                "shared",
+                serde_json::json!({ "kind": "directory", "path": "/srv" }),
+            ),
+            (
+                "san",
+                serde_json::json!({
+                    "kind": "iscsi", "portals": ["192.0.2.5"], "target": "iqn.2026-01.com.example:san", "lun": 1,
+                    "chap": { "user": "q", "secret": "san-chap" }, "access": { "tgt": {} }, "hosts": ["h1", "h2"],
+                }),
+            ),
+        ] {
+            let object = Object {
+                spec: serde_json::from_value(spec).unwrap(),
+                changed: Revision(1),
+            };
+            scene.state.pools.insert(name.parse().unwrap(), object);
+        }
+        let seen = |usable, free| PoolReport {
+            usable,
+            free: ByteSize::mib(free),
+            total: ByteSize::mib(100),
+            latency_us: 400,
+            problem: (!usable).then(|| "not mounted".to_owned()),
+            since: Some(Timestamp(5)),
+            ..PoolReport::default()
+        };
+        for (host, usable, free) in [("h1", true, 40), ("h2", true, 30), ("h3", false, 0)] {
+            let pools = &mut scene.report(host).pools;
+            pools.insert("shared".parse().unwrap(), seen(usable, free));
+        }
+        let disks = serde_json::json!([
+            { "pool": "san", "image": "db/1" },
+            { "pool": "san", "image": "log" },
+            { "pool": "shared", "image": "new", "size": "1GiB" },
+            { "pool": "shared", "image": "lost" },
+        ]);
+        let db = scene.state.vms.get_mut(&vm("db")).unwrap();
+        db.spec.disks = serde_json::from_value(disks).unwrap();
+        scene
+    }
+
+    fn seen(image: &str, problem: Option<&str>) -> ImageSeen {
+        ImageSeen {
+            image: image.into(),
+            virtual_bytes: Some(1 << 30),
+            actual_bytes: Some(1 << 20),
+            format: "raw".into(),
+            problem: problem.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_pool_tells_who_reaches_it_and_what_it_proves() {
+        let mut scene = scene();
+        let cuts = [("san".parse().unwrap(), Revision(7))].into();
+        scene.state.storage_cuts.insert(host("h2"), cuts);
+        let shared = pool(&scene.state, &scene.seen, &"shared".parse().unwrap()).unwrap();
+        assert_eq!(
+            (shared.free, shared.total),
+            (Some(30 << 20), Some(100 << 20))
+        );
+        assert_eq!(shared.fence.proof, None);
+        assert!(shared.fence.meaning.contains("confirm-dead"));
+        let broken = &shared.hosts[2];
+        assert_eq!(
+            (broken.usable, broken.since, broken.problem.as_deref()),
+            (Some(false), Some(Timestamp(5)), Some("not mounted"))
+        );
+        let san = pool(&scene.state, &scene.seen, &"san".parse().unwrap()).unwrap();
+        let hosts: Vec<&str> = san.hosts.iter().map(|of| of.host.as_str()).collect();
+        assert_eq!(hosts, ["h1", "h2"], "h3 is not meant to reach it");
+        assert_eq!(san.hosts[0].usable, None, "not heard is not broken");
+        assert_eq!(san.fence.by.as_deref(), Some("tgt"));
+        assert_eq!((san.cuts.len(), san.cuts[0].revision), (1, Revision(7)));
+        assert!(!san.secrets[0].known);
+        let secret = Secret::new("open sesame").unwrap();
+        scene
+            .state
+            .secrets
+            .insert("san-chap".parse().unwrap(), secret);
+        let san = pool(&scene.state, &scene.seen, &"san".parse().unwrap()).unwrap();
+        assert!(san.secrets[0].known);
+        let text = serde_json::to_string(&san).unwrap() + &format!("{san:?}");
+        assert!(!text.contains("open sesame"));
+        assert!(pool(&scene.state, &scene.seen, &"none".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn images_are_used_unused_missing_or_still_to_be_made() {
+        let scene = scene();
+        let look = |name: &str, images| {
+            let view = pool(&scene.state, &scene.seen, &name.parse().unwrap()).unwrap();
+            let host = host("h1");
+            let view = with_images(view, &scene.state, PoolLook { host, images });
+            let short = view.images.unwrap().into_iter();
+            short
+                .map(|image| (image.image, image.state))
+                .collect::<Vec<_>>()
+        };
+        // `db/1` and `db` are one unit where 1 is the pool's LUN.
+        let san = look(
+            "san",
+            vec![seen("db", None), seen("old", None), seen("log", Some("x"))],
+        );
+        let pairs = |list: &[(&str, ImageState)]| -> Vec<(String, ImageState)> {
+            list.iter()
+                .map(|(name, state)| ((*name).to_owned(), *state))
+                .collect()
+        };
+        assert_eq!(
+            san,
+            pairs(&[
+                ("db", ImageState::Used),
+                ("log", ImageState::Broken),
+                ("old", ImageState::Unused),
+            ])
+        );
+        assert_eq!(
+            look("shared", Vec::new()),
+            pairs(&[("lost", ImageState::Missing), ("new", ImageState::Planned)])
+        );
+    }
+}

@@ -3,6 +3,7 @@
 mod cluster;
 mod events;
 mod hosts;
+mod images;
 mod manifest;
 mod questions;
 mod quorum;
@@ -13,6 +14,7 @@ mod vms;
 pub(crate) use cluster::*;
 pub(crate) use events::*;
 pub(crate) use hosts::*;
+pub(crate) use images::*;
 pub(crate) use manifest::*;
 pub(crate) use questions::*;
 pub(crate) use quorum::*;
@@ -111,8 +113,16 @@ pub fn router(
         .route("/vms/{name}/console", get(vm_console))
         .route("/pools", get(list_pools))
         .route("/pools/{name}", get(show_pool).delete(delete_pool))
+        .route("/pools/{name}/drill", post(drill_pool))
         .route("/networks/{name}", delete(delete_network))
         .route("/rules/{name}", delete(delete_rule))
+        .route("/images/jobs", get(list_image_jobs).post(make_image_job))
+        .route(
+            "/images/jobs/{id}",
+            get(show_image_job).delete(cancel_image_job),
+        )
+        .route("/images/jobs/{id}/events", get(image_job_events))
+        .route("/images/snapshots", get(list_image_snapshots))
         .route("/secrets", get(list_secrets))
         .route("/secrets/{name}", post(set_secret).delete(delete_secret))
         .route("/manifest/apply", post(apply_manifest))

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use async_trait::async_trait;
+use quorate_api::storage::{ImageSeen, PoolLook};
 use quorate_api::view::{ClusterView, JoinToken};
 use quorate_api::{
     Answering, ApiError, Backend, Client, Console, ErrorCode, Limits, LogOptions, LogStream,
@@ -15,6 +16,7 @@ use quorate_types::{
     BootId, ByteSize, ClusterSettings, Epoch, HostName, HostReport, Millis, PoolReport, Timestamp,
     VmName, VmPhase, VmReport,
 };
+use quorate_types::{ImageJob, ImageRef, ImageSnapshot, ImageTask, JobState, PoolName};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,6 +37,8 @@ pub struct Fake {
     /// So many proposals are refused as stale before one gets through.
     pub stale: AtomicU32,
     pub callers: Mutex<Vec<String>>,
+    /// Work on images: each look brings it on by a half.
+    pub images: Mutex<Vec<ImageJob>>,
     /// Memory of each host.
     pub memory_mib: std::sync::atomic::AtomicU64,
 }
@@ -137,6 +141,7 @@ impl Fake {
             quorate: AtomicBool::new(true),
             stale: AtomicU32::new(0),
             callers: Mutex::new(Vec::new()),
+            images: Mutex::new(Vec::new()),
             memory_mib: 2048.into(),
         })
     }
@@ -283,6 +288,69 @@ impl Backend for Fake {
 
     async fn confirm_dead(&self, by: &str, host: &HostName) -> Result<String, ApiError> {
         Ok(format!("{host} is dead, says {by}"))
+    }
+
+    async fn look_into(&self, pool: &PoolName) -> Result<PoolLook, ApiError> {
+        let seen = ImageSeen {
+            image: format!("{pool}-disk"),
+            virtual_bytes: Some(1 << 30),
+            actual_bytes: Some(1 << 20),
+            format: "raw".into(),
+            problem: None,
+        };
+        Ok(PoolLook {
+            host: host("h1"),
+            images: vec![seen],
+        })
+    }
+
+    async fn image_job(&self, by: &str, task: ImageTask) -> Result<ImageJob, ApiError> {
+        let state = self.state();
+        if !state.pools.contains_key(&task.image().pool) {
+            let known = state.pools.keys().map(PoolName::as_str);
+            return Err(ApiError::unknown("pool", task.image().pool.as_str(), known));
+        }
+        let mut jobs = self.images.lock().unwrap();
+        let job = serde_json::json!({
+            "id": format!("h1-{}", jobs.len()), "host": "h1", "by": by, "task": task, "state": "running",
+            "phase": "copying", "total": 100, "asked": 1,
+        });
+        let job: ImageJob = serde_json::from_value(job).unwrap();
+        jobs.push(job.clone());
+        Ok(job)
+    }
+
+    async fn image_jobs(&self) -> Result<Vec<ImageJob>, ApiError> {
+        Ok(self.images.lock().unwrap().clone())
+    }
+
+    async fn find_image_job(&self, id: &str) -> Result<ImageJob, ApiError> {
+        let mut jobs = self.images.lock().unwrap();
+        let job = jobs.iter_mut().find(|job| job.id == id);
+        let job = job.ok_or_else(|| ApiError::unknown("job", id, []))?;
+        job.done = (job.done + 50).min(100);
+        if job.done == 100 && job.state == JobState::Running {
+            job.state = JobState::Done;
+            job.sha256 = Some("00ff".into());
+            if job.task.to_string().contains("bad") {
+                (job.state, job.resumable) = (JobState::Failed, true);
+                job.error = Some("reading failed at byte 7".into());
+            }
+        }
+        Ok(job.clone())
+    }
+
+    async fn cancel_image_job(&self, id: &str) -> Result<ImageJob, ApiError> {
+        let mut jobs = self.images.lock().unwrap();
+        let job = jobs.iter_mut().find(|job| job.id == id);
+        let job = job.ok_or_else(|| ApiError::unknown("job", id, []))?;
+        job.state = JobState::Cancelled;
+        Ok(job.clone())
+    }
+
+    async fn image_snapshots(&self, _image: &ImageRef) -> Result<Vec<ImageSnapshot>, ApiError> {
+        let listed = serde_json::json!([{ "name": "before", "at": 1_700_000_000_000u64 }]);
+        Ok(serde_json::from_value(listed).unwrap())
     }
 
     async fn console(&self, _vm: &VmName) -> Result<Console, ApiError> {

@@ -30,7 +30,8 @@ const TEMPLATE: &str = "\
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
-  storage      list, show: pools, who reaches them, their images
+  storage      list, show, keys, drill: pools, their images, who may write a LUN
+  image        list, import, export, clone, resize, snapshot, delete, jobs
   secret       set, list, delete: passwords that pools name
 
 \x1b[1mSet up\x1b[0m
@@ -127,6 +128,9 @@ pub(crate) enum Command {
     /// Storage pools: who reaches them, what they can prove, their images.
     #[command(subcommand)]
     Storage(super::storage::StorageCommand),
+    /// Disk images: in, out, copies, more room, snapshots.
+    #[command(subcommand)]
+    Image(super::image::ImageCommand),
     /// Passwords that pools name: of targets, of arrays.
     #[command(subcommand)]
     Secret(super::secret::SecretCommand),

@@ -11,7 +11,7 @@ use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCompleter, CompletionCandidate, Shell};
 use quorate_api::Client;
-use quorate_types::{HostName, PoolName, SecretName, VmName};
+use quorate_types::{HostName, ImageRef, PoolName, SecretName, VmName};
 use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -54,9 +54,13 @@ fn with_names(command: Command) -> Command {
         return command;
     }
     let command = command.mut_args(|arg| match path_of(&arg) {
-        Some(path) => arg.add(ArgValueCompleter::new(move |begun: &OsStr| {
-            candidates(path, begun)
-        })),
+        Some(path) => {
+            let image = arg.get_value_parser().type_id() == TypeId::of::<ImageRef>();
+            arg.add(ArgValueCompleter::new(move |begun: &OsStr| match image {
+                true => images(path, begun),
+                false => candidates(path, begun),
+            }))
+        }
         None => arg,
     });
     let names: Vec<String> = command
@@ -77,7 +81,7 @@ fn path_of(arg: &Arg) -> Option<&'static str> {
         Some("/api/v1/hosts")
     } else if kind == TypeId::of::<SecretName>() {
         Some("/api/v1/secrets")
-    } else if kind == TypeId::of::<PoolName>() {
+    } else if kind == TypeId::of::<PoolName>() || kind == TypeId::of::<ImageRef>() {
         Some("/api/v1/pools")
     } else {
         None
@@ -86,7 +90,7 @@ fn path_of(arg: &Arg) -> Option<&'static str> {
 
 fn candidates(path: &str, begun: &OsStr) -> Vec<CompletionCandidate> {
     let begun = begun.to_string_lossy();
-    let listed = ask(path).unwrap_or_default();
+    let listed: Vec<serde_json::Value> = ask(path).unwrap_or_default();
     let named = listed.into_iter().filter_map(|object| {
         let name = object["name"]
             .as_str()
@@ -100,7 +104,28 @@ fn candidates(path: &str, begun: &OsStr) -> Vec<CompletionCandidate> {
     named.collect()
 }
 
-fn ask(path: &str) -> Option<Vec<serde_json::Value>> {
+/// `POOL/`, and behind it the images of the pool.
+fn images(pools: &str, begun: &OsStr) -> Vec<CompletionCandidate> {
+    let text = begun.to_string_lossy();
+    let Some((pool, _)) = text.split_once('/') else {
+        let named = candidates(pools, begun);
+        let open = |candidate: CompletionCandidate| {
+            let name = candidate.get_value().to_string_lossy();
+            CompletionCandidate::new(format!("{name}/"))
+        };
+        return named.into_iter().map(open).collect();
+    };
+    let looked: Option<serde_json::Value> = ask(&format!("{pools}/{pool}"));
+    let looked = looked.unwrap_or_default();
+    let listed = looked["images"].as_array().into_iter().flatten();
+    let names = listed.filter_map(|image| Some(format!("{pool}/{}", image["image"].as_str()?)));
+    names
+        .filter(|name| name.starts_with(&*text))
+        .map(CompletionCandidate::new)
+        .collect()
+}
+
+fn ask<T: serde::de::DeserializeOwned>(path: &str) -> Option<T> {
     let socket = dir(std::env::args_os()).join(quorate_api::SOCKET);
     let client = Client::new(socket, "completion").timeout(WITHIN);
     let runtime = tokio::runtime::Builder::new_current_thread()

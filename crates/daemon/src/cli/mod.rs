@@ -13,12 +13,14 @@ mod console;
 mod error;
 mod events;
 mod host;
+mod image;
 mod import;
 mod manifest;
 mod output;
 mod plan;
 mod progress;
 mod quorum;
+mod reservation;
 mod saved;
 mod secret;
 mod setup;
@@ -172,6 +174,7 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
         Command::Storage(command) => storage::run(&context, command).await,
+        Command::Image(command) => image::run(&context, command).await,
         Command::Secret(command) => secret::run(&context, command).await,
         Command::Import(command) => import::import(&context.output, &command),
         Command::Init(args) => setup::init(&context, args).await,

@@ -5,7 +5,7 @@ use super::args::{Cli, Command, Format, HostCommand, VmCommand};
 use super::output::{Output, bytes, span};
 use super::plan::Then;
 use super::wait::{Goal, Standing};
-use super::{error::CliError, host, manifest, show, status};
+use super::{error::CliError, host, image, manifest, show, status, storage};
 use clap::{CommandFactory as _, Parser as _};
 use jiff::tz::TimeZone;
 use quorate_api::view::{ClusterView, Explanation};
@@ -68,6 +68,8 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
             "host",
             "list, show, drain, resume, label, fence, confirm-dead, remove",
         ),
+        ("storage", "list, show"),
+        ("secret", "set, list, delete"),
     ] {
         let command = Cli::command();
         let known: Vec<&str> = command
@@ -125,6 +127,11 @@ fn commands_are_understood() {
         "quorate plan --balance --drain h1",
         "quorate capacity --failures 0",
         "quorate explain vm db --at soon",
+        "quorate image import a.img",
+        "quorate image import a.img --to shared",
+        "quorate image import a.img --to shared/a --format iso",
+        "quorate image resize shared/a big",
+        "quorate secret set san-chap word",
     ] {
         assert!(parse(bad).is_err(), "{bad}");
     }
@@ -213,6 +220,35 @@ fn an_explanation_and_events() {
         text.push_str(&show::event(&PLAIN, event, &TimeZone::UTC));
     }
     golden("explain.txt", &text);
+}
+
+#[test]
+fn pools_and_their_images() {
+    let pools: Vec<quorate_api::storage::StorageView> =
+        serde_json::from_str(include_str!("golden/storage.json")).unwrap();
+    let page = |pool| storage::page(&PLAIN, pool, &TimeZone::UTC, 1_700_000_100_000);
+    let text = [
+        storage::list(&PLAIN, &pools),
+        page(&pools[0]),
+        page(&pools[1]),
+        storage::images(
+            &PLAIN,
+            Some(&pools[0].name),
+            pools[0].images.as_ref().unwrap(),
+        ),
+    ];
+    golden("storage.txt", &text.join("\n\n"));
+}
+
+#[test]
+fn jobs_with_their_progress() {
+    let jobs: Vec<quorate_types::ImageJob> =
+        serde_json::from_str(include_str!("golden/jobs.json")).unwrap();
+    golden("jobs.txt", &image::table(&PLAIN, &jobs, &TimeZone::UTC));
+    assert_eq!(
+        image::standing(&jobs[0]),
+        "copying 48 %, 100 MiB/s, 5.2 s left"
+    );
 }
 
 #[test]

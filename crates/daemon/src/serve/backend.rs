@@ -2,12 +2,14 @@
 
 use super::console;
 use super::core::{Core, wrong_answer};
+use super::drill;
 use super::group::wall_clock;
+use super::images;
 use super::look;
 use super::peer::{Answer, Ask};
 use async_trait::async_trait;
 use quorate_api::quorum::QuorumView;
-use quorate_api::storage::PoolLook;
+use quorate_api::storage::{DrillView, PoolLook};
 use quorate_api::view::{ClusterView, JoinToken, PlacementView};
 use quorate_api::{
     Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed,
@@ -16,7 +18,9 @@ use quorate_api::{
 use quorate_controller::{HostPicture, Picture, VotePicture};
 use quorate_planner::{SNAPSHOT_FORMAT, Snapshot};
 use quorate_state::{Command, Outcome, State};
-use quorate_types::{HostName, Millis, PoolName, Timestamp, VmName};
+use quorate_types::{
+    HostName, ImageJob, ImageRef, ImageSnapshot, ImageTask, Millis, PoolName, Timestamp, VmName,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -168,6 +172,36 @@ impl Backend for Daemon {
 
     async fn look_into(&self, pool: &PoolName) -> Result<PoolLook, ApiError> {
         look::anywhere(&self.0, pool).await
+    }
+
+    async fn drill(
+        &self,
+        by: &str,
+        pool: &PoolName,
+        image: Option<String>,
+    ) -> Result<DrillView, ApiError> {
+        let drill = drill::run(&self.0, by, pool, image).await;
+        drill.map_err(|error| ApiError::new(ErrorCode::Conflict, error))
+    }
+
+    async fn image_job(&self, by: &str, task: ImageTask) -> Result<ImageJob, ApiError> {
+        images::submit(&self.0, by, task).await
+    }
+
+    async fn image_jobs(&self) -> Result<Vec<ImageJob>, ApiError> {
+        Ok(images::list(&self.0).await)
+    }
+
+    async fn find_image_job(&self, id: &str) -> Result<ImageJob, ApiError> {
+        images::get(&self.0, id, false).await
+    }
+
+    async fn cancel_image_job(&self, id: &str) -> Result<ImageJob, ApiError> {
+        images::get(&self.0, id, true).await
+    }
+
+    async fn image_snapshots(&self, image: &ImageRef) -> Result<Vec<ImageSnapshot>, ApiError> {
+        images::snapshots(&self.0, image).await
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {

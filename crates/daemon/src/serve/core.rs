@@ -2,6 +2,7 @@
 
 use super::console::Consoles;
 use super::group::RaftGroup;
+use super::images;
 use super::look;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
 use super::witness::Route;
@@ -32,6 +33,7 @@ pub(crate) struct Core {
     pub(crate) peers: Peers,
     pub(crate) route: Route,
     pub(crate) consoles: Consoles,
+    pub(crate) images: quorate_image::Jobs,
 }
 
 impl Core {
@@ -165,6 +167,10 @@ impl Core {
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,
+            ask @ (Ask::ImageJob { .. }
+            | Ask::ImageJobs { .. }
+            | Ask::CancelImageJob { .. }
+            | Ask::Snapshots { .. }) => images::answer(self, ask).await,
             Ask::Images { pool } => look::here(self, &pool).await.map(Answer::Images),
         }
     }

@@ -11,9 +11,11 @@ mod certs;
 mod console;
 mod core;
 mod doors;
+mod drill;
 mod group;
 mod handler;
 mod heartbeat;
+mod images;
 mod leave;
 mod link;
 mod look;
@@ -97,6 +99,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         states: states.clone(),
         controller,
         consoles: wiring::consoles(&agent),
+        images: images::start(dir, &node.host, &agent, states.clone())?,
         agent,
         peers: peers.clone(),
         route,

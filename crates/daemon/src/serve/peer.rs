@@ -9,7 +9,10 @@ use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::{Explanation, Seen};
 use quorate_state::{Command, Outcome, Reason, Refusal};
 use quorate_transport::{CallError, Peers, RpcStatus};
-use quorate_types::{HostName, MigrationId, NodeId, PoolName, Revision, VmName};
+use quorate_types::{
+    HostName, ImageJob, ImageRef, ImageSnapshot, ImageTask, MigrationId, NodeId, PoolName,
+    Revision, VmName,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -54,6 +57,14 @@ pub(crate) enum Ask {
     ConsoleWrite { vm: VmName, input: Vec<u8> },
     /// To a host that reaches the pool: what is in it.
     Images { pool: PoolName },
+    /// To the host that shall do it: a task on images.
+    ImageJob { by: String, task: Box<ImageTask> },
+    /// To a host: its jobs, or one of them.
+    ImageJobs { id: Option<String> },
+    /// To a job's host: take it back.
+    CancelImageJob { id: String },
+    /// To a host that reaches the pool: an image's snapshots.
+    Snapshots { image: ImageRef },
 }
 
 /// An answer between daemons.
@@ -86,6 +97,10 @@ pub(crate) enum Answer {
     },
     /// What is in a pool.
     Images(PoolLook),
+    /// Jobs.
+    ImageJobs(Vec<ImageJob>),
+    /// An image's snapshots.
+    Snapshots(Vec<ImageSnapshot>),
 }
 
 /// Name of the method on the wire that carries an [`Ask`].

@@ -27,16 +27,7 @@ static LAST_SYNC: AtomicU32 = AtomicU32::new(0);
 /// # Errors
 /// When it does not answer in time, or with an error.
 pub async fn ping(socket: &Path, within: Duration) -> io::Result<()> {
-    let talk = async {
-        let mut channel = Channel::open(socket).await?;
-        channel.send(&json!({ "execute": "guest-ping" })).await?;
-        let answer = channel.answer().await?;
-        match answer.get("return") {
-            Some(_) => Ok(()),
-            None => Err(io::Error::other(format!("it answered {answer}"))),
-        }
-    };
-    timeout(within, talk).await.map_err(|_| timed_out(within))?
+    ask(socket, "guest-ping", within).await
 }
 
 /// Asks the guest to shut down. A guest that obeys gives no answer.
@@ -49,6 +40,35 @@ pub async fn shutdown(socket: &Path, within: Duration) -> io::Result<()> {
         channel
             .send(&json!({ "execute": "guest-shutdown", "arguments": { "mode": "powerdown" } }))
             .await
+    };
+    timeout(within, talk).await.map_err(|_| timed_out(within))?
+}
+
+/// Makes the guest write out what its file systems hold, and hold them still.
+///
+/// # Errors
+/// When the agent does not answer in time, or refuses. It may have obeyed all the same: thaw.
+pub async fn freeze_file_systems(socket: &Path, within: Duration) -> io::Result<()> {
+    ask(socket, "guest-fsfreeze-freeze", within).await
+}
+
+/// Lets the guest's file systems go on.
+///
+/// # Errors
+/// When the agent does not answer in time, or refuses.
+pub async fn thaw_file_systems(socket: &Path, within: Duration) -> io::Result<()> {
+    ask(socket, "guest-fsfreeze-thaw", within).await
+}
+
+async fn ask(socket: &Path, command: &str, within: Duration) -> io::Result<()> {
+    let talk = async {
+        let mut channel = Channel::open(socket).await?;
+        channel.send(&json!({ "execute": command })).await?;
+        let answer = channel.answer().await?;
+        match answer.get("return") {
+            Some(_) => Ok(()),
+            None => Err(io::Error::other(format!("it answered {answer}"))),
+        }
     };
     timeout(within, talk).await.map_err(|_| timed_out(within))?
 }
@@ -169,6 +189,41 @@ mod tests {
         };
         let (ping, ()) = tokio::join!(ping(&path, Duration::from_secs(5)), agent);
         ping.unwrap();
+    }
+
+    #[tokio::test]
+    async fn file_systems_are_frozen_and_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let agent = tokio::spawn(async move {
+            let mut asked = Vec::new();
+            for answer in ["{\"return\": 3}", "{\"error\": {\"desc\": \"not frozen\"}}"] {
+                let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+                let mut line = Vec::new();
+                stream.read_until(b'\n', &mut line).await.unwrap();
+                let sync: Value = serde_json::from_slice(&line[1..]).unwrap();
+                let id = &sync["arguments"]["id"];
+                let text = format!("\u{ff}{{\"return\": {id}}}\n");
+                let bytes: Vec<u8> = text.chars().map(|c| c as u32 as u8).collect();
+                stream.write_all(&bytes).await.unwrap();
+                line.clear();
+                stream.read_until(b'\n', &mut line).await.unwrap();
+                let command: Value = serde_json::from_slice(&line).unwrap();
+                asked.push(command["execute"].as_str().unwrap().to_owned());
+                stream
+                    .write_all(format!("{answer}\n").as_bytes())
+                    .await
+                    .unwrap();
+            }
+            asked
+        });
+        let within = Duration::from_secs(5);
+        freeze_file_systems(&path, within).await.unwrap();
+        let refused = thaw_file_systems(&path, within).await.unwrap_err();
+        assert!(refused.to_string().contains("not frozen"), "{refused}");
+        let asked = agent.await.unwrap();
+        assert_eq!(asked, ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]);
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ use crate::error::HypervisorError;
 use crate::guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
 use crate::migration::{IncomingMigration, ListenRequest, MigrationRequest, OutgoingMigration};
 use crate::mirror::{MirrorStatus, MirrorTarget};
-use crate::vm::{Adoption, Hypervisor, Vm};
+use crate::vm::{Adoption, Hypervisor, Quiesced, Vm};
 
 /// Pause between two looks at a socket that a starting QEMU has not made yet.
 const SOCKET_LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -328,6 +328,18 @@ impl Vm for Guest {
     }
     async fn powerdown(&self) -> Result<(), HypervisorError> {
         self.powerdown().await
+    }
+    async fn resize_disk(&self, index: usize, bytes: u64) -> Result<(), HypervisorError> {
+        self.resize_disk(index, bytes).await
+    }
+    async fn snapshot_disk(&self, index: usize, name: &str) -> Result<Quiesced, HypervisorError> {
+        self.snapshot_disk(index, name).await
+    }
+    async fn delete_disk_snapshot(&self, index: usize, name: &str) -> Result<(), HypervisorError> {
+        self.delete_disk_snapshot(index, name).await
+    }
+    async fn unquiesce(&self) -> Result<(), String> {
+        self.unquiesce().await
     }
     async fn quit(&self) -> Result<(), HypervisorError> {
         self.quit().await

@@ -45,6 +45,10 @@ impl Site for Host {
         Ok(())
     }
 
+    async fn guest_thaw(&self, vm: &VmName) {
+        self.told.lock().unwrap().push(format!("thaw {vm}"));
+    }
+
     async fn guest_snapshot(
         &self,
         vm: &VmName,

@@ -11,6 +11,5 @@ mod preemption;
 mod properties;
 mod quality;
 mod recovery;
-mod speed;
 mod storage;
 mod wishes;

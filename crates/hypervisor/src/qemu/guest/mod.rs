@@ -20,6 +20,7 @@
 //!   pre-switchover (or fails), QEMU itself resumes the guest. So a freeze cancels first, and stops
 //!   again after.
 
+mod disks;
 mod freeze;
 mod mirror;
 mod ops;

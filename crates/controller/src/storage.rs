@@ -292,3 +292,7 @@ impl Keeper {
         time.ok_or_else(|| "this leader is not sure of its majority: nothing is let in".to_owned())
     }
 }
+
+#[cfg(test)]
+#[path = "storage_tests.rs"]
+mod tests;

@@ -14,21 +14,21 @@ use tokio::sync::watch;
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn host(n: u8) -> HostName {
+pub(crate) fn host(n: u8) -> HostName {
     HostName::new(format!("h{n}")).unwrap()
 }
 
 /// A group of which this node is the leader, in one process.
-struct FakeGroup {
+pub(crate) struct FakeGroup {
     state: Mutex<State>,
     applied: watch::Sender<u64>,
-    leading: watch::Sender<Leading>,
+    pub(crate) leading: watch::Sender<Leading>,
     /// Outcomes are not known, although what is proposed is applied.
     silent: AtomicBool,
 }
 
 impl FakeGroup {
-    fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let group = Self {
             state: Mutex::default(),
             applied: watch::channel(0).0,
@@ -62,7 +62,7 @@ impl FakeGroup {
         Arc::new(group)
     }
 
-    fn apply(&self, command: Command) -> Result<Outcome, ProposeFailure> {
+    pub(crate) fn apply(&self, command: Command) -> Result<Outcome, ProposeFailure> {
         let envelope = Envelope {
             format: FORMAT,
             at: Timestamp(1),
@@ -79,7 +79,7 @@ impl FakeGroup {
     }
 }
 
-fn leading(term: u64) -> Leading {
+pub(crate) fn leading(term: u64) -> Leading {
     Leading {
         leader: Some(1),
         term,

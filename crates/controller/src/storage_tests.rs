@@ -1,0 +1,71 @@
+//! The keeper, while leaders change.
+
+use super::*;
+use crate::tests::{FakeGroup, host, leading};
+use quorate_types::{Manifest, PoolName};
+
+/// Says that every door is shut. While it is asked, this host loses the leadership to another one, which cuts h2 off, and
+/// gets it back.
+struct Meanwhile {
+    group: Arc<FakeGroup>,
+    cut: bool,
+    opened: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl StorageGate for Meanwhile {
+    async fn shut(&self, door: &Door, _: Duration) -> Shut {
+        let one = |_: &String| Ok((String::new(), 1));
+        door.targets.iter().map(one).collect()
+    }
+    async fn open(&self, door: &Door, _: Duration) -> Result<(), String> {
+        self.opened.lock().unwrap().push(door.initiator.clone());
+        Ok(())
+    }
+    async fn look(&self, door: &Door, _: Duration) -> Result<Vec<bool>, String> {
+        if self.cut {
+            let pools = BTreeSet::from([PoolName::new("san").unwrap()]);
+            let cut = Command::CutStorage {
+                host: host(2),
+                pools,
+            };
+            self.group.apply(cut).unwrap();
+            self.group.leading.send_replace(leading(3));
+        }
+        Ok(vec![false; door.targets.len()])
+    }
+}
+
+async fn opened(cut: bool) -> usize {
+    let group = FakeGroup::new();
+    let manifest = serde_json::json!({
+        "pools": { "san": { "kind": "iscsi", "portals": ["192.0.2.9"], "target": "iqn.2026-01.com.example:s",
+                            "access": { "tgt": {} } } },
+        "vms": { "db": { "memory": "64MiB", "disks": [{ "pool": "san", "image": "db" }] } },
+    });
+    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
+    let base = None;
+    group
+        .apply(Command::ApplyManifest { base, manifest })
+        .unwrap();
+    let gate = Arc::new(Meanwhile {
+        group: group.clone(),
+        cut,
+        opened: Mutex::default(),
+    });
+    let keeper = Keeper {
+        gate: gate.clone(),
+        group,
+        turn: Arc::default(),
+        kept: Arc::default(),
+        term: 1,
+    };
+    keeper.run(Restorable::new()).await;
+    gate.opened.lock().unwrap().len()
+}
+
+#[tokio::test]
+async fn a_keeper_of_an_earlier_term_opens_nothing() {
+    assert_eq!(opened(false).await, 2);
+    assert_eq!(opened(true).await, 0);
+}

@@ -90,7 +90,7 @@ impl Daemon {
                 "{what}: not in time\n{}",
                 self.log()
             );
-            std::thread::sleep(Duration::from_millis(20));
+            quorate_lab::wait::pause(Duration::from_millis(20));
         }
     }
 }
@@ -105,7 +105,7 @@ impl Drop for Daemon {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let deadline = Instant::now() + Duration::from_secs(20);
         while child.try_wait().unwrap().is_none() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
+            quorate_lab::wait::pause(Duration::from_millis(20));
         }
         let _ = child.kill();
         let _ = child.wait();

@@ -11,9 +11,10 @@ use std::collections::BTreeSet;
 
 /// Lines of `name: value`, aligned.
 pub(crate) fn facts(out: &Output, title: &str, facts: &[(&str, String)]) -> String {
-    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let shown = || facts.iter().filter(|(_, value)| !value.is_empty());
+    let width = shown().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut lines = vec![out.paint(Tone::Bold, title)];
-    for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
+    for (name, value) in shown() {
         let name = out.paint(Tone::Dim, &format!("{name:width$}"));
         lines.push(format!("  {name}  {value}"));
     }

@@ -233,7 +233,8 @@ impl San {
         let deadline = Instant::now() + SOON;
         while !san.try_admin(&["--mode", "target", "--op", "show"]) {
             assert!(Instant::now() < deadline, "tgtd does not start");
-            std::thread::sleep(Duration::from_millis(20));
+            // The daemon says nothing when it is there.
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         Some(san)
     }

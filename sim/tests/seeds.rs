@@ -84,7 +84,7 @@ fn a_keeper_with_an_old_state_is_caught() {
 
 #[test]
 fn a_host_that_is_let_in_with_old_guests_is_caught() {
-    caught(Mutation::RestoreDirty, 100, 100);
+    caught(Mutation::RestoreDirty, 130, 60);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_door_opened_without_a_lease_is_caught() {
 /// Not a broken variant but a known gap: see docs/decisions/0008. This test ends when it is closed.
 #[test]
 fn a_source_that_qemu_resumes_writes_to_a_disk_without_a_lock() {
-    caught(Mutation::SanWithoutLocks, 0, 200);
+    caught(Mutation::SanWithoutLocks, 60, 50);
 }
 
 #[test]

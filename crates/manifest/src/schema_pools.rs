@@ -4,6 +4,8 @@ use super::{Kind, Struct, optional, required};
 
 const LUNS: i64 = 16_383;
 const U16: i64 = 65_535;
+/// `tgtd` refuses larger control ports.
+const CONTROL: i64 = 32_766;
 
 pub(super) static ISCSI: Struct = Struct {
     what: "an iSCSI pool",
@@ -73,7 +75,7 @@ static TGT: Struct = Struct {
     fields: &[
         optional(
             "control",
-            Kind::Int(0, U16),
+            Kind::Int(0, CONTROL),
             "Its control port (`tgtd -C`).",
         ),
         optional(

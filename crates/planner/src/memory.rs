@@ -48,6 +48,8 @@ pub struct Memory {
     vms: BTreeMap<VmName, VmMemory>,
     /// Since when a host that reports cannot use a pool.
     lost: BTreeMap<HostName, BTreeMap<PoolName, Instant>>,
+    /// When no host at all could use a pool, the last time.
+    dark: BTreeMap<PoolName, Instant>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -133,11 +135,21 @@ impl Memory {
                 lost.entry(pool.clone()).or_insert(now);
             }
         }
+        self.dark.retain(|pool, _| state.pools.contains_key(pool));
+        for pool in state.pools.keys() {
+            let seen = reports.values().filter_map(|report| report.pools.get(pool));
+            let mut seen = seen.peekable();
+            if seen.peek().is_some() && seen.all(|seen| !seen.usable) {
+                self.dark.insert(pool.clone(), now);
+            }
+        }
     }
 
-    /// Since when a host cannot use a pool, as far as this leader saw it.
+    /// Since when a host cannot use a pool that others can, as far as this leader saw it: when a SAN comes back, hosts notice
+    /// one after the other.
     pub(crate) fn lost_since(&self, host: &HostName, pool: &PoolName) -> Option<Instant> {
-        self.lost.get(host)?.get(pool).copied()
+        let since = self.lost.get(host)?.get(pool).copied();
+        since.max(self.dark.get(pool).copied().filter(|_| since.is_some()))
     }
 
     /// The next moment at which something is due because of what is remembered: the caller plans
@@ -146,7 +158,8 @@ impl Memory {
         let due = self.vms.values().flat_map(VmMemory::due);
         let lost = self.lost.values().flat_map(BTreeMap::values);
         let lost = lost.flat_map(|since| [since.plus(LOST_FOR), since.plus(LOST_FOR_GOOD)]);
-        due.chain(lost).filter(|at| *at > now).min()
+        let dark = self.dark.values().map(|at| at.plus(LOST_FOR));
+        due.chain(lost).chain(dark).filter(|at| *at > now).min()
     }
 
     fn vm(&self, vm: &VmName) -> Option<&VmMemory> {

@@ -227,17 +227,15 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
             ]
         }
         PoolSpec::Block(pool) => vec![("path", pool.path.clone())],
+        PoolSpec::Rbd(pool) => vec![
+            ("ceph pool", pool.ceph_pool.clone()),
+            ("ceph user", pool.user.clone()),
+        ],
         PoolSpec::Local(pool) => vec![("path on each host", pool.path.clone())],
         PoolSpec::Mirrored(pool) => vec![
             ("path on each host", pool.path.clone()),
             ("resync", resync(pool.resync_mib_per_s)),
         ],
-        PoolSpec::Rbd(pool) => vec![
-            ("ceph pool", pool.ceph_pool.clone()),
-            ("ceph user", pool.user.clone()),
-        ],
-        #[allow(unreachable_patterns)] // of a newer kind
-        _ => Vec::new(),
     }
 }
 

@@ -13,6 +13,8 @@ use std::time::Duration;
 const ROUNDS: usize = 4;
 /// From the end of the lease to the start of QEMU elsewhere, in seconds.
 const LIMIT: f64 = 1.0;
+/// The same when the leader was on that host: a new one must be elected, and waits for its predecessor's leases.
+const LEADER_LIMIT: f64 = 2.5;
 /// The default lease, with the drift that the leader allows for.
 const LEASE: f64 = 2.0;
 /// A guest that nobody stopped has that long to try to write after its host is healed.
@@ -36,16 +38,28 @@ fn a_host_that_is_cut_off_is_shut_out_at_the_san_and_nothing_is_lost() {
     san.create_lun("db", 16 << 20).unwrap();
     cluster.run(std::slice::from_ref(&guest));
     let witness = cluster.witness(std::slice::from_ref(&guest));
-    let mut took = Vec::new();
+    let (mut followers, mut leaders) = (Vec::new(), Vec::new());
     for round in 0..rounds() {
-        // Every other time nobody on the host stops the guest, as if its guard had hung.
+        // A live migration on the SAN brings it there. Every other time nobody on the host stops the guest, as if its
+        // guard had hung.
+        let (victim, took) = match round % 4 {
+            2 => (cluster.leader(), &mut leaders),
+            _ => (cluster.follower(), &mut followers),
+        };
+        cluster.place("db", &victim);
         took.push(cut_off(&cluster, "db", round % 2 == 1));
     }
     judge_rounds(
-        "storage cut: end of lease -> QEMU started elsewhere",
-        &took,
+        "storage cut: end of a follower's lease -> QEMU started elsewhere",
+        &followers,
         "s",
         LIMIT,
+    );
+    judge_rounds(
+        "storage cut: end of the leader's lease -> QEMU started elsewhere",
+        &leaders,
+        "s",
+        LEADER_LIMIT,
     );
     let reports = cluster.judge(witness);
     assert!(reports[0].ranges.len() > rounds() / 2, "{:?}", reports[0]);

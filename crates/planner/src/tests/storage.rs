@@ -101,6 +101,26 @@ fn when_all_hosts_lost_it_nothing_moves_and_the_layer_is_named() {
 }
 
 #[test]
+fn when_the_storage_comes_back_hosts_have_time_to_notice_one_after_the_other() {
+    let mut world = world();
+    for name in ["h1", "h2", "h3"] {
+        lose(&mut world, name);
+    }
+    world.step();
+    world.pass(Millis(20_000));
+    assert!(world.step().is_empty());
+    for name in ["h2", "h3"] {
+        let report = world.reports.get_mut(&host(name)).unwrap();
+        report.pools.get_mut(&shared()).unwrap().usable = true;
+    }
+    assert!(world.step().is_empty(), "h1 may say the same in a moment");
+    world.pass(Millis(4_000));
+    assert!(world.step().is_empty());
+    world.pass(Millis(1_001));
+    assert_eq!(world.step().len(), 1, "it does not come back on h1");
+}
+
+#[test]
 fn a_cut_of_every_disk_releases_a_vm_and_its_host_takes_none_until_it_is_let_in() {
     let mut world = world();
     world.health.insert(host("h1"), HostHealth::Expired);

@@ -10,8 +10,7 @@ use quorate_controller::boot_now;
 use quorate_membership::{DiskLease, DiskStep, DiskTimings};
 use quorate_types::{HostName, Millis};
 use std::io::Read as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -35,10 +34,35 @@ pub(crate) struct Standing {
 }
 
 /// What the thread is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Order {
+    wanted: bool,
+    stop: bool,
+}
+
+/// The order that holds, and who waits for another.
 #[derive(Debug, Default)]
 struct Orders {
-    wanted: AtomicBool,
-    stop: AtomicBool,
+    order: Mutex<Order>,
+    changed: Condvar,
+}
+
+impl Orders {
+    fn now(&self) -> Order {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Order)) {
+        change(&mut self.order.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    /// Waits until another order is given, for so long at most.
+    fn wait(&self, old: Order, pause: Duration) {
+        let order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |now: &mut Order| *now == old;
+        drop(self.changed.wait_timeout_while(order, pause, same));
+    }
 }
 
 /// Handle of the thread; it ends, and gives the lease back, when this is dropped.
@@ -49,7 +73,7 @@ pub(crate) struct Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.orders.stop.store(true, Ordering::SeqCst);
+        self.orders.change(|order| order.stop = true);
     }
 }
 
@@ -82,7 +106,7 @@ impl Keeper {
     }
 
     pub(crate) fn want(&self, wanted: bool) {
-        self.orders.wanted.store(wanted, Ordering::SeqCst);
+        self.orders.change(|order| order.wanted = wanted);
     }
 
     pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
@@ -103,12 +127,12 @@ struct Thread {
 impl Thread {
     fn run(&mut self, orders: &Orders) {
         loop {
-            let stop = orders.stop.load(Ordering::SeqCst);
-            let wanted = orders.wanted.load(Ordering::SeqCst) && !stop;
+            let order = orders.now();
+            let wanted = order.wanted && !order.stop;
             if !wanted {
                 self.give_back();
             }
-            if stop || self.publish.is_closed() {
+            if order.stop || self.publish.is_closed() {
                 return;
             }
             self.lease.want(wanted);
@@ -131,7 +155,11 @@ impl Thread {
                 }
             };
             self.tell();
-            std::thread::sleep(pause.min(if self.problem.is_some() { AGAIN } else { TURN }));
+            let longest = match self.problem {
+                Some(_) => AGAIN,
+                None => TURN,
+            };
+            orders.wait(order, pause.min(longest));
         }
     }
 

@@ -203,7 +203,8 @@ impl San {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let control = u32::from(port);
+        // Larger ones are refused.
+        let control = 1 + u32::from(port) % 32_000;
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all("/var/run/tgtd").unwrap();
         let daemon = Command::new("setpriv")

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measures what README names. Each measurement prints a table and writes $QUORATE_BENCH_DIR/NAME.json.
-# BENCH="consensus planner" runs only those.
+# BENCH="consensus planner" runs only those. QUORATE_ROUNDS=50 makes the rounds of storage, mirrored and quorum as many.
 set -u
 
 cd "$(dirname "$0")/.." || exit 1
@@ -27,6 +27,9 @@ bench questions cargo run --quiet --locked --release -p quorate-planner-bench --
 bench consensus cargo test --quiet --locked --release -p quorate-consensus --test throughput -- --ignored --nocapture
 bench failover lab t01_failover
 bench migration lab a_blackout_is_hardly_longer
+bench storage lab t17_storage_cut
+bench mirrored lab t16_mirrored
+bench quorum lab t14_two_hosts
 bench memory lab t11_memory
 bench drain lab t13_chain
 ls -l "$QUORATE_BENCH_DIR"/*.json

@@ -156,6 +156,9 @@ fn a_cut_pair_with_a_disk_witness_goes_on_at_exactly_one_side() {
         "guests",
         "none",
     );
+    let mut report = quorate_bench::Report::new();
+    report.add("cut pair: one side goes on", "s", &decided, None);
+    report.publish("quorum").unwrap();
     judge_rounds(
         "cut pair with disk witness: one side goes on",
         &decided,

@@ -90,6 +90,10 @@ fn the_copy_has_every_acknowledged_record_when_its_owner_is_killed() {
     }
     let list: Vec<String> = ready.iter().map(|value| format!("{value:.2}")).collect();
     cluster.say(&format!("ready after {} s", list.join(" ")));
+    let mut report = quorate_bench::Report::new();
+    report.add("owner killed -> QEMU started", "s", &started, None);
+    report.add("owner killed -> guest ready", "s", &ready, None);
+    report.publish("mirrored-failover").unwrap();
     judge_rounds("mirrored: owner killed -> QEMU started", &started, "s", 4.5);
     let last = cluster.owner("db");
     let dir = own(&cluster, &last);
@@ -195,6 +199,15 @@ fn a_mirrored_disk_is_at_least_half_as_fast() {
         plain.push(rate(&cluster, &guests[0]));
         unblock(&cluster, &copy);
     }
+    let mut report = quorate_bench::Report::new();
+    report.add("fsynced writes, plain disk", "/s", &plain, None);
+    report.add(
+        "fsynced writes, mirrored disk",
+        "/s",
+        &mirrored,
+        Some(median(&plain)),
+    );
+    report.publish("mirrored").unwrap();
     let (mirrored, plain) = (median(&mirrored), median(&plain));
     measured("fsynced writes, plain disk", plain, "/s", "none");
     measured("fsynced writes, mirrored disk", mirrored, "/s", "none");

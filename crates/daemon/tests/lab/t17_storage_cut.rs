@@ -49,6 +49,12 @@ fn a_host_that_is_cut_off_is_shut_out_at_the_san_and_nothing_is_lost() {
         cluster.place("db", &victim);
         took.push(cut_off(&cluster, "db", round % 2 == 1));
     }
+    let mut report = quorate_bench::Report::new();
+    for (whose, samples) in [("follower's", &followers), ("leader's", &leaders)] {
+        let name = format!("end of the {whose} lease -> QEMU started elsewhere");
+        report.add(&name, "s", samples, None);
+    }
+    report.publish("storage-cut").unwrap();
     judge_rounds(
         "storage cut: end of a follower's lease -> QEMU started elsewhere",
         &followers,

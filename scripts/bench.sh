@@ -23,7 +23,7 @@ lab() {
 }
 
 bench planner cargo run --quiet --locked --release -p quorate-planner-bench -- measure
-bench questions cargo test --quiet --locked --release -p quorate-planner speed -- --ignored --nocapture
+bench questions cargo run --quiet --locked --release -p quorate-planner-bench -- questions
 bench consensus cargo test --quiet --locked --release -p quorate-consensus --test throughput -- --ignored --nocapture
 bench failover lab t01_failover
 bench migration lab a_blackout_is_hardly_longer

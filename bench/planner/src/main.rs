@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! quorate-planner-bench measure               table and $QUORATE_BENCH_DIR/planner.json
+//! quorate-planner-bench questions             the same for questions: questions.json
 //! quorate-planner-bench site --hosts 200 --vms 5000 [--cib]   the site itself
 //! quorate-planner-bench again --hosts 200 --vms 5000 [--cold]  one plan over and over, for a profiler
 //! ```
@@ -9,6 +10,7 @@
 //! beside what was measured, and ends with status 1 where that was missed.
 
 mod cib;
+mod questions;
 mod site;
 
 use clap::{Parser, Subcommand};
@@ -44,6 +46,8 @@ struct Args {
 enum Task {
     /// Measure, and print a table.
     Measure,
+    /// Measure how long questions take.
+    Questions,
     /// Make one plan over and over, for a profiler.
     Again {
         /// Hosts.
@@ -85,6 +89,7 @@ fn main() -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Measure => measure(),
+        Task::Questions => questions::measure(),
         Task::Again {
             hosts,
             vms,

@@ -173,7 +173,7 @@ impl Site {
         Ok(site)
     }
 
-    fn command(&mut self, command: Command) -> anyhow::Result<()> {
+    pub(crate) fn command(&mut self, command: Command) -> anyhow::Result<()> {
         let envelope = Envelope {
             format: FORMAT,
             at: Timestamp(1),
@@ -282,5 +282,6 @@ fn running(epoch: Epoch) -> VmReport {
         error: None,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     }
 }

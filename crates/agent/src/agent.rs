@@ -15,7 +15,9 @@ use crate::host::{self, Host, Message};
 use crate::ledger::{LedgerError, LedgerStore};
 use crate::ports::{AgentConfig, Drivers, GuestGuard, PoolDefinition};
 use crate::vm::{self, Command, Shared, text};
-use quorate_agent_logic::{Adopted, HostLogic, Observed, ObservedMigration, TargetSays, Token};
+use quorate_agent_logic::{
+    Adopted, ExportOffer, ExportRequest, HostLogic, Observed, ObservedMigration, TargetSays, Token,
+};
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationStatus, Vm};
 use quorate_membership::Instant;
 use quorate_state::State;
@@ -99,6 +101,7 @@ impl Agent {
         };
         let (inbox, inbox_rx) = mpsc::channel(INBOX);
         let timings = state.borrow().settings().lease;
+        let (exports, export_calls) = crate::exports::queue();
         let shared = Arc::new(Shared {
             config,
             layout,
@@ -109,6 +112,7 @@ impl Agent {
             pids: Mutex::new(BTreeMap::new()),
             guests: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
+            exports,
             deadline_ns: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -129,6 +133,7 @@ impl Agent {
             surroundings: Surroundings::default(),
             resident: BTreeMap::new(),
             links: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
             booted: booted(),
             timings,
             asks: BTreeMap::new(),
@@ -140,6 +145,7 @@ impl Agent {
             shared.set_pid(&adopted.vm, Some(guest.identity().pid));
             host.order(adopted.vm, Command::Adopted { run, guest });
         }
+        shared.spawn(crate::exports::run(shared.clone(), export_calls));
         shared.spawn(host.run(effects, inbox_rx, guard_rx));
         shared.spawn(host::look_around(shared.clone()));
         Ok(AgentHandle {
@@ -361,6 +367,14 @@ impl AgentHandle {
             return TargetSays::Unknown;
         }
         answer.await.unwrap_or(TargetSays::Unknown)
+    }
+
+    /// For the owner of a disk: where to write its copy on this host to.
+    ///
+    /// # Errors
+    /// A sentence; the owner asks again.
+    pub async fn export(&self, request: ExportRequest) -> Result<ExportOffer, String> {
+        crate::exports::open(&self.inner.shared.exports, request).await
     }
 
     /// Marks a pool as this cluster's, once, when an operator defines it: a path without the mark, such as an

@@ -42,6 +42,11 @@ impl Layout {
         self.runtime(vm).join("serial.begins")
     }
 
+    /// One directory for each export of a copy.
+    pub(crate) fn exports(&self) -> PathBuf {
+        self.dir.join("exports")
+    }
+
     pub(crate) fn ledger(&self) -> PathBuf {
         self.dir.join("ledger.redb")
     }

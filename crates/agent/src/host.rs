@@ -14,7 +14,7 @@ use quorate_agent_logic::{
 };
 use quorate_membership::Instant;
 use quorate_state::State;
-use quorate_types::report::LinkReport;
+use quorate_types::report::{LinkReport, MirrorReport};
 use quorate_types::{
     ByteSize, HostName, HostReport, LeaseTimings, MigrationId, Millis, Revision, Timestamp, VmName,
 };
@@ -56,6 +56,12 @@ pub(crate) enum Message {
     Surroundings(Surroundings),
     Resident(BTreeMap<VmName, ByteSize>),
     Links(BTreeMap<HostName, LinkReport>),
+    /// How a disk's copy stands; absent: it has none that is kept here.
+    Mirror {
+        vm: VmName,
+        disk: usize,
+        report: Option<MirrorReport>,
+    },
 }
 
 pub(crate) struct Host {
@@ -68,6 +74,7 @@ pub(crate) struct Host {
     pub(crate) surroundings: Surroundings,
     pub(crate) resident: BTreeMap<VmName, ByteSize>,
     pub(crate) links: BTreeMap<HostName, LinkReport>,
+    pub(crate) mirrors: BTreeMap<(VmName, usize), MirrorReport>,
     /// The wall clock at 0 of CLOCK_BOOTTIME.
     pub(crate) booted: Timestamp,
     pub(crate) timings: LeaseTimings,
@@ -186,6 +193,14 @@ impl Host {
                     self.resident = found;
                     self.publish();
                 }
+                true
+            }
+            Message::Mirror { vm, disk, report } => {
+                match report {
+                    Some(report) => self.mirrors.insert((vm, disk), report),
+                    None => self.mirrors.remove(&(vm, disk)),
+                };
+                self.publish();
                 true
             }
             Message::Links(links) => {
@@ -380,6 +395,11 @@ impl Host {
                 vm.resident = *resident;
             }
         }
+        for ((name, _), mirror) in &self.mirrors {
+            if let Some(vm) = vms.get_mut(name) {
+                vm.mirrors.push(mirror.clone());
+            }
+        }
         let mut next = HostReport {
             host: config.host.clone(),
             boot: config.boot.clone(),
@@ -442,7 +462,18 @@ async fn look(shared: &Shared, state: &State) -> Surroundings {
         if (hosts.is_empty() || hosts.contains(me))
             && let Ok(driver) = shared.pool(name)
         {
-            checks.push(async move { (name.clone(), driver.check().await) });
+            let own = pool.spec.is_hosts_own();
+            checks.push(async move {
+                let mut facts = driver.check().await;
+                // Nobody else can mark what is this host's own.
+                if own && facts.reachable && facts.marker.is_none() {
+                    match driver.define().await {
+                        Ok(_) => facts = driver.check().await,
+                        Err(error) => facts.problem = Some(vm::text(&error)),
+                    }
+                }
+                (name.clone(), facts)
+            });
         }
     }
     shared

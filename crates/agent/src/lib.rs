@@ -16,6 +16,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod agent;
+mod exports;
 mod facts;
 pub mod guard;
 mod guest_config;
@@ -28,4 +29,4 @@ pub use agent::{Agent, AgentError, AgentHandle};
 pub use facts::{capacity, hypervisor_facts};
 pub use ledger::{LedgerError, LedgerStore};
 pub use ports::{AgentConfig, Drivers, GuestGuard, PeerAsk, PoolDefinition, PoolFactory, Pools};
-pub use quorate_agent_logic::TargetSays;
+pub use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};

@@ -2,7 +2,7 @@
 
 use crate::guard::client::{GuardClient, GuardError, GuardStatus, Registration};
 use async_trait::async_trait;
-use quorate_agent_logic::TargetSays;
+use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
 use quorate_hypervisor::{Accel, Hypervisor, ProcessIdentity};
 use quorate_network::NetworkDriver;
 use quorate_state::State;
@@ -39,6 +39,11 @@ pub trait PeerAsk: Send + Sync + 'static {
     /// Asks the target what became of the guest; answered there by [`crate::AgentHandle::outcome`].
     /// Not reachable is [`TargetSays::Unknown`].
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays;
+
+    /// Asks the host of a disk's copy where to write it to; answered there by
+    /// [`crate::AgentHandle::export`]. Bounded by the caller.
+    async fn ask_export(&self, to: HostName, request: ExportRequest)
+    -> Result<ExportOffer, String>;
 }
 
 /// A pool's definition with the passwords that it names.
@@ -84,6 +89,14 @@ impl PoolFactory for Pools {
         match &pool.spec {
             PoolSpec::Directory { path, .. } => {
                 let (pool, host) = (name.as_str(), self.host.as_str());
+                let config = DirectoryConfig::new(pool, path, &self.cluster_id, host);
+                Arc::new(DirectoryPool::new(config))
+            }
+            // Each host has its own: the marker only says that something is mounted there.
+            PoolSpec::Local(quorate_types::pool::LocalPool { path, .. })
+            | PoolSpec::Mirrored(quorate_types::pool::MirroredPool { path, .. }) => {
+                let (pool, host) = (name.as_str(), self.host.as_str());
+                let path = path.replace("{host}", host);
                 let config = DirectoryConfig::new(pool, path, &self.cluster_id, host);
                 Arc::new(DirectoryPool::new(config))
             }

@@ -165,6 +165,10 @@ pub struct OutageView {
     pub vm: VmName,
     /// For so long; absent: it does not come back.
     pub lasts_ms: Option<u64>,
+    /// VMs that need it and run without it meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub left_without: Vec<VmName>,
 }
 
 /// A VM that shall run and does not.
@@ -232,6 +236,9 @@ pub struct RestartPlanView {
     pub restarts: Vec<PlaceView>,
     /// What finds no place.
     pub broken: Vec<BrokenView>,
+    /// Running guests that move away first, live, and where to (`make_room`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub makes_room: Vec<PlaceView>,
 }
 
 /// A VM that finds no place.
@@ -338,6 +345,7 @@ impl From<planner::Stage> for StageView {
         let outage = |outage: planner::Outage| OutageView {
             vm: outage.vm,
             lasts_ms: outage.lasts.map(|span| span.0),
+            left_without: outage.left_without.into_iter().collect(),
         };
         let stays = |stays: planner::Stays| StaysView {
             vm: stays.vm,
@@ -405,6 +413,7 @@ impl From<planner::RestartPlan> for RestartPlanView {
             fails: plan.fails.hosts.into_iter().collect(),
             restarts: plan.restarts.into_iter().map(restart).collect(),
             broken: plan.broken.into_iter().map(BrokenView::from).collect(),
+            makes_room: plan.makes_room.into_iter().map(restart).collect(),
         }
     }
 }

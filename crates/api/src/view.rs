@@ -241,6 +241,32 @@ pub struct VmView {
     pub addresses: Vec<String>,
     /// The running guest differs from the definition in something only a start can change.
     pub restart_pending: bool,
+    /// Where its disks are, of pools that are the hosts' own: it can be started only on a host with a copy of
+    /// each that is in step.
+    #[serde(default)]
+    pub copies: Vec<CopyView>,
+}
+
+/// A copy of a disk on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CopyView {
+    /// Its pool.
+    #[schema(value_type = String)]
+    pub pool: PoolName,
+    /// The disk's image.
+    pub image: String,
+    /// The host.
+    #[schema(value_type = String)]
+    pub host: HostName,
+    /// It has every write that was acknowledged to the guest.
+    pub in_step: bool,
+    /// Since when it is so. Milliseconds since 1970.
+    #[schema(value_type = u64)]
+    pub since: Timestamp,
+    /// Share of it that is up to date, 0 to 100, while it is brought up to date.
+    pub percent: Option<u8>,
+    /// What is in the way.
+    pub problem: Option<String>,
 }
 
 /// A migration under way.
@@ -354,6 +380,7 @@ impl From<&quorate_state::Event> for EventView {
             EventKind::Release => "release",
             EventKind::Migration => "migration",
             EventKind::Refused => "refused",
+            EventKind::Storage => "storage",
         };
         let subject = match &event.subject {
             Subject::Cluster => "cluster".to_owned(),

@@ -418,7 +418,7 @@ impl Loop {
         let taken_back = restorable(state, &leases.reports, |host| {
             leases.table.health(host, now)
         });
-        self.storage.keep(taken_back, now);
+        self.storage.keep(taken_back, leases.term, now);
         let settled = leases.settled(state, now);
         leases.memory.observe(state, &leases.reports, now);
         let input = Input {

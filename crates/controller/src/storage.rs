@@ -5,17 +5,23 @@
 //!    ^                       |                      |
 //!    '------ back-off <------+----------failed------'
 //! ```
+//! What is tried when, and what is opened, is decided by `quorate-controller-logic` ([`Cuts`], [`Keeping`]).
+//!
 //! Always holds: one task at a time touches the doors of this leadership ([`Storage::turn`]), and reads the state after
 //! it got its turn, so the keeper cannot open what a cut has shut; a door is opened only while this leader's own lease
-//! outlasts the call, so a leader that was deposed opens nothing that its successor shuts.
+//! outlasts the call, so a leader that was deposed opens nothing that its successor shuts. A task of an earlier term of
+//! this very host opens nothing either: what it knows is older than what others did in between.
 
 use crate::group::{Group, ProposeFailure};
 use async_trait::async_trait;
-use quorate_controller_logic::{CutJob, Door, Shut, doors_wanted, fence_again_after};
+use quorate_controller_logic::{
+    CutJob, Cuts, Door, Keeping, KeptDoor, Restorable, Shut, doors_to_keep, taken_back,
+    time_for_a_call,
+};
 use quorate_membership::{FenceProof, Instant};
 use quorate_state::Command;
-use quorate_types::{HostName, Millis, PoolName, Revision};
-use std::collections::{BTreeMap, BTreeSet};
+use quorate_types::{HostName, Millis};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -23,11 +29,6 @@ use tracing::{info, warn};
 
 /// Bound for shutting the doors of one host.
 const CUT_WITHIN: Duration = Duration::from_secs(15);
-/// Doors are looked at this often even if nothing has changed.
-const LOOK_EVERY: Millis = Millis::secs(30);
-/// A door that could not be set is tried again after this.
-const AGAIN: Millis = Millis::secs(2);
-
 /// Tells SANs whom to let in. The daemon puts its drivers behind it.
 #[async_trait]
 pub trait StorageGate: Send + Sync + 'static {
@@ -47,19 +48,6 @@ pub trait StorageGate: Send + Sync + 'static {
     async fn look(&self, door: &Door, within: Duration) -> Result<Vec<bool>, String>;
 }
 
-enum Attempt {
-    Running,
-    Failed {
-        at: Instant,
-        attempts: u32,
-    },
-    Cut {
-        at: Instant,
-        proofs: Vec<FenceProof>,
-        failed: bool,
-    },
-}
-
 /// A cut that ended.
 #[derive(Debug)]
 pub(crate) struct CutFinished {
@@ -74,22 +62,10 @@ pub(crate) struct Storage {
     gate: Arc<dyn StorageGate>,
     group: Arc<dyn Group>,
     generation: u64,
-    attempts: BTreeMap<HostName, (u32, Attempt)>,
-    problems: BTreeMap<HostName, Vec<String>>,
+    cuts: Cuts,
     done: mpsc::Sender<CutFinished>,
     turn: Arc<tokio::sync::Mutex<()>>,
-    kept: Arc<Mutex<Kept>>,
-}
-
-/// What the keeper found out.
-#[derive(Default)]
-struct Kept {
-    busy: bool,
-    /// The next look is due then.
-    due: Instant,
-    /// What was set last: the next change is seen by it.
-    seen: Vec<(HostName, Door, bool)>,
-    problems: Vec<String>,
+    kept: Arc<Mutex<Keeping>>,
 }
 
 impl Storage {
@@ -102,8 +78,7 @@ impl Storage {
             gate,
             group,
             generation: 0,
-            attempts: BTreeMap::new(),
-            problems: BTreeMap::new(),
+            cuts: Cuts::default(),
             done,
             turn: Arc::default(),
             kept: Arc::default(),
@@ -113,8 +88,7 @@ impl Storage {
     /// Another leadership.
     pub(crate) fn forget_all(&mut self) {
         self.generation += 1;
-        self.attempts.clear();
-        self.problems.clear();
+        self.cuts = Cuts::default();
         // A task of the past may wait for its turn or for a SAN: it must not hold up this leadership's.
         self.turn = Arc::default();
         self.kept = Arc::default();
@@ -122,24 +96,9 @@ impl Storage {
 
     /// Begins a cut unless one runs, has been made, or has just failed. Returns whether it did.
     pub(crate) fn start(&mut self, job: CutJob, now: Instant) -> bool {
-        let attempts = match self.attempts.get(&job.host) {
-            Some((_, Attempt::Running | Attempt::Cut { failed: false, .. })) => return false,
-            Some((tries, Attempt::Cut { at, .. })) => {
-                if now.since(*at) < fence_again_after(*tries) {
-                    return false;
-                }
-                *tries
-            }
-            Some((_, Attempt::Failed { at, attempts })) => {
-                if now.since(*at) < fence_again_after(*attempts) {
-                    return false;
-                }
-                *attempts
-            }
-            None => 0,
-        };
-        let host = job.host.clone();
-        self.attempts.insert(host, (attempts + 1, Attempt::Running));
+        if !self.cuts.begin(&job.host, now) {
+            return false;
+        }
         let (gate, group) = (Arc::clone(&self.gate), Arc::clone(&self.group));
         let (turn, done) = (Arc::clone(&self.turn), self.done.clone());
         let generation = self.generation;
@@ -174,83 +133,50 @@ impl Storage {
         for problem in &problems {
             warn!(%host, problem, "a disk could not be cut off");
         }
-        let attempts = self
-            .attempts
-            .get(&host)
-            .map_or(1, |(attempts, _)| *attempts);
-        let attempt = match (proofs.is_empty(), problems.is_empty()) {
-            (true, _) => Attempt::Failed { at: now, attempts },
-            (false, clean) => Attempt::Cut {
-                at: now,
-                proofs,
-                failed: !clean,
-            },
-        };
-        self.problems.insert(host.clone(), problems);
-        self.attempts.insert(host, (attempts, attempt));
+        self.cuts.ended(&host, proofs, problems, now);
     }
 
     pub(crate) fn running(&self, host: &HostName) -> bool {
-        matches!(self.attempts.get(host), Some((_, Attempt::Running)))
+        self.cuts.running(host)
     }
 
     /// A cut is under way or made: nothing harsher is needed meanwhile.
     pub(crate) fn is_at_it(&self, host: &HostName) -> bool {
-        matches!(
-            self.attempts.get(host),
-            Some((_, Attempt::Running | Attempt::Cut { failed: false, .. }))
-        )
+        self.cuts.is_at_it(host)
     }
 
     /// Proofs at hand.
     pub(crate) fn proofs(&self) -> impl Iterator<Item = &FenceProof> {
-        self.attempts
-            .values()
-            .flat_map(|(_, attempt)| match attempt {
-                Attempt::Cut { proofs, .. } => proofs.as_slice(),
-                _ => &[],
-            })
+        self.cuts.proofs()
     }
 
     /// What does not get on.
     pub(crate) fn problems(&self) -> Vec<String> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let cuts = self.problems.values().flatten();
-        cuts.chain(&kept.problems).cloned().collect()
+        let cuts = self.cuts.problems();
+        cuts.chain(kept.problems()).cloned().collect()
     }
 
     /// The host is settled or was heard again.
     pub(crate) fn forget(&mut self, host: &HostName) {
-        if !self.running(host) {
-            self.attempts.remove(host);
-            self.problems.remove(host);
-        }
+        self.cuts.forget(host);
     }
 
     /// Lets the keeper look at the doors if something has changed or it is time, and take back what can be.
-    pub(crate) fn keep(
-        &self,
-        restorable: BTreeMap<HostName, BTreeMap<PoolName, Revision>>,
-        now: Instant,
-    ) {
+    /// `term` is the one in which that was found out.
+    pub(crate) fn keep(&self, restorable: Restorable, term: u64, now: Instant) {
         let state = self.group.state();
-        let wanted: Vec<_> = doors_wanted(&state)
-            .into_iter()
-            .map(|wanted| (wanted.host, wanted.door, wanted.shut))
-            .collect();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = kept.seen != wanted || now >= kept.due || !restorable.is_empty();
-        let waits = !kept.problems.is_empty() && now < kept.due;
-        if kept.busy || !due || waits || (wanted.is_empty() && restorable.is_empty()) {
+        if !kept.begin(&state, &restorable, now) {
             return;
         }
-        kept.busy = true;
         drop(kept);
         let keeper = Keeper {
             gate: Arc::clone(&self.gate),
             group: Arc::clone(&self.group),
             turn: Arc::clone(&self.turn),
             kept: Arc::clone(&self.kept),
+            term,
         };
         tokio::spawn(keeper.run(restorable));
     }
@@ -289,66 +215,52 @@ struct Keeper {
     gate: Arc<dyn StorageGate>,
     group: Arc<dyn Group>,
     turn: Arc<tokio::sync::Mutex<()>>,
-    kept: Arc<Mutex<Kept>>,
+    kept: Arc<Mutex<Keeping>>,
+    /// The term that it works for.
+    term: u64,
 }
 
 impl Keeper {
-    async fn run(self, restorable: BTreeMap<HostName, BTreeMap<PoolName, Revision>>) {
+    async fn run(self, restorable: Restorable) {
         let mut problems = BTreeSet::new();
-        let mut seen = Vec::new();
-        {
+        let mut failed = BTreeSet::new();
+        let doors = {
             let _turn = self.turn.lock().await;
-            let state = self.group.state();
-            for wanted in doors_wanted(&state) {
-                let restores = restorable.get(&wanted.host);
-                let back = restores.is_some_and(|pools| {
-                    let now = state.storage_cuts.get(&wanted.host);
-                    let now = now.and_then(|cuts| cuts.get(&wanted.door.pool));
-                    now.is_some() && now == pools.get(&wanted.door.pool)
-                });
-                let shut = wanted.shut && !back;
-                match self.set(&wanted.door, shut).await {
-                    Ok(()) => seen.push((wanted.host, wanted.door, wanted.shut)),
-                    Err(error) => {
-                        problems.insert(format!("pool {}: {error}", wanted.door.pool));
-                        seen.push((wanted.host, wanted.door, wanted.shut));
-                    }
+            let doors = doors_to_keep(&self.group.state(), &restorable);
+            for kept in &doors {
+                if let Err(error) = self.set(kept).await {
+                    problems.insert(format!("pool {}: {error}", kept.door.pool));
+                    failed.insert((kept.host.clone(), kept.door.pool.clone()));
                 }
             }
-        }
-        if problems.is_empty() {
-            for (host, pools) in restorable {
-                info!(%host, "let in again at the SAN");
-                let command = Command::RestoreStorage { host, pools };
-                if let Err(error @ ProposeFailure::Refused(_)) =
-                    self.group.propose("controller", command).await
-                {
-                    problems.insert(error.to_string());
-                }
+            doors
+        };
+        for (host, pools) in taken_back(restorable, &failed) {
+            info!(%host, "let in again at the SAN");
+            let command = Command::RestoreStorage { host, pools };
+            if let Err(error @ ProposeFailure::Refused(_)) =
+                self.group.propose("controller", command).await
+            {
+                problems.insert(error.to_string());
             }
         }
         for problem in &problems {
             warn!(problem, "the SAN's access lists");
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = if problems.is_empty() {
-            LOOK_EVERY
-        } else {
-            AGAIN
-        };
-        *kept = Kept {
-            busy: false,
-            due: crate::clock::boot_now().plus(wait),
-            seen,
-            problems: problems.into_iter().collect(),
-        };
+        kept.ended(
+            doors,
+            problems.into_iter().collect(),
+            crate::clock::boot_now(),
+        );
     }
 
     /// Brings one door into the wanted state, if it is not in it.
-    async fn set(&self, door: &Door, shut: bool) -> Result<(), String> {
+    async fn set(&self, kept: &KeptDoor) -> Result<(), String> {
+        let door = &kept.door;
         let within = self.time_left()?;
         let open = self.gate.look(door, within).await?;
-        if shut {
+        if kept.shut {
             if open.iter().all(|open| !open) {
                 return Ok(());
             }
@@ -368,12 +280,15 @@ impl Keeper {
 
     /// For a call that must have ended before another leader can judge: half a lease, if that much is left.
     fn time_left(&self) -> Result<Duration, String> {
-        let lease = self.group.state().settings().lease.duration.as_duration();
-        let leads = self.group.leadership().borrow().is_self;
-        let age = self.group.quorum_ack_age().filter(|_| leads);
-        match age.is_some_and(|age| age < lease / 4) {
-            true => Ok(lease / 2),
-            false => Err("this leader is not sure of its majority: nothing is let in".to_owned()),
-        }
+        let lease = self.group.state().settings().lease.duration;
+        let leading = *self.group.leadership().borrow();
+        let mine = leading.is_self && leading.term == self.term;
+        // Rounded up: it must not look younger than it is.
+        let age = self.group.quorum_ack_age().filter(|_| mine).map(|age| {
+            let millis = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            Millis(millis.saturating_add(1))
+        });
+        let time = time_for_a_call(lease, age).map(Millis::as_duration);
+        time.ok_or_else(|| "this leader is not sure of its majority: nothing is let in".to_owned())
     }
 }

@@ -116,3 +116,43 @@ fn a_manifest_and_its_report() {
     );
     assert!(json["report"][0]["line"].as_u64().unwrap() > 0);
 }
+
+#[test]
+fn an_import_refuses_names_that_do_not_exist_unless_it_is_partial() {
+    let file = corpus("unknown.xml");
+    let out = quorate(&["import", "pacemaker"], &file);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(out.stdout.is_empty());
+    let message = text(&out.stderr);
+    for words in [
+        "unknown.xml:10:1: constraint \"l1\": there is no node \"gamma\"",
+        "unknown.xml:11:1: constraint \"o1\": there is no resource \"databse\"\n  help: did you mean \"database\"?",
+        "--partial",
+    ] {
+        assert!(message.contains(words), "{message}");
+    }
+    let out = quorate(&["import", "pacemaker", "--partial"], &file);
+    let (manifest, message) = (text(&out.stdout), text(&out.stderr));
+    assert!(out.status.success(), "{message}");
+    assert!(message.contains("left out: ") && message.contains("unknown.xml:11:1"));
+    assert!(
+        manifest.contains("there is no resource \"databse\": left out"),
+        "{manifest}"
+    );
+    assert!(manifest.contains("  webserver:"), "{manifest}");
+}
+
+#[test]
+fn a_plan_ignores_names_that_do_not_exist_and_says_so() {
+    let out = quorate(
+        &["plan", "--output", "json", "--cib"],
+        &corpus("unknown.xml"),
+    );
+    assert!(out.status.success());
+    assert!(text(&out.stderr).contains("ignored: "));
+    let plan: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let warnings = plan["warnings"].as_array().unwrap();
+    assert_eq!(warnings.len(), 2);
+    assert_eq!(warnings[1]["line"], 11);
+    assert_eq!(warnings[1]["hint"], "did you mean \"database\"?");
+}

@@ -88,7 +88,7 @@ impl Config {
             "name" => self.name = value.to_owned(),
             "ip" => self.ip = Some(value.to_owned()),
             "disk" => self.disk = Some(value.to_owned()),
-            "log_hz" => self.log_hz = value.parse().ok().filter(|hz| (1..=1000).contains(hz))?,
+            "log_hz" => self.log_hz = value.parse().ok().filter(|hz| (1..=100_000).contains(hz))?,
             "ready_after_ms" => self.ready_after_ms = value.parse().ok()?,
             "ignore_shutdown" => self.ignore_shutdown = flag(value)?,
             "shutdown_after_ms" => self.shutdown_after_ms = value.parse().ok()?,

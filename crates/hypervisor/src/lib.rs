@@ -18,6 +18,7 @@ mod error;
 pub mod fake;
 pub mod guest;
 pub mod migration;
+mod mirror;
 pub mod qemu;
 mod vm;
 
@@ -29,4 +30,5 @@ pub use migration::{
     Downtime, IncomingMigration, IncomingOutcome, ListenRequest, MigrationControl, MigrationPhase,
     MigrationRequest, MigrationStatus, OutgoingMigration, Progress, TlsMaterial,
 };
+pub use mirror::{MirrorStatus, MirrorTarget};
 pub use vm::{Adoption, Hypervisor, Quiesced, Vm};

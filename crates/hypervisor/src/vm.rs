@@ -20,6 +20,7 @@ use crate::guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, Sa
 use crate::migration::{
     IncomingMigration, ListenRequest, MigrationRequest, MigrationStatus, OutgoingMigration,
 };
+use crate::mirror::{MirrorStatus, MirrorTarget};
 
 /// What was found where a guest had been started.
 pub enum Adoption {
@@ -160,4 +161,20 @@ pub trait Vm: Send + Sync + 'static {
 
     /// Opens the port on which a guest started with [`StartMode::Incoming`] arrives.
     async fn listen(&self, request: ListenRequest) -> Result<IncomingMigration, HypervisorError>;
+
+    /// Begins to copy disk number `disk` to another host and then to keep the copy in step; `speed` bounds the
+    /// copying, in bytes per second. `tag` names the mirror.
+    async fn start_mirror(
+        &self,
+        disk: usize,
+        tag: &str,
+        target: &MirrorTarget,
+        speed: Option<u64>,
+    ) -> Result<(), HypervisorError>;
+
+    /// Mirrors that exist. One that is missing has ended, and the guest goes on without it.
+    async fn mirrors(&self) -> Result<Vec<MirrorStatus>, HypervisorError>;
+
+    /// Lets go of a disk's copy: writes that wait for it are completed without it.
+    async fn drop_mirror(&self, disk: usize) -> Result<(), HypervisorError>;
 }

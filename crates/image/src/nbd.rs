@@ -258,7 +258,7 @@ impl Nbd {
     }
 
     async fn extents(&mut self, extents: &mut Vec<Extent>, length: u32) -> Result<(), NbdError> {
-        if length > CHUNK_MAX || length < 4 || (length - 4) % 8 != 0 {
+        if !(4..=CHUNK_MAX).contains(&length) || !(length - 4).is_multiple_of(8) {
             return Err(NbdError::Protocol("strange extents"));
         }
         let mut bytes = vec![0; length as usize];

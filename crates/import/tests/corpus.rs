@@ -20,7 +20,8 @@ fn corpus() -> Vec<(String, String)> {
 
 fn run(text: &str) {
     if let Ok(cib) = read(text, "test.xml") {
-        let _ = plan(&cib, 1_700_000_000);
+        let planned = plan(&cib, 1_700_000_000);
+        assert_eq!(planned.flaws, [], "{text}");
         let converted = convert(&cib, "test.xml", true, 1_700_000_000);
         let loaded = quorate_manifest::load(
             &converted.manifest,

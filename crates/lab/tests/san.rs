@@ -3,6 +3,7 @@
 
 mod support;
 
+use quorate_fence::target::{TargetAccess as _, TargetError, Tgt};
 use quorate_lab::site::SAN;
 use quorate_lab::{LabError, Link, Lun, San};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -213,8 +214,10 @@ fn a_host_that_was_cut_while_it_was_reading_is_shut_out_too() {
     san.allow("db", &initiator("h1")).unwrap();
     let mut session = Session::open(&fixture, "h1", &lun);
     assert_eq!(session.write(LIMIT), Some(true));
-    for _ in 0..200 {
-        session.ask("aio_read -q 0 32M");
+    // Fits into the pipe, and takes longer than all that follows.
+    for _ in 0..300 {
+        session.ask(&"aio_read -q 0 8M\n".repeat(8));
+        session.ask("aio_flush");
     }
     let unsent = || {
         let mut ss = fixture.lab.command(SAN, "ss");
@@ -225,12 +228,54 @@ fn a_host_that_was_cut_while_it_was_reading_is_shut_out_too() {
             .and_then(|bytes| bytes.parse::<u64>().ok())
             .unwrap_or(0)
     };
-    eventually("data on its way", || unsent() > 500_000);
-    fixture.lab.isolate("h1", Link::All).unwrap();
+    eventually("a cut with a full send buffer", || {
+        fixture.lab.isolate("h1", Link::All).unwrap();
+        let full = unsent() > 2_400_000;
+        if !full {
+            fixture.lab.heal().unwrap();
+        }
+        full
+    });
+    // The cluster's own driver. Where it cannot reach the SAN's kernel it does not call the door shut.
+    let namespace = fixture.lab.site().namespace(SAN);
+    let inside = [
+        "nsenter".to_owned(),
+        format!("--net=/run/netns/{namespace}"),
+    ];
     let begun = Instant::now();
-    san.deny("db", &initiator("h1")).unwrap();
+    assert!(!driver_cuts(&san, &lun.target, &[]));
+    assert_eq!(san.sessions("db").unwrap().len(), 1);
+    println!(
+        "not shut out without the SAN's kernel: {:?}",
+        begun.elapsed()
+    );
+    let begun = Instant::now();
+    assert!(driver_cuts(&san, &lun.target, &inside));
     println!("shut out while reading in {:?}", begun.elapsed());
     assert!(san.sessions("db").unwrap().is_empty());
+    san.deny("db", &initiator("h1")).unwrap();
+}
+
+/// Whether the cluster's driver for `tgtd` says that h1 is shut out.
+fn driver_cuts(san: &San, target: &str, via: &[String]) -> bool {
+    let tgt = Tgt {
+        control: san.control().unwrap().into(),
+        via: via.to_vec(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let targets = [target.to_owned()];
+    let done = runtime.block_on(async {
+        let deadline = tokio::time::Instant::now() + 3 * LIMIT;
+        tgt.cut(&targets, &initiator("h1"), deadline).await
+    });
+    match done.into_iter().next().unwrap() {
+        Ok(_) => true,
+        Err(TargetError::StillOpen { .. }) => false,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[test]

@@ -124,6 +124,8 @@ pub(crate) static MANIFEST: Struct = Struct {
                         ("iscsi", &pools::ISCSI),
                         ("block", &pools::BLOCK),
                         ("rbd", &pools::RBD),
+                        ("local", &pools::LOCAL),
+                        ("mirrored", &pools::MIRRORED),
                     ],
                 ),
             ),

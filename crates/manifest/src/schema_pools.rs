@@ -165,3 +165,42 @@ pub(super) static RBD: Struct = Struct {
         ),
     ],
 };
+
+pub(super) static LOCAL: Struct = Struct {
+    what: "a local pool",
+    fields: &[
+        required(
+            "path",
+            Kind::Text,
+            "path: /srv/vms",
+            "Absolute path, the same on every host; each host has its own content there.",
+        ),
+        optional(
+            "hosts",
+            Kind::Names("host"),
+            "Hosts that have it; empty: all.",
+        ),
+    ],
+};
+
+pub(super) static MIRRORED: Struct = Struct {
+    what: "a mirrored pool",
+    fields: &[
+        required(
+            "path",
+            Kind::Text,
+            "path: /srv/vms",
+            "Absolute path, the same on every host; each host has its own content there.",
+        ),
+        optional(
+            "resync_mib_per_s",
+            Kind::Int(0, 1_000_000),
+            "How fast a copy is brought up to date, in MiB per second (default 128); 0: as fast as it goes.",
+        ),
+        optional(
+            "hosts",
+            Kind::Names("host"),
+            "Hosts that have it, two at least; empty: all.",
+        ),
+    ],
+};

@@ -306,6 +306,11 @@ impl<'a> Work<'a> {
         let Some(report) = self.hosts[at].report else {
             return Err(Reject::NoReport);
         };
+        let state = self.input.state;
+        let own = |pool| {
+            let pool = state.pools.get(pool);
+            pool.is_some_and(|pool| pool.spec.is_hosts_own())
+        };
         for disk in &self.vms[vm].spec.disks {
             let pool = &disk.pool;
             let listed = self
@@ -329,13 +334,18 @@ impl<'a> Work<'a> {
                     "pool {pool} cannot be used there: {problem}"
                 )));
             };
+            // What is there is another thing on each host.
+            if own(pool) {
+                continue;
+            }
             let same = self.marker_wanted(vm, pool, from);
             if seen.marker.as_deref() != same && same.is_some() {
                 let text = format!("pool {pool} there is not the one that holds its disk");
                 return Err(Reject::Pool(text));
             }
         }
-        Ok(())
+        let copies = state.check_copies(self.vms[vm].spec, name, Some(&report.boot));
+        copies.map_err(Reject::Pool)
     }
 
     /// The identity that a pool must have for a VM's disk: the one where the guest ran last; where
@@ -371,6 +381,12 @@ impl<'a> Work<'a> {
             labels: &seen.record.spec.host_labels,
             pools: pools
                 .map(|pool| (pool, self.marker_wanted(vm, pool, from)))
+                .collect(),
+            own: self
+                .input
+                .state
+                .own_disks(seen.spec)
+                .map(|disk| (&disk.pool, disk.image.as_str()))
                 .collect(),
             networks: seen.spec.nics.iter().map(|nic| &nic.network).collect(),
             needs,

@@ -23,6 +23,7 @@ mod act;
 mod balance;
 mod capacity;
 mod choose;
+mod copies;
 mod depends;
 mod domains;
 pub mod engine;
@@ -117,6 +118,7 @@ fn decide<'a>(input: &Input<'a>, notes: bool) -> Work<'a> {
     }
     migrate::run(&mut work);
     recover::run(&mut work);
+    copies::run(&mut work);
     stop::run(&mut work);
     place::run(&mut work);
     moves::run(&mut work);

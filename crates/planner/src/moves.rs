@@ -56,7 +56,16 @@ impl Work<'_> {
             return Mobility::Wait(self.silent_owner(host));
         }
         let report = self.report(vm, host).filter(|report| report.epoch == epoch);
+        // Neither a guest's memory nor its disk can be taken along.
+        let disk = self.input.state.own_disks(seen.spec).next();
         match report.map(|report| report.phase) {
+            Some(VmPhase::Running) if disk.is_some() => match policy {
+                MigrationPolicy::Cold => Mobility::By(StopMode::Graceful),
+                _ => Mobility::Never(format!(
+                    "{}'s disks are on {name} itself: it is moved to a host with a copy that is in step by being stopped and started, where `migration: cold` allows that",
+                    seen.name
+                )),
+            },
             Some(VmPhase::Running) => match policy {
                 MigrationPolicy::Quick => Mobility::By(StopMode::Save),
                 MigrationPolicy::Cold if self.pause_is_borne(vm) => Mobility::By(StopMode::Save),

@@ -15,6 +15,8 @@ pub(crate) struct Kind<'a> {
     pub(crate) labels: &'a LabelSelector,
     /// Pools with the identity that they must have.
     pub(crate) pools: Vec<(&'a PoolName, Option<&'a str>)>,
+    /// Images of pools that are the hosts' own.
+    pub(crate) own: Vec<(&'a PoolName, &'a str)>,
     pub(crate) networks: Vec<&'a NetworkName>,
     pub(crate) needs: Needs<'a>,
     /// The accelerator that its memory comes from.

@@ -457,5 +457,6 @@ pub(crate) fn blank(epoch: Epoch) -> VmReport {
         save_failures: 0,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     }
 }

@@ -187,7 +187,7 @@ fn nothing_gets_through(lab: &mut Lab) -> Value {
 
 /// Epochs 3 to 13, to and fro, as in live migrations; A has it in the end.
 fn hands_over(lab: &mut Lab) {
-    let mut times = Vec::new();
+    let (mut times, mut readings) = (Vec::new(), Vec::new());
     let (mut from, mut to) = ((2, &mut lab.b), (1, &mut lab.a));
     for epoch in 3..=13 {
         to.1.must(&format!("register {} {epoch}", to.0)).unwrap();
@@ -198,17 +198,20 @@ fn hands_over(lab: &mut Lab) {
         let told = to.1.must(&format!("handover {} {epoch}", to.0)).unwrap();
         assert_eq!(told["commands"], serde_json::json!(["PREEMPT"]), "{told}");
         times.push(number(&told, "us"));
+        readings.push(number(&to.1.must("read").unwrap(), "us"));
         assert_eq!(to.1.must("inspect").unwrap()["may_write"], true);
         assert_eq!(from.1.must("inspect").unwrap()["may_write"], false);
         std::mem::swap(&mut from, &mut to);
     }
     times.sort_unstable();
+    readings.sort_unstable();
     println!(
-        "MEASURED san: hand-over at the switchover (read, preempt, read back) {} us (median of {}; {} to {})",
+        "MEASURED san: hand-over at the switchover (read, preempt, read back) {} us (median of {}; {} to {}); one reading {} us",
         times[times.len() / 2],
         times.len(),
         times[0],
-        times[times.len() - 1]
+        times[times.len() - 1],
+        readings[readings.len() / 2]
     );
     // A migration that fails before the switchover: the source does not notice.
     write(&mut lab.a, 3, 20);

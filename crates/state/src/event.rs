@@ -41,6 +41,8 @@ pub enum EventKind {
     Migration,
     /// A request could not be met.
     Refused,
+    /// A copy of a disk was added, is in step, or is not any more.
+    Storage,
 }
 
 /// One thing that happened.

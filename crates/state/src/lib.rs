@@ -23,6 +23,7 @@
 
 mod apply;
 mod command;
+mod copies;
 mod event;
 mod model;
 mod order;
@@ -31,16 +32,19 @@ mod quorum;
 mod stops;
 
 pub use command::{Command, Envelope, FORMAT, Outcome, Refusal};
+pub use copies::{COPIES, DiskCopies, DiskCopy, DiskRecords};
 pub use event::{Event, EventKind, EventLog, Subject};
 pub use model::{
     ClusterInfo, Decision, GuestAbi, HostMode, HostRecord, MoveRequest, Object, OrderKind,
     Ownership, State, StopMode, TokenRecord, VmRecord,
 };
 pub use order::Order;
-pub use plan::{Action, ActionKind, Candidate, MigrationEnd, Plan, PlannedAction, Reason};
+pub use plan::{Action, ActionKind, Candidate, CopyOf, MigrationEnd, Plan, PlannedAction, Reason};
 pub use quorum::{Quorum, Witness, WitnessChoice};
 pub use stops::Stopped;
 
+#[cfg(test)]
+mod copies_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The objects of the state.
 
+use crate::copies::DiskRecords;
 use crate::event::EventLog;
 use crate::plan::{ActionKind, Reason};
 use crate::quorum::Quorum;
@@ -33,6 +34,9 @@ pub struct State {
     /// ordered it. Recorded before it is done, so whoever leads next knows what to give back.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub storage_cuts: BTreeMap<HostName, BTreeMap<PoolName, Revision>>,
+    /// Which hosts have the disks of pools that are the hosts' own, and which copies are in step.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub disk_copies: DiskRecords,
     /// Passwords by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<SecretName, Secret>,

@@ -3,7 +3,7 @@
 use crate::model::{GuestAbi, HostMode, StopMode};
 use quorate_membership::FenceProof;
 use quorate_types::report::SavedState;
-use quorate_types::{HostName, MigrationId, Revision, VmName};
+use quorate_types::{BootId, Epoch, HostName, MigrationId, PoolName, Revision, VmName};
 use serde::{Deserialize, Serialize};
 
 /// Actions made from one look at state and reports.
@@ -73,6 +73,26 @@ pub enum MigrationEnd {
     RefusedByTarget,
     /// The target is dead and cannot have the guest any more: the source goes on.
     TargetDead(FenceProof),
+}
+
+/// A copy of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyOf {
+    /// The VM that has the disk.
+    pub vm: VmName,
+    /// The disk's pool.
+    pub pool: PoolName,
+    /// Its image.
+    pub image: String,
+    /// The host of the copy.
+    pub host: HostName,
+}
+
+impl CopyOf {
+    /// In words.
+    fn describe(&self) -> String {
+        format!("disk {} of {} on {}", self.image, self.vm, self.host)
+    }
 }
 
 /// One thing to do.
@@ -151,6 +171,33 @@ pub enum Action {
         /// Which VM.
         vm: VmName,
     },
+    /// Give a mirrored disk a copy on another host; it is not in step yet.
+    AddCopy {
+        /// Which.
+        of: CopyOf,
+        /// The epoch of the owner.
+        epoch: Epoch,
+    },
+    /// The owner says that a copy has all the writes from now on.
+    CopyInStep {
+        /// Which.
+        of: CopyOf,
+        /// The epoch of the owner.
+        epoch: Epoch,
+        /// The life of the copy that this is about.
+        since: Revision,
+        /// The boot of the copy's host.
+        boot: BootId,
+    },
+    /// A copy will not get the owner's writes any more. Committed before the guest writes without it.
+    CopyOutOfStep {
+        /// Which.
+        of: CopyOf,
+        /// The epoch of the owner.
+        epoch: Epoch,
+        /// The life of the copy that this is about.
+        since: Revision,
+    },
 }
 
 /// What kind of action it is.
@@ -177,6 +224,12 @@ pub enum ActionKind {
     Forget,
     /// A save that fails is given up: the guest goes on.
     AbandonSave,
+    /// A disk gets a copy.
+    AddCopy,
+    /// A copy is in step.
+    CopyInStep,
+    /// A copy is out of step.
+    CopyOutOfStep,
 }
 
 impl Action {
@@ -193,6 +246,9 @@ impl Action {
             Self::SetHostMode { .. } => ActionKind::SetHostMode,
             Self::Forget { .. } => ActionKind::Forget,
             Self::AbandonSave { .. } => ActionKind::AbandonSave,
+            Self::AddCopy { .. } => ActionKind::AddCopy,
+            Self::CopyInStep { .. } => ActionKind::CopyInStep,
+            Self::CopyOutOfStep { .. } => ActionKind::CopyOutOfStep,
         }
     }
 
@@ -208,6 +264,9 @@ impl Action {
             | Self::ClearMove { vm, .. }
             | Self::Forget { vm }
             | Self::AbandonSave { vm } => Some(vm),
+            Self::AddCopy { of, .. }
+            | Self::CopyInStep { of, .. }
+            | Self::CopyOutOfStep { of, .. } => Some(&of.vm),
             Self::SetHostMode { .. } => None,
         }
     }
@@ -256,6 +315,9 @@ impl Action {
             Self::AbandonSave { vm } => {
                 format!("quick migration of {vm} failed, it goes on where it is")
             }
+            Self::AddCopy { of, .. } => format!("copy {}", of.describe()),
+            Self::CopyInStep { of, .. } => format!("in step: {}", of.describe()),
+            Self::CopyOutOfStep { of, .. } => format!("out of step: {}", of.describe()),
         }
     }
 }

@@ -33,6 +33,10 @@ pub enum PoolSpec {
     Block(BlockPool),
     /// Images of a Ceph pool, opened by QEMU's own client.
     Rbd(RbdPool),
+    /// A directory of each host's own: a disk is on one host and stays there.
+    Local(LocalPool),
+    /// A directory of each host's own: a disk is on its VM's host, with a synchronous copy on another.
+    Mirrored(MirroredPool),
 }
 
 /// LUNs of an iSCSI target.
@@ -173,6 +177,36 @@ fn by_id() -> String {
     "/dev/disk/by-id".to_owned()
 }
 
+/// Directories of the hosts' own disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalPool {
+    /// Absolute path, the same on every host; each host has its own content there.
+    pub path: String,
+    /// Hosts that have it; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<HostName>,
+}
+
+/// Directories of the hosts' own disks, with a copy of each disk on a second host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MirroredPool {
+    /// Absolute path, the same on every host; each host has its own content there.
+    pub path: String,
+    /// How fast a copy that is not in step is brought up to date, in MiB per second; 0: as fast as it goes.
+    #[serde(default = "resync_speed")]
+    pub resync_mib_per_s: u64,
+    /// Hosts that have it; empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub hosts: BTreeSet<HostName>,
+}
+
+/// A tenth of a 10 Gbit/s link: a resync must not starve guests.
+fn resync_speed() -> u64 {
+    128
+}
+
 /// A logical unit as initiators name it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Lun {
@@ -196,6 +230,8 @@ impl PoolSpec {
             Self::Iscsi(_) => "iscsi",
             Self::Block(_) => "block",
             Self::Rbd(_) => "rbd",
+            Self::Local(_) => "local",
+            Self::Mirrored(_) => "mirrored",
         }
     }
 
@@ -206,6 +242,8 @@ impl PoolSpec {
             Self::Iscsi(pool) => &pool.hosts,
             Self::Block(pool) => &pool.hosts,
             Self::Rbd(pool) => &pool.hosts,
+            Self::Local(pool) => &pool.hosts,
+            Self::Mirrored(pool) => &pool.hosts,
         }
     }
 
@@ -218,7 +256,9 @@ impl PoolSpec {
     /// one. `pool` is this pool's name.
     pub fn identity(&self, pool: &PoolName, image: &str) -> String {
         match self {
-            Self::Directory { .. } => format!("{pool}/{image}"),
+            Self::Directory { .. } | Self::Local(_) | Self::Mirrored(_) => {
+                format!("{pool}/{image}")
+            }
             Self::Iscsi(spec) => match spec.lun_of(image) {
                 Ok(unit) => unit.to_string(),
                 Err(_) => format!("{pool}/{image}"),
@@ -226,6 +266,26 @@ impl PoolSpec {
             Self::Block(spec) => format!("{}/{image}", spec.path.trim_end_matches('/')),
             Self::Rbd(spec) => format!("rbd:{}/{image}", spec.ceph_pool),
         }
+    }
+
+    /// Where its images are files of the hosts: the path.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::Directory { path, .. } => Some(path),
+            Self::Local(pool) => Some(&pool.path),
+            Self::Mirrored(pool) => Some(&pool.path),
+            Self::Iscsi(_) | Self::Block(_) | Self::Rbd(_) => None,
+        }
+    }
+
+    /// Whether each host has a content of its own there, so that it matters which host has a disk.
+    pub fn is_hosts_own(&self) -> bool {
+        matches!(self, Self::Local(_) | Self::Mirrored(_))
+    }
+
+    /// Whether a disk has a copy on a second host.
+    pub fn is_mirrored(&self) -> bool {
+        matches!(self, Self::Mirrored(_))
     }
 
     /// Whether it has room for files beside disks, such as saved memory.
@@ -238,7 +298,9 @@ impl PoolSpec {
         let pool = match self {
             Self::Iscsi(pool) => pool,
             Self::Rbd(pool) => return pool.secret.iter().collect(),
-            Self::Directory { .. } | Self::Block(_) => return BTreeSet::new(),
+            Self::Directory { .. } | Self::Block(_) | Self::Local(_) | Self::Mirrored(_) => {
+                return BTreeSet::new();
+            }
         };
         let chap = pool.chap.as_ref().map(|chap| &chap.secret);
         let exec = match &pool.access {

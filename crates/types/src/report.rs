@@ -161,6 +161,47 @@ pub struct VmReport {
     /// Resident memory of the process, in bytes.
     #[serde(default)]
     pub resident: ByteSize,
+    /// Copies of its disks that this host, its owner, keeps in step or brings up to date.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<MirrorReport>,
+}
+
+/// The copy of a disk on another host, as the owner sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorReport {
+    /// Pool of the disk.
+    pub pool: PoolName,
+    /// Its image.
+    pub image: String,
+    /// The host that has the copy.
+    pub to: HostName,
+    /// Which change of the copy's record this is about: a report about an older one is stale.
+    pub since: Revision,
+    /// How it stands.
+    pub phase: MirrorPhase,
+    /// Bytes of a resync that are done.
+    #[serde(default)]
+    pub done: ByteSize,
+    /// Bytes of a resync in all.
+    #[serde(default)]
+    pub total: ByteSize,
+    /// What is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// How a copy stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MirrorPhase {
+    /// Not connected.
+    Waiting,
+    /// Being brought up to date.
+    Syncing,
+    /// Every write of the guest reaches it before the guest is told that it is done.
+    Ready,
+    /// It was in step and cannot be kept in step: the guest's writes wait until that is agreed.
+    Failed,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature

@@ -215,6 +215,32 @@ impl Serialize for Millis {
     }
 }
 
+impl fmt::Display for Timestamp {
+    /// As `2026-11-26 08:05:00 UTC`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0 / 1000;
+        let (days, rest) = (seconds / 86_400, seconds % 86_400);
+        // Days since 0000-03-01, in eras of 400 years: leap days come last in a year that begins in March.
+        let shifted = days + 719_468;
+        let (era, day) = (shifted / 146_097, shifted % 146_097);
+        let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let of_year = day - (365 * year + year / 4 - year / 100);
+        let month = (5 * of_year + 2) / 153;
+        let of_month = of_year - (153 * month + 2) / 5 + 1;
+        let (month, carry) = if month < 10 {
+            (month + 3, 0)
+        } else {
+            (month - 9, 1)
+        };
+        let year = era * 400 + year + carry;
+        let (hour, minute, second) = (rest / 3_600, rest / 60 % 60, rest % 60);
+        write!(
+            f,
+            "{year:04}-{month:02}-{of_month:02} {hour:02}:{minute:02}:{second:02} UTC"
+        )
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +272,19 @@ mod tests {
         }
         for n in [0, 1, 1500, 2000, 60_000, 86_400_000] {
             assert_eq!(Millis(n).to_string().parse(), Ok(Millis(n)));
+        }
+    }
+
+    #[test]
+    fn timestamps_are_read_by_people() {
+        for (ms, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400_000, "2000-02-29 00:00:00 UTC"),
+            (1_795_652_749_999, "2026-11-26 00:25:49 UTC"),
+            (4_107_542_399_000, "2100-02-28 23:59:59 UTC"),
+            (4_107_542_400_000, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(Timestamp(ms).to_string(), text);
         }
     }
 }

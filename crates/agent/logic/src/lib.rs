@@ -28,6 +28,7 @@ mod effect;
 mod host;
 mod input;
 mod ledger;
+mod mirror;
 pub mod vm;
 
 pub use effect::{Act, Effect, Token};
@@ -36,3 +37,6 @@ pub use input::{
     Adopted, AskToken, Exit, GuestEvent, Input, Observed, ObservedMigration, TargetSays,
 };
 pub use ledger::{Ledger, LedgerEntry, LedgerRecord, SendEntry, SendStage};
+pub use mirror::{
+    ExportOffer, ExportRequest, Mirror, MirrorStep, keeps_export, may_export, mirror_step,
+};

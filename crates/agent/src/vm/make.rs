@@ -15,7 +15,7 @@ use quorate_hypervisor::{
 use quorate_network::Announcement;
 use quorate_state::GuestAbi;
 use quorate_types::spec::{DiskFormat, DiskSpec};
-use quorate_types::{VmName, VmSpec, report};
+use quorate_types::{Epoch, VmName, VmSpec, report};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,6 +43,7 @@ impl Making {
 /// What is to be made.
 pub(super) struct Plan {
     pub(super) run: Token,
+    pub(super) epoch: Epoch,
     pub(super) spec: Box<VmSpec>,
     pub(super) abi: GuestAbi,
     pub(super) restore: Option<report::SavedState>,
@@ -78,7 +79,8 @@ pub(super) async fn make(
     plan: Plan,
     prepared: &Prepared,
 ) -> Result<(Live, Watching), Failure> {
-    let disks = disks(shared, &plan.spec, prepared).await?;
+    own_disks(shared, vm, &plan).await?;
+    let disks = disks(shared, &plan.spec, plan.epoch, prepared).await?;
     let state = shared.state();
     let cluster = &shared.config.cluster_id;
     let nics = nics(&state, cluster, vm, &plan.spec, plan.incoming)?;
@@ -212,9 +214,53 @@ async fn end(vm: &VmName, guest: &dyn Vm) {
     }
 }
 
+/// Disks that are this host's own: nobody writes to them from outside, and no copy is counted on that is
+/// not written to.
+async fn own_disks(shared: &Shared, vm: &VmName, plan: &Plan) -> Result<(), Failure> {
+    let state = shared.state();
+    let me = &shared.config.host;
+    let mut stale = None;
+    for (index, disk) in plan.spec.disks.iter().enumerate() {
+        let own = state.pools.get(&disk.pool);
+        if !own.is_some_and(|pool| pool.spec.is_hosts_own()) {
+            continue;
+        }
+        crate::exports::close(&shared.exports, &disk.pool, &disk.image).await?;
+        let Some(record) = state.copies(&disk.pool, &disk.image) else {
+            continue;
+        };
+        // The guest ended and is started again: until that is agreed its copy counts.
+        for host in record.followers(me) {
+            let report = report::MirrorReport {
+                pool: disk.pool.clone(),
+                image: disk.image.clone(),
+                to: host.clone(),
+                since: record.hosts[host].since,
+                phase: report::MirrorPhase::Failed,
+                done: Default::default(),
+                total: Default::default(),
+                problem: Some("the guest is started again".into()),
+            };
+            super::mirror::tell(shared, vm, index, Some(report)).await;
+            stale = Some(format!(
+                "waits until it is agreed that the copy of {} on {host} is out of step",
+                disk.image
+            ));
+        }
+    }
+    match stale {
+        Some(detail) => Err(Failure {
+            detail,
+            refused: true,
+        }),
+        None => Ok(()),
+    }
+}
+
 async fn disks(
     shared: &Shared,
     spec: &VmSpec,
+    epoch: Epoch,
     prepared: &Prepared,
 ) -> Result<Vec<DiskSource>, String> {
     let lock = || prepared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -225,9 +271,14 @@ async fn disks(
         return Ok(sources);
     }
     let mut sources = Vec::new();
+    let state = shared.state();
     for disk in &spec.disks {
         let pool = shared.pool(&disk.pool)?;
-        let wanted = disk_spec(disk);
+        let mut wanted = disk_spec(disk);
+        if let Some(record) = state.copies(&disk.pool, &disk.image) {
+            // An image that is missing later is one that was lost, not one that is to be made.
+            wanted.create &= record.created == epoch;
+        }
         let info = pool.ensure_disk(&wanted).await;
         sources.push(disk_source(info.map_err(|error| text(&error))?.source));
     }

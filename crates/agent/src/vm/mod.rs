@@ -12,10 +12,12 @@
 //! Must not: decide anything; retry anything but a kill that is under way.
 
 mod make;
+mod mirror;
 mod outgoing;
 mod probe;
 mod watch;
 
+use crate::exports::Exports;
 use crate::facts::OpenPools;
 use crate::guest_config::Layout;
 use crate::host::Message;
@@ -60,6 +62,7 @@ pub(crate) struct Shared {
     /// The guests that the tasks are in charge of, for work on their disks.
     pub(crate) guests: Mutex<BTreeMap<VmName, Arc<dyn Vm>>>,
     pub(crate) inbox: mpsc::Sender<Message>,
+    pub(crate) exports: Exports,
     /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
     pub(crate) deadline_ns: AtomicU64,
     pub(crate) tasks: TaskTracker,
@@ -211,11 +214,15 @@ impl VmTask {
     async fn on_act(&mut self, token: Token, run: Token, act: Act, until_ns: u64) {
         match act {
             Act::Start {
-                spec, abi, restore, ..
+                epoch,
+                spec,
+                abi,
+                restore,
             } => {
                 let incoming = false;
                 self.make(Plan {
                     run: token,
+                    epoch,
                     spec,
                     abi,
                     restore,
@@ -223,8 +230,11 @@ impl VmTask {
                     until_ns,
                 });
             }
-            Act::Prepare { spec, abi, .. } => self.make(Plan {
+            Act::Prepare {
+                epoch, spec, abi, ..
+            } => self.make(Plan {
                 run: token,
+                epoch,
                 spec,
                 abi,
                 restore: None,
@@ -369,6 +379,7 @@ impl VmTask {
         self.shared
             .set_pid(&self.vm, Some(live.guest.identity().pid));
         self.shared.set_guest(&self.vm, Some(live.guest.clone()));
+        mirror::spawn(&self.shared, &self.vm, &live);
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
         self.shared
             .spawn(watch::watch(shared, vm, live.clone(), watching, done));

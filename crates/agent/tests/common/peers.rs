@@ -1,7 +1,7 @@
 //! Hosts that ask each other's agents without a network.
 
 use async_trait::async_trait;
-use quorate_agent::{AgentHandle, PeerAsk};
+use quorate_agent::{AgentHandle, ExportOffer, ExportRequest, PeerAsk};
 use quorate_agent_logic::TargetSays;
 use quorate_types::{HostName, MigrationId, VmName};
 use std::collections::BTreeMap;
@@ -28,6 +28,14 @@ impl PeerAsk for Peers {
     ) -> Result<String, String> {
         let agent = self.get(&to).ok_or("unreachable")?;
         agent.incoming_address(vm, id, ready).await
+    }
+    async fn ask_export(
+        &self,
+        to: HostName,
+        request: ExportRequest,
+    ) -> Result<ExportOffer, String> {
+        let agent = self.get(&to).ok_or("unreachable")?;
+        agent.export(request).await
     }
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
         match self.get(&to) {

@@ -121,6 +121,7 @@ impl Scene {
             save_failures: 0,
             migration: None,
             resident: ByteSize(0),
+            mirrors: Vec::new(),
         };
         let vms = &mut self.report(on).vms;
         vms.insert(vm(name), report);

@@ -1,9 +1,10 @@
 //! VMs of the view.
 
 use super::Observed;
-use crate::view::{MigrationView, VmState, VmView};
+use crate::view::{CopyView, MigrationView, VmState, VmView};
 use quorate_membership::HostHealth;
 use quorate_state::{OrderKind, Ownership, State, VmRecord};
+use quorate_types::report::MirrorPhase;
 use quorate_types::spec::Condition;
 use quorate_types::{Dependency, HostName, VmName, VmPhase, VmReport};
 
@@ -14,7 +15,7 @@ pub(super) fn vms(state: &State, seen: &Observed, known: bool) -> Vec<VmView> {
     let mut views: Vec<VmView> = state
         .vms
         .iter()
-        .map(|(name, record)| vm(seen, known, name, record))
+        .map(|(name, record)| vm(state, seen, known, name, record))
         .collect();
     let all = views.clone();
     for view in &mut views {
@@ -47,7 +48,7 @@ fn report_of<'a>(seen: &'a Observed, name: &VmName, record: &VmRecord) -> Option
     (report.epoch == epoch).then_some(report)
 }
 
-fn vm(seen: &Observed, known: bool, name: &VmName, record: &VmRecord) -> VmView {
+fn vm(state_of: &State, seen: &Observed, known: bool, name: &VmName, record: &VmRecord) -> VmView {
     let report = report_of(seen, name, record);
     let state = vm_state(seen, known, name, record, report);
     let problem = report.and_then(|report| report.error.clone());
@@ -78,7 +79,37 @@ fn vm(seen: &Observed, known: bool, name: &VmName, record: &VmRecord) -> VmView 
             .filter_map(|nic| nic.address.map(|address| address.to_string()))
             .collect(),
         restart_pending: restart_pending(record),
+        copies: copies(state_of, record, report),
     }
+}
+
+/// Where the disks are that are on particular hosts.
+fn copies(state: &State, record: &VmRecord, report: Option<&VmReport>) -> Vec<CopyView> {
+    let mut views = Vec::new();
+    for disk in state.own_disks(record.effective()) {
+        let known = state.copies(&disk.pool, &disk.image);
+        for (host, copy) in known.iter().flat_map(|known| &known.hosts) {
+            let mut said = report.into_iter().flat_map(|report| &report.mirrors);
+            let said = said.find(|said| {
+                said.since == copy.since
+                    && said.pool == disk.pool
+                    && said.image == disk.image
+                    && said.to == *host
+            });
+            let syncing = said.filter(|said| said.phase == MirrorPhase::Syncing);
+            let percent = syncing.and_then(|said| (said.done.0 * 100).checked_div(said.total.0));
+            views.push(CopyView {
+                pool: disk.pool.clone(),
+                image: disk.image.clone(),
+                host: host.clone(),
+                in_step: copy.in_step,
+                since: copy.at,
+                percent: percent.map(|percent| u8::try_from(percent).unwrap_or(100)),
+                problem: said.and_then(|said| said.problem.clone()),
+            });
+        }
+    }
+    views
 }
 
 fn restart_pending(record: &VmRecord) -> bool {

@@ -59,6 +59,7 @@ fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
         save_failures: 0,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     };
     HostReport {
         host: name.clone(),

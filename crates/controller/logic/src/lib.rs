@@ -9,6 +9,8 @@
 //! a clock, a task or the network; the shell around it is `quorate-controller`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod cuts;
+mod keeper;
 mod leases;
 mod retry;
 mod storage;
@@ -18,6 +20,8 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use cuts::Cuts;
+pub use keeper::{Keeping, KeptDoor, Restorable, doors_to_keep, taken_back, time_for_a_call};
 pub use leases::{Leases, owns_something};
 pub use retry::fence_again_after;
 pub use storage::{CutJob, Door, Gate, Shut, Wanted, cut_job, doors_wanted, restorable};

@@ -10,6 +10,7 @@
 //! VM, names every disk of it, and exists only if every one was seen shut after it was shut; a host is let in only when
 //! it reports, with the cut in its replica, no guest that it may not run. Must not: do any of it.
 
+use crate::keeper::Restorable;
 use quorate_membership::{DiskCut, Evidence, FenceProof, HostHealth};
 use quorate_state::State;
 use quorate_types::{
@@ -289,19 +290,17 @@ pub fn restorable(
     state: &State,
     reports: &BTreeMap<HostName, HostReport>,
     health: impl Fn(&HostName) -> HostHealth,
-) -> BTreeMap<HostName, BTreeMap<PoolName, Revision>> {
+) -> Restorable {
     let clean = |host: &HostName, since: Revision| {
         let report = reports.get(host).filter(|report| report.applied >= since);
         report.is_some_and(|report| {
             report.vms.iter().all(|(vm, seen)| {
                 let idle = matches!(seen.phase, VmPhase::Absent | VmPhase::BackOff);
-                idle || state.vms.get(vm).is_some_and(|record| {
-                    record
-                        .ownership
-                        .hosts()
-                        .iter()
-                        .any(|(owner, _)| *owner == host)
-                })
+                // The epoch counts: the host may own the VM anew while its old guest is still there.
+                idle || state
+                    .vms
+                    .get(vm)
+                    .is_some_and(|record| record.ownership.hosts().contains(&(host, seen.epoch)))
             })
         })
     };

@@ -1,8 +1,9 @@
 //! Tables for the doors of SANs.
 
 use super::*;
+use quorate_membership::Instant;
 use quorate_state::{Command, Envelope, FORMAT, OrderKind, Ownership};
-use quorate_types::{ClusterSettings, Manifest, Timestamp};
+use quorate_types::{ClusterSettings, Manifest, Millis, Timestamp};
 
 fn apply(state: &mut State, command: Command) {
     let envelope = Envelope {
@@ -122,6 +123,22 @@ fn only_vms_with_every_disk_behind_a_door_get_a_proof() {
     assert_eq!(cut_job(&state, &host("h2")), None);
 }
 
+/// What h1 says of itself, with a guest of `db`.
+fn report(applied: Revision, phase: VmPhase, epoch: Epoch) -> BTreeMap<HostName, HostReport> {
+    let json = serde_json::json!({
+        "host": "h1", "boot": "b", "sequence": 1, "version": "", "applied": applied, "guard_armed": false,
+        "watchdog_ms": null, "capacity": { "cpus": 1, "memory": 0 },
+        "hypervisor": { "qemu": "", "accel": "tcg", "cpu_models": [], "machines": {} },
+        "networks": [], "pools": {}, "links": {}, "vms": {},
+    });
+    let mut report: HostReport = serde_json::from_value(json).unwrap();
+    let seen = serde_json::json!({ "phase": phase, "since": 1, "epoch": epoch, "closed": 0, "ready": false, "restarts": 0 });
+    report
+        .vms
+        .insert(vm("db"), serde_json::from_value(seen).unwrap());
+    BTreeMap::from([(host("h1"), report)])
+}
+
 #[test]
 fn a_cut_shuts_the_door_until_the_host_is_up_and_clean() {
     let mut state = state();
@@ -146,20 +163,7 @@ fn a_cut_shuts_the_door_until_the_host_is_up_and_clean() {
         .collect();
     assert_eq!(is_shut, [true, false]);
 
-    let report = |applied: Revision, phase: VmPhase| {
-        let json = serde_json::json!({
-            "host": "h1", "boot": "b", "sequence": 1, "version": "", "applied": applied, "guard_armed": false,
-            "watchdog_ms": null, "capacity": { "cpus": 1, "memory": 0 },
-            "hypervisor": { "qemu": "", "accel": "tcg", "cpu_models": [], "machines": {} },
-            "networks": [], "pools": {}, "links": {}, "vms": {},
-        });
-        let mut report: HostReport = serde_json::from_value(json).unwrap();
-        let vm_report = serde_json::json!({ "phase": phase, "since": 1, "epoch": 1, "closed": 0, "ready": false, "restarts": 0 });
-        report
-            .vms
-            .insert(vm("db"), serde_json::from_value(vm_report).unwrap());
-        BTreeMap::from([(host("h1"), report)])
-    };
+    let report = |applied, phase| report(applied, phase, Epoch(1));
     let up = |_: &HostName| HostHealth::Up;
     let taken_back = |state: &State, reports: &BTreeMap<HostName, HostReport>| {
         !restorable(state, reports, up).is_empty()
@@ -194,6 +198,31 @@ fn a_cut_shuts_the_door_until_the_host_is_up_and_clean() {
         },
     );
     assert!(state.storage_cuts.is_empty());
+}
+
+#[test]
+fn an_old_guest_keeps_its_host_out_though_the_host_owns_the_vm_anew() {
+    let mut state = state();
+    let san = PoolName::new("san").unwrap();
+    let command = Command::CutStorage {
+        host: host("h1"),
+        pools: BTreeSet::from([san.clone()]),
+    };
+    apply(&mut state, command);
+    let since = state.storage_cuts[&host("h1")][&san];
+    let old = state.vms[&vm("db")].ownership.hosts()[0].1;
+    let reports = report(since, VmPhase::Frozen, old);
+    let up = |_: &HostName| HostHealth::Up;
+    assert!(!restorable(&state, &reports, up).is_empty());
+    let Some(record) = state.vms.get_mut(&vm("db")) else {
+        unreachable!()
+    };
+    record.ownership = Ownership::Owned {
+        host: host("h1"),
+        epoch: Epoch(old.0 + 10),
+        order: OrderKind::Run,
+    };
+    assert!(restorable(&state, &reports, up).is_empty());
 }
 
 #[test]
@@ -253,4 +282,99 @@ fn a_ceph_pool_with_a_block_list_has_doors_by_address() {
     assert_eq!(job.doors[0].initiator, "192.0.2.2");
     assert_eq!(job.doors[0].targets, ["vms/mail"]);
     assert!(matches!(&job.doors[0].gate, Gate::Ceph { user, .. } if user == "admin"));
+}
+
+#[test]
+fn a_cut_that_failed_waits_and_one_that_was_made_whole_stays() {
+    use crate::Cuts;
+    let state = state();
+    let job = cut_job(&state, &host("h1")).unwrap();
+    let now = Instant(1_000_000_000);
+    let mut cuts = Cuts::default();
+    assert!(cuts.begin(&job.host, now));
+    assert!(!cuts.begin(&job.host, now), "one at a time");
+    cuts.forget(&job.host);
+    assert!(cuts.running(&job.host), "a cut that runs is not forgotten");
+    cuts.ended(&job.host, Vec::new(), vec!["no answer".into()], now);
+    assert!(!cuts.is_at_it(&job.host));
+    assert_eq!(cuts.problems().count(), 1);
+    assert!(!cuts.begin(&job.host, now), "not at once again");
+    let later = now.plus(Millis::secs(5));
+    assert!(cuts.begin(&job.host, later));
+    let (proofs, problems) = job.proofs(&shut(&job, "nothing"));
+    assert!(problems.is_empty());
+    cuts.ended(&job.host, proofs, problems, later);
+    let long = later.plus(Millis::secs(3600));
+    assert!(!cuts.begin(&job.host, long), "it is cut");
+    assert_eq!(cuts.proofs().count(), 2);
+    cuts.forget(&job.host);
+    assert!(cuts.begin(&job.host, long), "another silence, another cut");
+}
+
+#[test]
+fn the_keeper_looks_when_something_changed_or_it_is_time() {
+    use crate::{Keeping, Restorable, doors_to_keep};
+    let mut state = state();
+    let none = Restorable::new();
+    let now = Instant(1_000_000_000);
+    let mut keeping = Keeping::default();
+    assert!(keeping.begin(&state, &none, now));
+    assert!(!keeping.begin(&state, &none, now), "busy");
+    keeping.ended(doors_to_keep(&state, &none), Vec::new(), now);
+    assert!(!keeping.begin(&state, &none, now.plus(Millis::secs(29))));
+    assert!(
+        keeping
+            .clone()
+            .begin(&state, &none, now.plus(Millis::secs(31)))
+    );
+    let command = Command::CutStorage {
+        host: host("h1"),
+        pools: BTreeSet::from([PoolName::new("san").unwrap()]),
+    };
+    apply(&mut state, command);
+    assert!(keeping.begin(&state, &none, now), "a cut is a change");
+    let failed = vec!["the SAN does not answer".to_owned()];
+    keeping.ended(doors_to_keep(&state, &none), failed, now);
+    let back = state.storage_cuts.clone();
+    assert!(
+        !keeping.begin(&state, &back, now.plus(Millis(1500))),
+        "it waits"
+    );
+    assert!(keeping.begin(&state, &back, now.plus(Millis(2500))));
+    let shut = |restorable: &Restorable| {
+        let doors = doors_to_keep(&state, restorable).into_iter();
+        doors.map(|kept| kept.shut).collect::<Vec<_>>()
+    };
+    assert_eq!(shut(&none), [true, false]);
+    assert_eq!(shut(&back), [false, false]);
+    let mut older = back.clone();
+    for since in older.values_mut().flat_map(BTreeMap::values_mut) {
+        since.0 -= 1;
+    }
+    assert_eq!(shut(&older), [true, false], "a later cut stays");
+}
+
+#[test]
+fn only_pools_whose_doors_are_open_are_given_back() {
+    use crate::{Restorable, taken_back};
+    let pool = |name: &str| PoolName::new(name).unwrap();
+    let both = BTreeMap::from([(pool("a"), Revision(4)), (pool("b"), Revision(4))]);
+    let all: Restorable = BTreeMap::from([(host("h1"), both)]);
+    let failed = BTreeSet::from([(host("h1"), pool("b")), (host("h2"), pool("a"))]);
+    let back = taken_back(all.clone(), &failed);
+    assert_eq!(back[&host("h1")].keys().collect::<Vec<_>>(), [&pool("a")]);
+    let failed = BTreeSet::from([(host("h1"), pool("a")), (host("h1"), pool("b"))]);
+    assert!(taken_back(all, &failed).is_empty());
+}
+
+#[test]
+fn a_call_ends_before_another_leader_can_judge() {
+    use crate::time_for_a_call;
+    let lease = Millis(2000);
+    assert_eq!(
+        time_for_a_call(lease, Some(Millis(499))),
+        Some(Millis(1000))
+    );
+    assert_eq!(time_for_a_call(lease, Some(Millis(500))), None);
+    assert_eq!(time_for_a_call(lease, None), None);
 }

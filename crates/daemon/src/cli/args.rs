@@ -30,7 +30,7 @@ const TEMPLATE: &str = "\
   delete       Forget a VM, pool, network or rule
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
-  storage      list, show: pools, who reaches them, their images
+  storage      list, show, keys, drill: pools, their images, who may write a LUN
   image        list, import, export, clone, resize, snapshot, delete, jobs
   secret       set, list, delete: passwords that pools name
 

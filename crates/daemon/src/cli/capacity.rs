@@ -4,7 +4,7 @@ use super::args::CapacityArgs;
 use super::error::CliError;
 use super::output::{Output, Tone, cell, count, trimmed};
 use super::{Context, saved};
-use quorate_api::answers::{BrokenView, CapacityView, RestartPlanView};
+use quorate_api::answers::{BrokenView, CapacityView, PlaceView, RestartPlanView};
 use quorate_api::questions;
 use quorate_types::{AdmissionMode, HostName};
 use std::time::Duration;
@@ -127,21 +127,24 @@ fn plans(out: &Output, plans: &[RestartPlanView]) -> String {
             Some(domain) => domain.clone(),
             None => join(&plan.fails),
         };
-        let restarts: Vec<String> = plan
-            .restarts
-            .iter()
-            .take(RESTARTS)
-            .map(|place| match &place.host {
+        let places = |places: &[PlaceView]| {
+            let places = places.iter().take(RESTARTS);
+            let places = places.map(|place| match &place.host {
                 Some(host) => format!("{} > {host}", place.vm),
                 None => place.vm.to_string(),
-            })
-            .collect();
-        let mut text = restarts.join(", ");
+            });
+            places.collect::<Vec<_>>().join(", ")
+        };
+        let mut text = places(&plan.restarts);
         if plan.restarts.len() > RESTARTS {
             text.push_str(&format!(", ... ({})", plan.restarts.len()));
         }
         if text.is_empty() {
             text.push('-');
+        }
+        if !plan.makes_room.is_empty() {
+            let moves = places(&plan.makes_room);
+            text.push_str(&format!("\nafter these moved away: {moves}"));
         }
         let broken: Vec<String> = plan
             .broken

@@ -43,6 +43,30 @@ struct ActionView<'a> {
 struct PlanView<'a> {
     actions: Vec<ActionView<'a>>,
     placement: &'a BTreeMap<String, String>,
+    /// What was ignored; absent when nothing was.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<NoteView<'a>>,
+}
+
+/// Something with its place, as it is printed for programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct NoteView<'a> {
+    line: u32,
+    column: u32,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+}
+
+impl<'a> From<&'a Problem> for NoteView<'a> {
+    fn from(problem: &'a Problem) -> Self {
+        Self {
+            line: problem.place.line,
+            column: problem.place.column,
+            message: &problem.message,
+            hint: problem.hint.as_deref(),
+        }
+    }
 }
 
 /// Needs no daemon: the question brings its own site.
@@ -62,14 +86,33 @@ pub(crate) fn plan(output: &Output, file: &Path, partial: bool) -> Result<(), Cl
     warn("not planned", &cib.unsupported, &file);
     warn("cannot hold", &planned.contradictions, &file);
     warn("ignored", &planned.warnings, &file);
+    warn("ignored", &planned.unknown, &file);
+    unsound(&planned, partial)?;
+    let warnings = planned.warnings.iter().chain(&planned.unknown);
     let view = PlanView {
         actions: planned.actions.iter().map(view).collect(),
         placement: &planned.placement,
+        warnings: warnings.map(NoteView::from).collect(),
     };
     output.print(&view, |out| table(out, &planned))
 }
 
 fn refuse(what: &str, file: &str, problems: &[Problem]) -> Result<(), CliError> {
+    refuse_with(
+        what,
+        file,
+        problems,
+        "--partial leaves this out of account and plans the rest",
+    )
+}
+
+/// An error with all problems at their places, unless there are none.
+pub(crate) fn refuse_with(
+    what: &str,
+    file: &str,
+    problems: &[Problem],
+    help: &str,
+) -> Result<(), CliError> {
     if problems.is_empty() {
         return Ok(());
     }
@@ -78,8 +121,23 @@ fn refuse(what: &str, file: &str, problems: &[Problem]) -> Result<(), CliError> 
         problems: problems.to_vec(),
     };
     Err(CliError::Usage(format!(
-        "the CIB {what}:\n{problems}\n  help: --partial leaves this out of account and plans the rest"
+        "the CIB {what}:\n{problems}\n  help: {help}"
     )))
+}
+
+/// A plan that its own second look found unsound is not shown as if it could be trusted.
+fn unsound(planned: &Planned, partial: bool) -> Result<(), CliError> {
+    for flaw in &planned.flaws {
+        eprintln!("UNSOUND: {flaw}");
+    }
+    match planned.flaws.len() {
+        0 => Ok(()),
+        _ if partial => Ok(()),
+        flaws => Err(CliError::Usage(format!(
+            "the plan for this CIB would break {}: this is a mistake of Quorate's, please report it with the CIB\n  help: --partial prints it nevertheless",
+            count(flaws, "promise")
+        ))),
+    }
 }
 
 fn view(action: &Action) -> ActionView<'_> {

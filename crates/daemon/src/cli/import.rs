@@ -1,6 +1,6 @@
 //! `import`: the configuration of another cluster manager as a manifest.
 
-use super::cib;
+use super::cib::{self, NoteView};
 use super::error::CliError;
 use super::output::{Output, count, say};
 use clap::{Args, Subcommand};
@@ -22,16 +22,9 @@ pub(crate) struct PacemakerArgs {
     /// Make a VM of every primitive, not only of those that run virtual machines.
     #[arg(long)]
     pub(crate) every_primitive: bool,
-}
-
-/// What was not carried over, as it is printed for programs.
-#[derive(Debug, Serialize)]
-struct NoteView<'a> {
-    line: u32,
-    column: u32,
-    message: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<&'a str>,
+    /// Leave out constraints that name hosts or resources that do not exist.
+    #[arg(long)]
+    pub(crate) partial: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -45,16 +38,20 @@ pub(crate) fn import(output: &Output, command: &ImportCommand) -> Result<(), Cli
     let ImportCommand::Pacemaker(args) = command;
     let (read, file) = cib::read(&args.file)?;
     let converted = pacemaker::convert(&read, &file, args.every_primitive, cib::now_s());
+    if !args.partial {
+        cib::refuse_with(
+            "has constraints about what does not exist",
+            &file,
+            &converted.unknown,
+            "correct the names, or leave these constraints out with --partial",
+        )?;
+    }
+    cib::warn("left out", &converted.unknown, &file);
     print(output, &converted)
 }
 
 fn print(output: &Output, converted: &Converted) -> Result<(), CliError> {
-    let report = converted.report.iter().map(|note| NoteView {
-        line: note.place.line,
-        column: note.place.column,
-        message: &note.message,
-        hint: note.hint.as_deref(),
-    });
+    let report = converted.report.iter().map(NoteView::from);
     if output.is_json() {
         let view = ImportView {
             manifest: &converted.manifest,

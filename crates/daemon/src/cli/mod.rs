@@ -20,6 +20,7 @@ mod output;
 mod plan;
 mod progress;
 mod quorum;
+mod reservation;
 mod saved;
 mod secret;
 mod setup;

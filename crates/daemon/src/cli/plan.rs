@@ -10,7 +10,7 @@ use quorate_api::answers::{
 };
 use quorate_api::{ClientError, questions};
 use quorate_state::ActionKind;
-use quorate_types::{BalancingMode, HostName};
+use quorate_types::{BalancingMode, HostName, VmName};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -270,6 +270,9 @@ fn row(action: &ActionView) -> Option<Row> {
         ActionKind::SetHostMode => ("empty", Tone::Good),
         ActionKind::Forget => ("forget", Tone::Plain),
         ActionKind::AbandonSave => ("go on", Tone::Warn),
+        ActionKind::AddCopy => ("copy", Tone::Plain),
+        ActionKind::CopyInStep => ("in step", Tone::Good),
+        ActionKind::CopyOutOfStep => ("out of step", Tone::Warn),
         ActionKind::Release | ActionKind::FinishMigration | ActionKind::ClearMove => return None,
     };
     let host = |host: &Option<HostName>| {
@@ -357,6 +360,14 @@ fn ending(out: &Output, stage: &StageView, nothing: bool) -> Vec<String> {
         };
         lines.push(format!("  Stand still meanwhile: {shown}{more}."));
     }
+    let left = stage
+        .outages
+        .iter()
+        .filter(|one| !one.left_without.is_empty());
+    lines.extend(left.take(NAMED).map(|outage| {
+        let names: Vec<&str> = outage.left_without.iter().map(VmName::as_str).collect();
+        format!("  Without {} meanwhile: {}.", outage.vm, names.join(", "))
+    }));
     let shown = stage.unplaced.iter().take(NAMED);
     lines.extend(shown.map(|missing| bad(format!("{} does not run: {}", missing.vm, missing.why))));
     match stage.unplaced.len().saturating_sub(NAMED) {

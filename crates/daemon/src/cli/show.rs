@@ -4,9 +4,10 @@ use super::output::{Output, Tone, bytes, count, span};
 use super::status::vm_state;
 use jiff::tz::TimeZone;
 use quorate_api::answers::ThenView;
-use quorate_api::view::{DecisionView, EventView, Explanation, HostView, VmView};
+use quorate_api::view::{CopyView, DecisionView, EventView, Explanation, HostView, VmView};
 use quorate_state::Candidate;
-use quorate_types::{Timestamp, VmName};
+use quorate_types::{HostName, Timestamp, VmName};
+use std::collections::BTreeSet;
 
 /// Lines of `name: value`, aligned.
 pub(crate) fn facts(out: &Output, title: &str, facts: &[(&str, String)]) -> String {
@@ -25,6 +26,38 @@ fn join<T: ToString>(items: &[T]) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ")
+}
+
+fn copy(copy: &CopyView) -> String {
+    let state = match (copy.in_step, copy.percent, &copy.problem) {
+        (true, _, None) => "in step".to_owned(),
+        (true, _, Some(problem)) => format!("in step ({problem})"),
+        (false, Some(percent), _) => format!("{percent} % up to date"),
+        (false, None, Some(problem)) => format!("out of step ({problem})"),
+        (false, None, None) => format!("out of step since {}", copy.since),
+    };
+    format!("{}/{} on {}: {state}", copy.pool, copy.image, copy.host)
+}
+
+/// Hosts that have all of its disks in step, when its disks are on particular hosts.
+fn restarts_on(vm: &VmView) -> String {
+    let disks: BTreeSet<_> = vm.copies.iter().map(|c| (&c.pool, &c.image)).collect();
+    let hosts: BTreeSet<_> = vm.copies.iter().map(|copy| &copy.host).collect();
+    let whole = |host: &&&HostName| {
+        let copies = vm.copies.iter().filter(|copy| copy.in_step);
+        copies.filter(|copy| copy.host == ***host).count() == disks.len()
+    };
+    let hosts: Vec<String> = hosts
+        .iter()
+        .filter(whole)
+        .map(ToString::to_string)
+        .collect();
+    match (hosts.as_slice(), vm.copies.is_empty()) {
+        (_, true) => String::new(),
+        ([], false) => "no host: no copy of its disks is in step".to_owned(),
+        ([one], false) => format!("{one} only"),
+        (many, false) => many.join(" and "),
+    }
 }
 
 pub(crate) fn vm(out: &Output, vm: &VmView, now: u64) -> String {
@@ -49,6 +82,7 @@ pub(crate) fn vm(out: &Output, vm: &VmView, now: u64) -> String {
     } else {
         String::new()
     };
+    let copies: Vec<String> = vm.copies.iter().map(copy).collect();
     let pending = if vm.restart_pending {
         "the changed definition takes effect at the next start"
     } else {
@@ -71,6 +105,8 @@ pub(crate) fn vm(out: &Output, vm: &VmView, now: u64) -> String {
                 "size",
                 format!("{}, {}", count(vm.cpus as usize, "CPU"), bytes(vm.memory.0)),
             ),
+            ("disks", copies.join("; ")),
+            ("restarts on", restarts_on(vm)),
             ("addresses", join(&vm.addresses)),
             ("epoch", vm.epoch.to_string()),
             ("restarts", restarts),

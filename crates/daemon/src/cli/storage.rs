@@ -3,6 +3,7 @@
 use super::Context;
 use super::error::CliError;
 use super::output::{Output, Tone, bytes, cell, span, trimmed};
+use super::reservation::{self, DeviceArgs};
 use super::show::{facts, time};
 use clap::Subcommand;
 use jiff::tz::TimeZone;
@@ -18,10 +19,17 @@ pub(crate) enum StorageCommand {
         /// Which.
         name: PoolName,
     },
+    /// The SCSI-3 reservation keys on a LUN of this host's kernel: who may write it. Changes nothing.
+    Keys(DeviceArgs),
+    /// Try the reservations of a scratch LUN of this host's kernel, and say which proof its SAN can
+    /// give. One that somebody is registered on is refused; data stays as it is.
+    Drill(DeviceArgs),
 }
 
 pub(crate) async fn run(context: &Context, command: StorageCommand) -> Result<(), CliError> {
     match command {
+        StorageCommand::Keys(args) => reservation::keys(&context.output, &args).await,
+        StorageCommand::Drill(args) => reservation::drill(&context.output, &args).await,
         StorageCommand::List => {
             let pools: Vec<StorageView> = context.client.get("/api/v1/pools").await?;
             context.output.print(&pools, |out| list(out, &pools))
@@ -151,12 +159,12 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
             ]
         }
         PoolSpec::Block(pool) => vec![("path", pool.path.clone())],
+        PoolSpec::Local(pool) => vec![("path", pool.path.clone())],
+        PoolSpec::Mirrored(pool) => vec![("path", pool.path.clone())],
         PoolSpec::Rbd(pool) => vec![
             ("ceph pool", pool.ceph_pool.clone()),
             ("ceph user", pool.user.clone()),
         ],
-        #[allow(unreachable_patterns)] // of a newer kind
-        _ => Vec::new(),
     }
 }
 

@@ -68,7 +68,7 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
             "host",
             "list, show, drain, resume, label, fence, confirm-dead, remove",
         ),
-        ("storage", "list, show"),
+        ("storage", "list, show, keys, drill"),
         ("secret", "set, list, delete"),
     ] {
         let command = Cli::command();

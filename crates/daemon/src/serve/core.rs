@@ -158,6 +158,12 @@ impl Core {
                     .map(Answer::Address)
                     .map_err(|error| RpcStatus::new(409, error))
             }
+            Ask::Export(request) => {
+                let offer = self.agent.export(request).await;
+                offer
+                    .map(Answer::Export)
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,

@@ -3,7 +3,7 @@
 //! Always holds: each method is idempotent, since a relayed call can arrive twice; a caller that
 //! needs the leader is told who it is when it asked the wrong host.
 
-use quorate_agent_logic::TargetSays;
+use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
 use quorate_api::storage::PoolLook;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::{Explanation, Seen};
@@ -47,6 +47,8 @@ pub(crate) enum Ask {
         id: MigrationId,
         ready: bool,
     },
+    /// To the host of a disk's copy: where to write it to.
+    Export(ExportRequest),
     /// To a migration's target: what became of the guest?
     Outcome { vm: VmName, id: MigrationId },
     /// To the VM's host: a piece of its serial log.
@@ -83,6 +85,8 @@ pub(crate) enum Answer {
     Seen { revision: Revision, seen: Box<Seen> },
     /// `address:port` of the waiting guest.
     Address(String),
+    /// Where a copy is written to.
+    Export(ExportOffer),
     /// What became of it.
     Outcome(TargetSays),
     /// A piece of a log.

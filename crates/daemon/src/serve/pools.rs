@@ -53,7 +53,10 @@ fn duties(state: &State, leader: Option<&HostName>, me: &HostName) -> Vec<PoolNa
     let open = state
         .pools
         .iter()
-        .filter(|(name, _)| !state.pool_markers.contains_key(*name));
+        // What is a host's own is marked by that host.
+        .filter(|(name, pool)| {
+            !pool.spec.is_hosts_own() && !state.pool_markers.contains_key(*name)
+        });
     open.filter(|(_, pool)| mine(pool.spec.hosts()))
         .map(|(name, _)| name.clone())
         .collect()

@@ -9,7 +9,7 @@ use super::tls;
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use quorate_agent::{Agent, AgentConfig, AgentHandle, Drivers, PeerAsk, Pools, hypervisor_facts};
-use quorate_agent_logic::TargetSays;
+use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
 use quorate_hypervisor::qemu::QemuDriver;
 use quorate_hypervisor::qemu::probe::{ProbeOptions, probe};
 use quorate_network::LinuxNetwork;
@@ -28,6 +28,8 @@ use tracing::info;
 const RESERVED_MEMORY: ByteSize = ByteSize::mib(1024);
 /// Bound for a question to another host's agent.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same where an image has to be made first.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Finds out what QEMU can do here, adopts running guests, and starts the agent.
 pub(crate) async fn start_agent(
@@ -143,6 +145,21 @@ impl PeerAsk for Asker {
         .await
         {
             Ok(Answer::Address(address)) => Ok(address),
+            Ok(_) => Err(format!(
+                "{to} gave another kind of answer than was asked for"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn ask_export(
+        &self,
+        to: HostName,
+        request: ExportRequest,
+    ) -> Result<ExportOffer, String> {
+        let node = self.node(&to)?;
+        match peer::ask(&self.peers, node, &Ask::Export(request), EXPORT_TIMEOUT).await {
+            Ok(Answer::Export(offer)) => Ok(offer),
             Ok(_) => Err(format!(
                 "{to} gave another kind of answer than was asked for"
             )),

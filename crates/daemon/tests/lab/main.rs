@@ -31,5 +31,6 @@ mod t12_bad_input;
 mod t13_chain;
 mod t14_two_hosts;
 mod t15_debian;
+mod t16_mirrored;
 mod t17_storage_cut;
 mod t18_storage_loss;

@@ -15,6 +15,7 @@ use crate::migration::{
     IncomingMigration, IncomingOutcome, ListenRequest, MigrationRequest, MigrationStatus,
     OutgoingMigration,
 };
+use crate::mirror::{MirrorStatus, MirrorTarget};
 use crate::vm::Vm;
 
 const EVENTS_MAX: usize = 512;
@@ -46,6 +47,7 @@ struct Status {
     arrival: Option<oneshot::Sender<IncomingOutcome>>,
     peer: Option<FakeGuest>,
     agent: bool,
+    mirrors: Vec<MirrorStatus>,
 }
 
 impl FakeGuest {
@@ -61,6 +63,7 @@ impl FakeGuest {
             arrival: None,
             peer: None,
             agent: true,
+            mirrors: Vec::new(),
         };
         let inner = Inner {
             site,
@@ -420,5 +423,38 @@ impl Vm for FakeGuest {
         self.status_mut().arrival = Some(sender);
         let address = migration::open_port(self, &request);
         Ok(IncomingMigration { address, outcome })
+    }
+
+    async fn start_mirror(
+        &self,
+        disk: usize,
+        tag: &str,
+        _target: &MirrorTarget,
+        _speed: Option<u64>,
+    ) -> Result<(), HypervisorError> {
+        self.alive()?;
+        let mirror = MirrorStatus {
+            disk,
+            tag: tag.to_owned(),
+            in_step: true,
+            done: 0,
+            total: 0,
+            problem: None,
+        };
+        self.status_mut().mirrors.push(mirror);
+        Ok(())
+    }
+
+    async fn mirrors(&self) -> Result<Vec<MirrorStatus>, HypervisorError> {
+        self.alive()?;
+        Ok(self.status_mut().mirrors.clone())
+    }
+
+    async fn drop_mirror(&self, disk: usize) -> Result<(), HypervisorError> {
+        self.alive()?;
+        self.status_mut()
+            .mirrors
+            .retain(|mirror| mirror.disk != disk);
+        Ok(())
     }
 }

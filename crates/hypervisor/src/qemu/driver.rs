@@ -25,6 +25,7 @@ use crate::config::{GuestConfig, StartMode};
 use crate::error::HypervisorError;
 use crate::guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
 use crate::migration::{IncomingMigration, ListenRequest, MigrationRequest, OutgoingMigration};
+use crate::mirror::{MirrorStatus, MirrorTarget};
 use crate::vm::{Adoption, Hypervisor, Quiesced, Vm};
 
 /// Pause between two looks at a socket that a starting QEMU has not made yet.
@@ -372,5 +373,20 @@ impl Vm for Guest {
     }
     async fn listen(&self, request: ListenRequest) -> Result<IncomingMigration, HypervisorError> {
         self.listen(request).await
+    }
+    async fn start_mirror(
+        &self,
+        disk: usize,
+        tag: &str,
+        target: &MirrorTarget,
+        speed: Option<u64>,
+    ) -> Result<(), HypervisorError> {
+        self.start_mirror(disk, tag, target, speed).await
+    }
+    async fn mirrors(&self) -> Result<Vec<MirrorStatus>, HypervisorError> {
+        self.mirrors().await
+    }
+    async fn drop_mirror(&self, disk: usize) -> Result<(), HypervisorError> {
+        self.drop_mirror(disk).await
     }
 }

@@ -12,6 +12,7 @@
 pub mod agent_channel;
 pub mod command_line;
 mod driver;
+pub mod export;
 pub mod guest;
 pub mod migration;
 pub mod probe;

@@ -2,7 +2,7 @@
 
 use crate::{Place, Problem};
 use quorate_planner::engine::Score;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A cluster information base.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +13,8 @@ pub struct Cib {
     pub unsupported: Vec<Problem>,
     /// What is ignored, as Pacemaker would ignore it.
     pub warnings: Vec<Problem>,
+    /// Names of resources and nodes that are there but not supported.
+    pub(super) set_aside: BTreeSet<String>,
     pub(super) has_quorum: bool,
     /// There is a device that can fence hosts.
     pub(super) has_fence_device: bool,

@@ -31,6 +31,8 @@ pub struct Planned {
     pub stopped: Vec<String>,
     /// What was ignored.
     pub warnings: Vec<Problem>,
+    /// Constraints that name what does not exist: ignored, as Pacemaker does.
+    pub unknown: Vec<Problem>,
     /// Constraints that cannot hold together. What they are about never starts.
     pub contradictions: Vec<Problem>,
     /// Promises that the plan would break: mistakes of Quorate's, found by its own second look.
@@ -86,6 +88,7 @@ pub fn plan(cib: &Cib, now: i64) -> Planned {
         placement,
         stopped,
         warnings,
+        unknown: question.unknown,
         contradictions: question.contradictions,
         flaws,
     }

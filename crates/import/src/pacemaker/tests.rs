@@ -345,20 +345,55 @@ fn maintenance_and_unmanaged_are_left_alone() {
 }
 
 #[test]
-fn unknown_names_are_ignored_with_a_warning() {
-    let constraints = "\n<rsc_location id=\"l1\" rsc=\"a\" node=\"h9\" score=\"5\"/>\n<rsc_order id=\"o1\" first=\"a\" then=\"ghost\"/>";
-    let planned = planned(&cib_with(&vm("a", &[]), constraints, ["", "", ""]));
-    let warnings: Vec<&str> = planned
-        .warnings
-        .iter()
-        .map(|one| one.message.as_str())
-        .collect();
-    assert!(warnings[0].contains("no node \"h9\""), "{warnings:?}");
-    assert!(
-        warnings[1].contains("no resource \"ghost\""),
-        "{warnings:?}"
+fn unknown_names_are_told_with_their_place_and_what_may_have_been_meant() {
+    let constraints = "\n<rsc_location id=\"l1\" rsc=\"a\" node=\"h9\" score=\"5\"/>\n<rsc_order id=\"o1\" first=\"a\" then=\"database1\"/>\n<rsc_location id=\"l2\" rsc=\"databases\" node=\"h1\" score=\"5\"/>";
+    let resources = [vm("a", &[]), vm("database", &[])].concat();
+    let text = cib_with(&resources, constraints, ["", "", ""]);
+    let planned = planned(&text);
+    let told = |problems: &[crate::Problem]| -> Vec<String> {
+        let told = problems.iter().map(|one| {
+            format!(
+                "{} [{}]",
+                one.message,
+                one.hint.as_deref().unwrap_or_default()
+            )
+        });
+        told.collect()
+    };
+    let expected = [
+        "constraint \"l1\": there is no node \"h9\" []",
+        "constraint \"o1\": there is no resource \"database1\" [did you mean \"database\"?]",
+        "constraint \"l2\": there is no resource \"databases\" [did you mean \"database\"?]",
+    ];
+    assert_eq!(told(&planned.unknown), expected);
+    assert!(planned.unknown.iter().all(|one| one.place.column == 1));
+    let cib = super::read(&text, "cib.xml").unwrap();
+    let converted = super::convert(&cib, "cib.xml", true, 0);
+    assert_eq!(told(&converted.unknown), expected);
+    // Those that leave them out find them in the report.
+    let report = told(&converted.report);
+    for one in expected {
+        let one = one.replacen("\" [", "\": left out [", 1);
+        assert!(report.contains(&one), "{report:?}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_is_not_unknown() {
+    let resources = format!(
+        "{}<clone id=\"both\">{}</clone>",
+        vm("a", &[]),
+        vm("b", &[])
     );
-    assert!(planned.warnings.iter().all(|one| one.place.column == 1));
+    let constraints = "<rsc_order id=\"o1\" first=\"both\" then=\"a\"/><rsc_colocation id=\"c1\" rsc=\"a\" with-rsc=\"b\" score=\"5\"/>";
+    let planned = planned(&cib_with(&resources, constraints, ["", "", ""]));
+    assert!(planned.unknown.is_empty(), "{:?}", planned.unknown);
+    assert_eq!(planned.warnings.len(), 2);
+    assert!(
+        planned.warnings[0]
+            .message
+            .contains("\"both\" is not supported")
+    );
 }
 
 #[test]

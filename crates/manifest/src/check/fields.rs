@@ -138,7 +138,9 @@ impl Checker<'_> {
         }
         self.boot(here, vm);
         for (index, disk) in vm.disks.iter().enumerate() {
-            self.disk(here, &index.to_string(), disk);
+            let index = index.to_string();
+            self.disk(here, &index, disk);
+            self.own_disk(here, &index, vm, disk);
         }
         for (index, nic) in vm.nics.iter().enumerate() {
             if let Some(mac) = &nic.mac {

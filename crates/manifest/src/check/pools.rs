@@ -1,15 +1,26 @@
-//! Pools: values of their fields, and disks that name units of a SAN.
+//! Pools: values of their fields, and disks that name units of a SAN or are on particular hosts.
 
 use super::Checker;
 use quorate_types::pool::{AccessControl, check_iscsi_name};
-use quorate_types::spec::{DiskFormat, DiskSpec};
-use quorate_types::{IscsiPool, PoolSpec, RbdPool};
+use quorate_types::spec::{DiskFormat, DiskSpec, MigrationPolicy};
+use quorate_types::{IscsiPool, PoolSpec, RbdPool, VmSpec};
 
 impl Checker<'_> {
     pub(super) fn pool(&mut self, name: &str, pool: &PoolSpec) {
         match pool {
             PoolSpec::Directory { path, .. } => {
                 self.absolute(&["pools", name, "path"], path, "a pool's path");
+            }
+            PoolSpec::Local(pool) => {
+                self.absolute(&["pools", name, "path"], &pool.path, "a pool's path");
+            }
+            PoolSpec::Mirrored(pool) => {
+                self.absolute(&["pools", name, "path"], &pool.path, "a pool's path");
+                if pool.hosts.len() == 1 {
+                    let message = "a mirrored pool has its disks on two hosts, and one is listed";
+                    let hint = "add a second host, or use `kind: local`";
+                    self.report(&["pools", name, "hosts"], message, hint);
+                }
             }
             PoolSpec::Iscsi(pool) => self.iscsi(name, pool),
             PoolSpec::Rbd(pool) => self.rbd(name, pool),
@@ -88,7 +99,10 @@ impl Checker<'_> {
                     )
                 })
             }
-            Some(PoolSpec::Directory { .. }) | None => return false,
+            Some(PoolSpec::Directory { .. } | PoolSpec::Local(_) | PoolSpec::Mirrored(_))
+            | None => {
+                return false;
+            }
         };
         if let Some(message) = problem {
             self.report(path, message, "");
@@ -104,5 +118,36 @@ impl Checker<'_> {
             self.report(&format, message, "write `format: raw`, or leave it out");
         }
         true
+    }
+
+    /// Checks a disk of a pool that is the hosts' own.
+    pub(super) fn own_disk(&mut self, vm: &str, index: &str, spec: &VmSpec, disk: &DiskSpec) {
+        let Some(pool) = self.all.pools.get(&disk.pool) else {
+            return;
+        };
+        if !pool.is_hosts_own() {
+            return;
+        }
+        let (kind, mirrored) = (pool.kind(), pool.is_mirrored());
+        if mirrored && disk.format != DiskFormat::Raw {
+            let message = "the copy of a mirrored disk is one of its bytes: its format is `raw`";
+            let path = ["vms", vm, "disks", index, "format"];
+            self.report(&path, message, "leave `format` out");
+        }
+        if disk.size.is_none() && (mirrored || spec.hosts.len() != 1) {
+            let message = format!("a disk of a {kind} pool is made where its VM starts first");
+            let hint = match mirrored {
+                true => "say how large it is with `size`",
+                false => {
+                    "say how large it is with `size`, or name the one host that has it in `hosts` of the VM"
+                }
+            };
+            self.report(&["vms", vm, "disks", index], message, hint);
+        }
+        if spec.migration == MigrationPolicy::Quick {
+            let message = format!("a quick migration cannot take a disk of a {kind} pool along");
+            let hint = "use `migration: cold`, which starts it anew where it has a copy in step";
+            self.report(&["vms", vm, "migration"], message, hint);
+        }
     }
 }

@@ -110,16 +110,12 @@ impl Checker<'_> {
     fn directories(&mut self) {
         let manifest = self.manifest;
         for (name, pool) in &manifest.pools {
-            let PoolSpec::Directory { path, .. } = pool else {
-                continue;
-            };
+            let Some(path) = pool.path() else { continue };
             let overlapping = |(other, spec): (&'_ PoolName, &PoolSpec)| {
-                let PoolSpec::Directory { path: theirs, .. } = spec else {
-                    return None;
-                };
+                let theirs = spec.path()?;
                 let earlier = !manifest.pools.contains_key(other) || other < name;
                 let overlaps = inside(path, theirs) || inside(theirs, path);
-                (earlier && other != name && overlaps).then(|| (other.clone(), theirs.clone()))
+                (earlier && other != name && overlaps).then(|| (other.clone(), theirs.to_owned()))
             };
             if let Some((other, theirs)) = self.all.pools.iter().find_map(overlapping) {
                 let message = format!("`{path}` overlaps with `{theirs}` of the pool `{other}`");

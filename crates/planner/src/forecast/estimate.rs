@@ -17,8 +17,8 @@ const READY: Millis = Millis::secs(15);
 const SHUTDOWN: Millis = Millis::secs(10);
 /// A guest whose power is cut.
 const POWER_CUT: Millis = Millis(500);
-/// Preparing and ending a migration.
-const MIGRATION_BASE: Millis = Millis::secs(1);
+/// Preparing and ending a migration: it takes no bandwidth.
+pub(super) const MIGRATION_BASE: Millis = Millis::secs(1);
 /// Memory sent in a second: a link of 1 Gbit/s.
 const MIGRATION_MIB_PER_S: u64 = 110;
 /// Memory saved or restored in a second.
@@ -104,6 +104,17 @@ impl Estimates {
             }
             None => Millis(MIGRATION_BASE.0 + memory_at(record, limit).0),
         }
+    }
+
+    /// How fast one of `count` migrations goes that share a host's link, in thousandths of how fast it
+    /// would go alone. As many as the configured limit leaves room for do not slow each other down.
+    pub(super) fn share_permille(&self, count: u64) -> u64 {
+        let each = match self.limit_mib_per_s {
+            0 => MIGRATION_MIB_PER_S,
+            limit => limit.min(MIGRATION_MIB_PER_S),
+        };
+        let share = MIGRATION_MIB_PER_S * 1000 / count.max(1).saturating_mul(each).max(1);
+        share.clamp(1, 1000)
     }
 
     pub(super) fn stop(record: &VmRecord, mode: StopMode) -> Millis {

@@ -6,10 +6,11 @@
 //! Owns: the loop and what it tells people. Always holds: every action comes out of [`crate::plan`]
 //! and went through `State::apply`; the same question on the same snapshot has the same answer; the
 //! loop is bounded. Must not: change anything but its own copy. What it does not foresee: faults
-//! that nobody asked for, load on links and hosts, guests that take their own time. Times are
-//! estimates ([`estimate`]).
+//! that nobody asked for, load on hosts, guests that take their own time. Times are estimates
+//! ([`estimate`]); migrations that run side by side share their hosts' links ([`links`]).
 
 mod estimate;
+mod links;
 mod world;
 
 use crate::{Input, checked, explain, plan, waiting};
@@ -181,6 +182,9 @@ pub struct Outage {
     pub vm: VmName,
     /// For so long; absent: it does not come back.
     pub lasts: Option<Millis>,
+    /// VMs that need it and run without it meanwhile.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_without: BTreeSet<VmName>,
 }
 
 /// A VM that shall run and does not.
@@ -285,13 +289,13 @@ impl Run {
         let last = stage.actions.last();
         let last = last.map_or(0, |last| last.at.0 + last.takes.map_or(0, |takes| takes.0));
         stage.takes = Millis(last.max(self.world.elapsed().0).saturating_sub(begins.0));
-        for vm in self.world.down.keys() {
+        for (vm, down) in std::mem::take(&mut self.world.down) {
             stage.outages.push(Outage {
-                vm: vm.clone(),
+                vm,
                 lasts: None,
+                left_without: down.left_without,
             });
         }
-        self.world.down.clear();
         stage.outages.sort_by(|a, b| a.vm.cmp(&b.vm));
         stage.moved = moved(&before, &self.placement());
         if stage.end != End::NoQuorum {
@@ -380,13 +384,16 @@ impl Run {
                     return End::Rest;
                 }
             };
-            let back = self.world.pass_until(next);
-            stage
-                .outages
-                .extend(back.into_iter().map(|(vm, span)| Outage {
-                    vm,
-                    lasts: Some(span),
-                }));
+            let passed = self.world.pass_until(next);
+            let back = passed.back.into_iter();
+            stage.outages.extend(back.map(|(vm, span, left)| Outage {
+                vm,
+                lasts: Some(span),
+                left_without: left,
+            }));
+            for (vm, span) in passed.migrated {
+                stage.took(&vm, span);
+            }
         }
     }
 
@@ -400,6 +407,19 @@ impl Run {
             (vm.clone(), host.cloned())
         })
         .collect()
+    }
+}
+
+impl Stage {
+    /// A live migration took so long: alone it would have been faster.
+    fn took(&mut self, vm: &VmName, span: Millis) {
+        let mut newest = self.actions.iter_mut().rev();
+        let begun = |action: &&mut Foreseen| {
+            action.kind == ActionKind::Migrate && action.vm.as_ref() == Some(vm)
+        };
+        if let Some(action) = newest.find(begun) {
+            action.takes = Some(span);
+        }
     }
 }
 

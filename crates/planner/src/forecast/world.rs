@@ -8,6 +8,7 @@
 //! it belongs to is gone; a host that is not up does nothing.
 
 use super::estimate::{self, Estimates};
+use super::links::{Links, Transfer};
 use crate::{Input, Memory, Seen, Snapshot};
 use quorate_membership::{FenceProof, HostHealth, Instant};
 use quorate_state::{
@@ -45,10 +46,28 @@ pub(super) struct World {
     begun: Instant,
     saved: Timestamp,
     tasks: BTreeMap<VmName, Task>,
+    links: Links,
     /// When a silent host is proven dead; absent: never, without a person.
     proofs_due: BTreeMap<HostName, (Instant, FenceProof)>,
-    /// VMs whose guests do not run though they should, and since when.
-    pub(super) down: BTreeMap<VmName, Instant>,
+    /// VMs whose guests do not run though they should.
+    pub(super) down: BTreeMap<VmName, Down>,
+}
+
+/// A guest that does not run though it should.
+#[derive(Debug, Clone)]
+pub(super) struct Down {
+    since: Instant,
+    /// VMs that need it and run without it.
+    pub(super) left_without: BTreeSet<VmName>,
+}
+
+/// What happened while time passed.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// VMs that run again, after how long, and who ran without them.
+    pub(super) back: Vec<(VmName, Millis, BTreeSet<VmName>)>,
+    /// Live migrations that ended, and how long they took.
+    pub(super) migrated: Vec<(VmName, Millis)>,
 }
 
 impl World {
@@ -60,6 +79,7 @@ impl World {
             begun: snapshot.seen.now,
             saved: snapshot.saved,
             tasks: BTreeMap::new(),
+            links: Links::default(),
             proofs_due: BTreeMap::new(),
             down: BTreeMap::new(),
         };
@@ -151,12 +171,12 @@ impl World {
         if lost_leader {
             self.seen.leader = None;
         }
-        let now = self.seen.now;
-        for (vm, record) in &self.state.vms {
+        let lost = self.state.vms.iter().filter(|(_, record)| {
             let owner = record.ownership.host();
-            if record.wanted() && owner.is_some_and(|owner| hosts.contains(owner)) {
-                self.down.entry(vm.clone()).or_insert(now);
-            }
+            record.wanted() && owner.is_some_and(|owner| hosts.contains(owner))
+        });
+        for vm in lost.map(|(vm, _)| vm.clone()).collect::<Vec<_>>() {
+            self.goes_down(&vm);
         }
         self.tasks.retain(|_, task| match &task.work {
             Work::Start(host, _) | Work::Ready(host, _) | Work::Stop(host, ..) => {
@@ -164,6 +184,23 @@ impl World {
             }
             Work::Move(_) | Work::Cancel(_) => true,
         });
+    }
+
+    fn goes_down(&mut self, vm: &VmName) {
+        if self.down.contains_key(vm) {
+            return;
+        }
+        let needs = |record: &VmRecord| {
+            let needs = record.spec.depends_on.get(vm);
+            record.wanted() && needs.is_some_and(|needs| !needs.advisory)
+        };
+        let vms = self.state.vms.iter();
+        let left = vms.filter(|(name, record)| needs(record) && self.runs(name));
+        let down = Down {
+            since: self.seen.now,
+            left_without: left.map(|(name, _)| name.clone()).collect(),
+        };
+        self.down.insert(vm.clone(), down);
     }
 
     /// More than half of the voters hear each other.
@@ -211,6 +248,7 @@ impl World {
             };
             let Some((work, takes)) = self.wanted(&vm, record) else {
                 self.tasks.remove(&vm);
+                self.links.transfers.remove(&vm);
                 continue;
             };
             let same = |task: &Task| task.work == work;
@@ -218,8 +256,25 @@ impl World {
                 continue;
             }
             let due = self.seen.now.plus(takes);
+            let hosts = record.ownership.clone();
+            self.links.transfers.remove(&vm);
+            if let (Work::Move(_), Ownership::Migrating { from, to, .. }) = (&work, hosts) {
+                let transfer = Transfer::new([from, to], self.seen.now, takes);
+                self.links.transfers.insert(vm.clone(), transfer);
+            }
             self.take_up(&vm, &work);
             self.tasks.insert(vm, Task { work, due });
+        }
+        self.share_links();
+    }
+
+    /// Migrations that run side by side take longer.
+    fn share_links(&mut self) {
+        self.links.share(self.seen.now, &self.estimates);
+        for (vm, transfer) in &self.links.transfers {
+            if let Some(task) = self.tasks.get_mut(vm) {
+                task.due = transfer.due();
+            }
         }
     }
 
@@ -290,7 +345,7 @@ impl World {
                 let (host, epoch) = (host.clone(), *epoch);
                 let wanted = self.state.vms.get(vm).is_some_and(VmRecord::wanted);
                 if wanted {
-                    self.down.entry(vm.clone()).or_insert(self.seen.now);
+                    self.goes_down(vm);
                 }
                 if let Some(report) = self.report_mut(&host, vm) {
                     report.epoch = epoch;
@@ -306,11 +361,12 @@ impl World {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let tasks = self.tasks.values().map(|task| task.due);
         let proofs = self.proofs_due.values().map(|(due, _)| *due);
-        tasks.chain(proofs).min()
+        let sends = self.links.next(self.seen.now);
+        tasks.chain(proofs).chain(sends).min()
     }
 
-    /// Lets the time pass until `at`; what is due then is done. Returns how long VMs were down that run again.
-    pub(super) fn pass_until(&mut self, at: Instant) -> Vec<(VmName, Millis)> {
+    /// Lets the time pass until `at`; what is due then is done.
+    pub(super) fn pass_until(&mut self, at: Instant) -> Passed {
         self.seen.now = self.seen.now.max(at);
         let now = self.seen.now;
         let proven: Vec<HostName> = self
@@ -330,18 +386,27 @@ impl World {
             .filter(|(_, task)| task.due <= now)
             .map(|(vm, _)| vm.clone())
             .collect();
-        let mut back = Vec::new();
+        let mut passed = Passed::default();
         for vm in due {
             if let Some(task) = self.tasks.remove(&vm) {
                 self.done(&vm, &task.work);
+                let transfer = self.links.transfers.remove(&vm);
+                if let (Work::Move(_), Some(transfer)) = (task.work, transfer) {
+                    passed
+                        .migrated
+                        .push((vm.clone(), now.since(transfer.began)));
+                }
             }
-            let runs = self.runs(&vm);
-            if let Some(since) = self.down.get(&vm).copied().filter(|_| runs) {
-                self.down.remove(&vm);
-                back.push((vm, now.since(since)));
+            if self.runs(&vm)
+                && let Some(down) = self.down.remove(&vm)
+            {
+                passed
+                    .back
+                    .push((vm, now.since(down.since), down.left_without));
             }
         }
-        back
+        self.share_links();
+        passed
     }
 
     fn done(&mut self, vm: &VmName, work: &Work) {
@@ -508,5 +573,6 @@ fn blank() -> VmReport {
         save_failures: 0,
         migration: None,
         resident: ByteSize(0),
+        mirrors: Vec::new(),
     }
 }

@@ -87,6 +87,53 @@ fn what_breaks_it_is_named_with_the_reason() {
 }
 
 #[test]
+fn guests_that_may_make_room_count_as_if_they_had() {
+    for allowed in [false, true] {
+        let mut world = World::new(
+            3,
+            json!({
+                "cluster": { "make_room": allowed },
+                "vms": {
+                    "a": { "memory": "600MiB" }, "b": { "memory": "600MiB" },
+                    "big": { "memory": "1800MiB" },
+                },
+            }),
+        );
+        world.arm();
+        for (name, host) in [("a", "h1"), ("b", "h2"), ("big", "h3")] {
+            world.put(name, host);
+        }
+        let answer = ask(&world);
+        // The same question again: all was put back.
+        assert_eq!(ask(&world), answer);
+        let plan = &answer.plans[2];
+        if !allowed {
+            assert_eq!(told(&answer)[2], "h3: !big");
+            assert!(plan.makes_room.is_empty());
+            continue;
+        }
+        assert_eq!(told(&answer)[2], "h3: big>h1");
+        let moved: Vec<String> = plan
+            .makes_room
+            .iter()
+            .map(|moved| format!("{}>{}", moved.vm, moved.to))
+            .collect();
+        assert_eq!(moved, ["a>h2"]);
+        assert_eq!(answer.survives, 1);
+        // The forecast of the same failure comes to the same.
+        let mut snapshot = world.snapshot();
+        snapshot.seen.voters = [1].into();
+        let fail = Step {
+            fail: [host("h3")].into(),
+            ..Step::default()
+        };
+        let found = forecast(&snapshot, &[fail]).unwrap();
+        assert_eq!(found.placement[&vm("big")], Some(host("h1")));
+        assert_eq!(found.placement[&vm("a")], Some(host("h2")));
+    }
+}
+
+#[test]
 fn rules_count_like_room() {
     let mut world = World::new(
         2,

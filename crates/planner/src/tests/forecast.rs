@@ -67,10 +67,16 @@ fn a_drain_moves_live_within_the_limit_and_stops_nothing() {
         [
             "0ms migrate db to h3",
             "0ms migrate app to h2",
-            "5654ms host h1 is now maintenance"
+            // Both leave h1 and share its link until `app` has left.
+            "7981ms host h1 is now maintenance"
         ]
     );
     let stage = &answer.stages[0];
+    let takes = |n: usize| stage.actions[n].takes;
+    assert_eq!(
+        (takes(0), takes(1)),
+        (Some(Millis(7981)), Some(Millis(5654)))
+    );
     assert!(stage.actions.iter().all(|action| !action.stops));
     assert!(stage.outages.is_empty());
     assert_eq!(stage.asked, "h1 is drained");
@@ -265,7 +271,51 @@ fn what_was_measured_counts_more_than_defaults() {
         .actions
         .iter()
         .find(|action| action.vm == Some(vm("db")));
-    assert_eq!(db.unwrap().takes, Some(Millis(6000)));
+    // 6 s alone: `app` takes half of the link while it moves (2 s alone, after a second of preparing).
+    assert_eq!(db.unwrap().takes, Some(Millis(8000)));
+}
+
+#[test]
+fn a_configured_limit_leaves_room_for_several_side_by_side() {
+    for (limit, app, db) in [(0, 5654, 7981), (55, 5654, 10_309), (40, 7400, 13_800)] {
+        let mut world = site(3);
+        let manifest = json!({ "cluster": { "migration_mib_per_s": limit } });
+        world.command(quorate_state::Command::ApplyManifest {
+            base: None,
+            manifest: serde_json::from_value(manifest).unwrap(),
+        });
+        let answer = forecast(&world.snapshot(), &[step(&[], &["h1"])]).unwrap();
+        let actions = &answer.stages[0].actions;
+        let of = |name: &str| actions.iter().find(|action| action.vm == Some(vm(name)));
+        let takes = |name: &str| of(name).unwrap().takes.unwrap().0;
+        assert_eq!((takes("app"), takes("db")), (app, db), "limit {limit}");
+    }
+}
+
+#[test]
+fn what_runs_without_something_that_it_needs_is_named() {
+    let mut world = World::new(
+        3,
+        json!({ "vms": {
+            "db": { "memory": "100MiB", "migration": "cold" },
+            "app": { "memory": "100MiB", "depends_on": { "db": {} } },
+            "log": { "memory": "100MiB", "depends_on": { "db": { "advisory": true } } },
+        }}),
+    );
+    world.arm();
+    for (name, host) in [("db", "h1"), ("app", "h2"), ("log", "h2")] {
+        world.put(name, host);
+    }
+    world.observe();
+    for question in [step(&[], &["h1"]), step(&["h1"], &[])] {
+        let mut snapshot = world.snapshot();
+        snapshot.seen.voters = [2].into();
+        let answer = forecast(&snapshot, &[question]).unwrap();
+        let outages = &answer.stages[0].outages;
+        assert_eq!(outages.len(), 1, "{outages:?}");
+        assert_eq!(outages[0].vm, vm("db"));
+        assert_eq!(outages[0].left_without, [vm("app")].into());
+    }
 }
 
 #[test]

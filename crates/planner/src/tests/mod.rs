@@ -2,6 +2,7 @@
 
 mod balance;
 mod capacity;
+mod copies;
 mod forecast;
 mod migration;
 mod moving;
@@ -10,6 +11,5 @@ mod preemption;
 mod properties;
 mod quality;
 mod recovery;
-mod speed;
 mod storage;
 mod wishes;

@@ -8,7 +8,7 @@
 //! ```text
 //! acquire|register|handover|takeover|release H E [force]      H: host number, E: epoch
 //! repair H E [H E]        the second pair: the target of a migration under way
-//! inspect | drill H E | stranger KEY
+//! inspect | read | drill H E | stranger KEY
 //! log start BOOT | log status | log stop
 //! ```
 #![allow(
@@ -21,7 +21,7 @@ use quorate_guest::log::{
 };
 use quorate_san::CLUSTER;
 use quorate_storage::reservation::{
-    ClusterTag, Command, Inspection, LinuxDevice, Outcome, ReservationDevice as _,
+    ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, ReservationDevice as _,
     ReservationError, ReservationKey,
 };
 use quorate_storage::{BlockConfig, BlockPoolDriver};
@@ -125,6 +125,10 @@ impl Host {
                 let mut told = show_inspection(reservation.inspect().await.map_err(say)?);
                 told["may_write"] = json!(reservation.may_write().await.map_err(say)?);
                 Ok(told)
+            }
+            ["read"] => {
+                let facts = Facts::read(&LinuxDevice::new(DISK)).map_err(|e| e.to_string())?;
+                Ok(json!({ "generation": facts.generation }))
             }
             ["drill", host, epoch] => {
                 let report = reservation.drill(key(host, epoch)?).await.map_err(say)?;

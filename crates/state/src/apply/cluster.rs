@@ -160,6 +160,14 @@ pub(super) fn remove(change: &mut Change<'_>, host: &HostName) -> Result<(), Ref
             owned.join(", ")
         )));
     }
+    let only = super::copies::only_here(change.state, host);
+    if !only.is_empty() {
+        return Err(Refusal::InUse(format!(
+            "host {host} has the only copy of {}: start the VM there until another copy is in step, or delete the VM",
+            only.join(", ")
+        )));
+    }
+    super::copies::forget_host(change.state, host);
     change.state.hosts.remove(host);
     super::storage::forget_cuts(change, |gone, _| gone == host);
     change.state.quorum.left.remove(host);

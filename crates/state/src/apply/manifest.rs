@@ -49,6 +49,7 @@ pub(super) fn apply(
         {
             change.state.pool_markers.remove(name);
         }
+        kind_stays(change, name, spec)?;
     }
     put_all(change, "pool", &manifest.pools, |state| &mut state.pools);
     put_all(change, "rule", &manifest.rules, |state| &mut state.rules);
@@ -355,6 +356,30 @@ pub(super) fn delete_vm(change: &mut Change<'_>, vm: &VmName) -> Result<(), Refu
     Ok(())
 }
 
+/// Where a disk is changes its meaning with the kind of its pool.
+fn kind_stays(
+    change: &Change<'_>,
+    name: &quorate_types::PoolName,
+    spec: &quorate_types::PoolSpec,
+) -> Result<(), Refusal> {
+    let old = change.state.pools.get(name).map(|old| &old.spec);
+    let Some(old) = old.filter(|old| old.kind() != spec.kind()) else {
+        return Ok(());
+    };
+    let user = change.state.vms.iter().find(|(_, vm)| {
+        let mut disks = vm.spec.disks.iter().chain(&vm.effective().disks);
+        disks.any(|disk| disk.pool == *name)
+    });
+    let own = old.is_hosts_own() || spec.is_hosts_own();
+    match user.filter(|_| own) {
+        Some((vm, _)) => Err(Refusal::InUse(format!(
+            "pool {name} is of kind `{}` and VM {vm} has a disk in it: define another pool, and move the disks there",
+            old.kind()
+        ))),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<(), Refusal> {
     let used = change.state.vms.iter().find(|(_, vm)| {
         vm.spec
@@ -379,6 +404,7 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
         .remove(pool)
         .ok_or_else(|| unknown("pool", pool))?;
     change.state.pool_markers.remove(pool);
+    super::copies::forget_pool(change.state, pool);
     super::storage::forget_cuts(change, |_, gone| gone == pool);
     change.topology_changed();
     change.event(

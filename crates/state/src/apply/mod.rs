@@ -4,6 +4,7 @@
 //! manifest are checked while they are applied to a clone, which replaces the state at the end.
 
 mod cluster;
+mod copies;
 mod manifest;
 mod plan;
 mod quorum;

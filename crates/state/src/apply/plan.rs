@@ -3,7 +3,7 @@
 //! Always holds: a plan made before a change of something it touches is refused whole, so the
 //! planner looks again; **proof-before-start** is checked here, not believed.
 
-use super::{Change, unknown};
+use super::{Change, copies, unknown};
 use crate::command::Refusal;
 use crate::event::EventKind;
 use crate::model::{
@@ -57,6 +57,16 @@ fn step(change: &mut Change<'_>, planned: &PlannedAction) -> Result<(), Refusal>
             }
         }
         Action::AbandonSave { vm } => abandon_save(change, action, vm)?,
+        Action::AddCopy { of, epoch } => copies::add(change, action, of, *epoch)?,
+        Action::CopyInStep {
+            of,
+            epoch,
+            since,
+            boot,
+        } => copies::in_step(change, action, of, *epoch, *since, boot)?,
+        Action::CopyOutOfStep { of, epoch, since } => {
+            copies::out_of_step(change, action, of, *epoch, *since)?
+        }
         Action::SetHostMode { host, mode } => {
             // Within a plan the mode only follows what the plan already saw: no staleness of itself.
             let topology = change.state.topology_changed;
@@ -102,7 +112,10 @@ fn record_decision(change: &mut Change<'_>, vm: &VmName, planned: &PlannedAction
     }
 }
 
-fn vm_mut<'c>(change: &'c mut Change<'_>, vm: &VmName) -> Result<&'c mut VmRecord, Refusal> {
+pub(super) fn vm_mut<'c>(
+    change: &'c mut Change<'_>,
+    vm: &VmName,
+) -> Result<&'c mut VmRecord, Refusal> {
     change
         .state
         .vms
@@ -110,7 +123,7 @@ fn vm_mut<'c>(change: &'c mut Change<'_>, vm: &VmName) -> Result<&'c mut VmRecor
         .ok_or_else(|| unknown("VM", vm))
 }
 
-fn refuse(action: &Action, why: impl Into<String>) -> Refusal {
+pub(super) fn refuse(action: &Action, why: impl Into<String>) -> Refusal {
     Refusal::Action {
         action: action.describe(),
         why: why.into(),
@@ -191,6 +204,7 @@ fn start(
     };
     record.last_host = Some(host.clone());
     record.failed_moves = 0;
+    copies::started(change, action, vm, host, epoch)?;
     Ok(EventKind::Start)
 }
 
@@ -283,6 +297,11 @@ fn migrate(
 ) -> Result<EventKind, Refusal> {
     check_target(change, action, to)?;
     check_reach(change, action, vm, to)?;
+    let spec = vm_mut(change, vm)?.effective().clone();
+    if let Some(disk) = change.state.own_disks(&spec).next() {
+        let why = format!("disk {} is on its host", disk.image);
+        return Err(refuse(action, why));
+    }
     let id = MigrationId(change.revision.0);
     let record = vm_mut(change, vm)?;
     let Ownership::Owned {

@@ -108,6 +108,11 @@ impl ReservationKey {
         Self::new(cluster, raw >> 32 & 0xfff, raw & 0xffff_ffff).ok()
     }
 
+    /// Takes a key of any cluster apart.
+    pub fn decode_any(raw: u64) -> Option<Self> {
+        Self::decode(raw, ClusterTag::new((raw >> 44 & 0xfff) as u16))
+    }
+
     /// The 64 bits that the device sees.
     pub const fn raw(self) -> u64 {
         MAGIC << 56 | (self.cluster.0 as u64) << 44 | (self.host as u64) << 32 | self.epoch as u64
@@ -182,6 +187,9 @@ mod tests {
         ] {
             assert_eq!(ReservationKey::decode(stranger, tag), None, "{stranger:x}");
         }
+        let other = ReservationKey::decode_any(0x51ab_d002_0000_0007).unwrap();
+        assert_eq!((other.cluster().get(), other.host()), (0xabd, 2));
+        assert_eq!(ReservationKey::decode_any(0xabcd_0002), None);
     }
 
     #[test]

@@ -37,6 +37,7 @@ impl VmMachine {
             save_failures: self.save_failures,
             migration: self.migration.clone(),
             resident: ByteSize(0),
+            mirrors: Vec::new(),
         }
     }
 }

@@ -28,6 +28,7 @@ pub(crate) struct Guest {
     ready: Ready,
     lines: String,
     kernel: Option<String>,
+    pool: String,
     /// Its disk is a unit of the SAN.
     pub(crate) lun: bool,
 }
@@ -45,6 +46,7 @@ impl Guest {
             ready: Ready::Port,
             lines: String::new(),
             kernel: None,
+            pool: "shared".to_owned(),
             lun: false,
         }
     }
@@ -89,6 +91,12 @@ impl Guest {
         self
     }
 
+    /// Another pool for its disk.
+    pub(crate) fn pool(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.pool);
+        self
+    }
+
     /// Another kernel: for one that does not exist.
     pub(crate) fn kernel(mut self, path: &str) -> Self {
         self.kernel = Some(path.to_owned());
@@ -109,7 +117,7 @@ impl Guest {
         );
         let disk = match self.lun {
             true => format!("pool: san, image: {}", self.name),
-            false => format!("pool: shared, image: {}.raw, size: 16MiB", self.name),
+            false => format!("pool: {}, image: {}.raw, size: 16MiB", self.pool, self.name),
         };
         let _ = write!(
             text,

@@ -371,6 +371,20 @@ impl Cluster {
             .collect()
     }
 
+    /// Processes of a host that serve copies of disks.
+    pub(crate) fn storage_daemons(&self, host: &str) -> Vec<i32> {
+        let inode = self.namespaces()[host];
+        let serves = |words: &[String]| {
+            let program = words.first();
+            program.is_some_and(|program| program.ends_with("qemu-storage-daemon"))
+        };
+        process::in_namespace(inode)
+            .into_iter()
+            .filter(|(_, words)| serves(words))
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
     // --- acting ----------------------------------------------------------------------------
 
     /// A command, given on a host that answers.

@@ -151,6 +151,10 @@ pub(crate) fn status_kib(pid: i32, key: &str) -> u64 {
 
 /// SIGKILL to one guest's process.
 pub(crate) fn kill(copy: &Copy) {
-    let pid = rustix::process::Pid::from_raw(copy.pid).unwrap();
+    kill_pid(copy.pid);
+}
+
+pub(crate) fn kill_pid(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }

@@ -8,6 +8,7 @@ use super::guest::Guest;
 use quorate_lab::guest::judge;
 use quorate_lab::tools::Tool;
 use quorate_lab::tools::acks::AckReport;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Collectors beside the guests.
@@ -25,6 +26,15 @@ impl Cluster {
 
     /// Ends the guests, then holds their disks against what they acknowledged. Returns the reports.
     pub(crate) fn judge(&self, witness: Witness) -> Vec<AckReport> {
+        self.judge_at(witness, |guest| self.disk_file(guest))
+    }
+
+    /// The same where their images are elsewhere.
+    pub(crate) fn judge_at(
+        &self,
+        witness: Witness,
+        image: impl Fn(&Guest) -> PathBuf,
+    ) -> Vec<AckReport> {
         let mut reports = Vec::new();
         for (guest, tool) in witness.0 {
             let report = tool.finish().unwrap();
@@ -46,8 +56,7 @@ impl Cluster {
                     .then_some(())
                     .ok_or_else(|| format!("{copies:?}"))
             });
-            let image = self.disk_file(guest);
-            let verdict = judge(&image, report).unwrap();
+            let verdict = judge(&image(guest), report).unwrap();
             self.say(&format!(
                 "{}: {} records in the log, {} acknowledged ones found, {} boots",
                 guest.name,

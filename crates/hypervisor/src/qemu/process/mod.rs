@@ -18,5 +18,7 @@ mod spawn;
 mod sys;
 mod watched;
 
+pub(in crate::qemu) use sys::detach;
+
 pub use spawn::{Spawned, remove_secrets, spawn, stderr_tail, supports_direct_io};
 pub use watched::Watched;

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 /// Makes the command's process leave our session and drop every descriptor it would inherit from us
 /// or from whoever started us.
-pub(super) fn detach(command: &mut Command) {
+pub(in crate::qemu) fn detach(command: &mut Command) {
     // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls
     // are allowed. It makes two system calls (setsid, close_range) and touches no memory of ours; the
     // error values are plain integers, so nothing is allocated.

@@ -69,6 +69,8 @@ pub(super) struct Draft {
     pub(super) fencing: BTreeMap<String, Vec<Device>>,
     pub(super) hosts: BTreeMap<String, Host>,
     pub(super) notes: Vec<Problem>,
+    /// Constraints that name what does not exist.
+    pub(super) unknown: Vec<Problem>,
     /// Last numbers that made a name unique, by name.
     numbers: BTreeMap<String, u32>,
     rule_numbers: BTreeMap<String, u32>,

@@ -23,6 +23,8 @@ pub struct Converted {
     pub manifest: String,
     /// What is not carried over, or was guessed, with its place in the CIB.
     pub report: Vec<Problem>,
+    /// Constraints that name hosts or resources that do not exist; left out, and also in the report.
+    pub unknown: Vec<Problem>,
     /// How many VMs the manifest has.
     pub vms: usize,
 }
@@ -41,6 +43,11 @@ pub fn convert(cib: &Cib, file: &str, every: bool, now: i64) -> Converted {
         .filter(|one| !draft.carried.contains(&one.place));
     draft.notes.extend(left.cloned().collect::<Vec<_>>());
     draft.notes.extend(cib.warnings.iter().cloned());
+    let left_out = draft.unknown.iter().map(|unknown| Problem {
+        message: format!("{}: left out", unknown.message),
+        ..unknown.clone()
+    });
+    draft.notes.extend(left_out.collect::<Vec<_>>());
     draft.notes.sort_by_key(|note| note.place);
     let manifest = write::manifest(&draft);
     let head = write::head(&draft.notes, file);
@@ -48,6 +55,7 @@ pub fn convert(cib: &Cib, file: &str, every: bool, now: i64) -> Converted {
         manifest: format!("{head}{manifest}"),
         vms: draft.vms.len(),
         report: draft.notes,
+        unknown: draft.unknown,
     }
 }
 

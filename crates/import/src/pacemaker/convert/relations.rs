@@ -17,6 +17,7 @@ const MAX_WEIGHT: i64 = 100_000;
 pub(super) fn collect(draft: &mut Draft, cib: &Cib, judged: &mut Judged) {
     let question = site::question(cib, judged);
     draft.notes.extend(question.warnings.clone());
+    draft.unknown.clone_from(&question.unknown);
     let mut relations = Relations {
         draft,
         judged,

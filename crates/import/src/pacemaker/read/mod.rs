@@ -125,6 +125,14 @@ impl<'a> Reader<'a> {
     }
 
     fn unsupported(&mut self, node: Node<'_, '_>, message: impl Into<String>, hint: &str) {
+        // Constraints about it name something that is there.
+        for inner in node.descendants() {
+            let guest = inner.attribute("name") == Some("remote-node");
+            let value = inner.attribute("value").filter(|_| guest);
+            let names = [inner.attribute("id"), inner.attribute("uname"), value];
+            let names = names.into_iter().flatten().map(str::to_owned);
+            self.cib.set_aside.extend(names);
+        }
         let problem = Problem::new(self.place(node), message).hint(hint);
         if self.cib.unsupported.len() < MAX_WARNINGS {
             self.cib.unsupported.push(problem);

@@ -19,6 +19,8 @@ pub(super) struct Question {
     /// Per unit: the index of its thing; `None` for groups.
     pub(super) things: Vec<Option<usize>>,
     pub(super) warnings: Vec<Problem>,
+    /// Constraints that name what does not exist.
+    pub(super) unknown: Vec<Problem>,
     /// Attributes of hosts that colocations go by.
     pub(super) labels: Vec<String>,
     /// Constraints that cannot hold together.
@@ -51,6 +53,7 @@ pub(super) fn question(cib: &Cib, judged: &mut Judged) -> Question {
         dimensions: Vec::new(),
         labels: Vec::new(),
         warnings: Vec::new(),
+        unknown: Vec::new(),
         prefer_ids: Vec::new(),
         together_ids: Vec::new(),
         order_ids: Vec::new(),
@@ -69,6 +72,7 @@ pub(super) fn question(cib: &Cib, judged: &mut Judged) -> Question {
         site: builder.site,
         things: builder.things,
         warnings: builder.warnings,
+        unknown: builder.unknown,
         labels: builder.labels,
         prefer_ids: builder.prefer_ids,
         together_ids: builder.together_ids,
@@ -102,6 +106,10 @@ pub(super) fn sources(cib: &Cib) -> Vec<(String, Place)> {
 /// Most warnings that are kept.
 const MAX_WARNINGS: usize = 500;
 
+/// Most unknown names for which a known one is looked for, and most known ones that are looked at.
+const MAX_SUGGESTIONS: usize = 50;
+const MAX_CANDIDATES: usize = 20_000;
+
 /// Most rules that constraints may come to: sets of sets multiply.
 const MAX_RULES: usize = 500_000;
 
@@ -124,6 +132,7 @@ struct Builder<'a> {
     /// Host attributes by which things are together.
     labels: Vec<String>,
     warnings: Vec<Problem>,
+    unknown: Vec<Problem>,
     prefer_ids: Vec<usize>,
     together_ids: Vec<usize>,
     order_ids: Vec<usize>,
@@ -142,6 +151,44 @@ impl Builder<'_> {
         if self.warnings.len() < MAX_WARNINGS {
             self.warnings.push(Problem::new(place, message));
         }
+    }
+
+    /// A constraint names what does not exist. Of the first ones it is said what may have been meant.
+    fn unknown(&mut self, place: Place, constraint: &str, what: &str, name: &str) {
+        if self.cib.set_aside.contains(name) || self.cib.tags.contains_key(name) {
+            let message =
+                format!("constraint \"{constraint}\": {what} \"{name}\" is not supported: ignored");
+            return self.warn(place, message);
+        }
+        if self.unknown.len() >= MAX_WARNINGS {
+            return;
+        }
+        let message = format!("constraint \"{constraint}\": there is no {what} \"{name}\"");
+        let known: Vec<&str> = match what {
+            "node" => self
+                .judged
+                .hosts
+                .iter()
+                .map(|host| host.name.as_str())
+                .collect(),
+            _ => {
+                let names = self.names.keys().chain(self.of_template.keys());
+                names
+                    .chain(self.cib.tags.keys())
+                    .map(String::as_str)
+                    .collect()
+            }
+        };
+        let few = self.unknown.len() < MAX_SUGGESTIONS && known.len() < MAX_CANDIDATES;
+        let near = few
+            .then(|| quorate_manifest::nearest(name, known))
+            .flatten();
+        let problem = Problem::new(place, message);
+        let problem = match near {
+            Some(near) => problem.hint(format!("did you mean \"{near}\"?")),
+            None => problem,
+        };
+        self.unknown.push(problem);
     }
 
     /// Whether so many more rules can be taken. If not, no more constraints are read.
@@ -353,10 +400,7 @@ impl Builder<'_> {
             units.extend(self.names.get(member));
         }
         if units.is_empty() {
-            self.warn(
-                place,
-                format!("constraint \"{constraint}\": there is no resource \"{name}\": ignored"),
-            );
+            self.unknown(place, constraint, "resource", name);
             return None;
         }
         Some(Named {

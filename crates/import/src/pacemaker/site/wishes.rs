@@ -101,13 +101,7 @@ impl Builder<'_> {
             }
             match self.judged.host_named(node) {
                 Some(host) => hosts.push((host, given)),
-                None => {
-                    let message = format!(
-                        "constraint \"{}\": there is no node \"{node}\": ignored",
-                        location.id
-                    );
-                    self.warn(location.place, message);
-                }
+                None => self.unknown(location.place, &location.id, "node", node),
             }
         } else {
             for rule in &location.rules {

@@ -1,17 +1,9 @@
-//! Admission control: does every VM find a place when hosts fail?
+//! The picture of a site at rest, from which hosts are taken and to which they are given back.
 //!
-//! ```text
-//! picture at rest --for each set of hosts--> take its VMs away -> place them as a start would -> put all back
-//! ```
-//! Owns: restart plans ("if h2 fails: db -> h3, app -> h1"), how many failures the cluster survives,
-//! which VM breaks that and why. Always holds: a plan is constructive, made host by host with the very
-//! rules and scores that recovery uses, wave by wave as dependencies allow; a set of hosts is any set
-//! (a host, a rack, any k hosts); work is bounded, and an answer that is not complete says so. What it
-//! leaves out: preemption. A VM that has to be stopped for another one has not survived.
-//!
-//! A VM that may only run on the hosts that failed (`hosts`) was not meant to survive that: it is
-//! named, and does not count.
+//! Owns: restart plans of one set of hosts, and the walk through sets. Always holds: after each set
+//! everything is as it was before, so that answers do not depend on what was asked earlier.
 
+use super::{Broken, FailureSet, MAX_BROKEN, Restart, RestartPlan};
 use crate::Input;
 use crate::domains::Domains;
 use crate::fit::{Query, Reject, mib};
@@ -19,242 +11,37 @@ use crate::place;
 use crate::room::MEMORY;
 use crate::work::{Own, Vm, Work};
 use quorate_membership::HostHealth;
-use quorate_state::{OrderKind, State};
+use quorate_state::OrderKind;
 use quorate_types::{HostName, Preemption, RuleKind, VmName, VmSpec};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most questions "does this VM fit there?" in one answer.
 const MAX_FITS: u64 = 40_000_000;
 /// Most sets of hosts that are looked at for one number of failures.
 const MAX_SETS: u64 = 5_000;
-/// Most broken restarts that are told.
-const MAX_BROKEN: usize = 100;
 /// Hosts named in a reason.
 const HOSTS_TOLD: usize = 6;
-/// More failures at once are not looked at by itself.
-const MAX_FAILURES: u32 = 8;
 
-/// Hosts that fail together.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct FailureSet {
-    /// What they have in common: `rack=r1`; absent: just these hosts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The hosts.
-    pub hosts: BTreeSet<HostName>,
-}
-
-/// What is asked.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CapacityQuestion {
-    /// Look at up to so many failures at once; absent: as far as it is cheap.
-    pub failures: Option<u32>,
-    /// Sets of hosts that fail together: racks, rooms.
-    pub domains: Vec<FailureSet>,
-}
-
-/// The answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Capacity {
-    /// Any so many hosts may fail at once and every VM finds a place.
-    pub survives: u32,
-    /// So many failures at once were looked at.
-    pub checked: u32,
-    /// False: there are too many sets of more hosts to look at them all, so it may survive more.
-    pub complete: bool,
-    /// So many voters may fail at once before nothing can be decided; absent: not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quorum_survives: Option<u32>,
-    /// One for each host, and one for each domain.
-    pub plans: Vec<RestartPlan>,
-    /// Restarts that fail at the first number of failures that is not survived.
-    pub broken: Vec<Broken>,
-    /// So many more of them are not listed.
-    pub broken_more: usize,
-    /// VMs that may only run on hosts that can fail together: nothing can take them over.
-    pub bound: Vec<Bound>,
-    /// Hosts whose failure nothing but a person can prove.
-    pub unproven: Vec<HostName>,
-}
-
-/// What becomes of the VMs of hosts that fail.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestartPlan {
-    /// Which hosts.
-    pub fails: FailureSet,
-    /// Where each VM starts again, in order.
-    pub restarts: Vec<Restart>,
-    /// What finds no place.
-    pub broken: Vec<Broken>,
-}
-
-/// A restart.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Restart {
-    /// Which VM.
-    pub vm: VmName,
-    /// Its new host.
-    pub to: HostName,
-}
-
-/// A VM that finds no place.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Broken {
-    /// When these fail; empty: already now.
-    pub fails: BTreeSet<HostName>,
-    /// Which VM.
-    pub vm: VmName,
-    /// Why, one sentence.
-    pub why: String,
-}
-
-/// A VM that is tied to hosts.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Bound {
-    /// Which VM.
-    pub vm: VmName,
-    /// Where alone it may run.
-    pub hosts: BTreeSet<HostName>,
-}
-
-/// Restart plans for every host and domain, and how many failures are survived.
-#[must_use]
-pub fn capacity(input: &Input<'_>, question: &CapacityQuestion) -> Capacity {
-    let mut site = Site::new(input);
-    let now = site.rest();
-    let mut answer = Capacity {
-        complete: true,
-        unproven: unproven(input.state),
-        ..Capacity::default()
-    };
-    answer.tell(&now);
-    for at in 0..site.work.hosts.len() {
-        if site.fails(at) {
-            let set = FailureSet {
-                name: None,
-                hosts: [site.work.hosts[at].name.clone()].into(),
-            };
-            answer.plans.push(site.fail(&set));
-        }
-    }
-    for domain in &question.domains {
-        answer.plans.push(site.fail(domain));
-    }
-    let hosts = u32::try_from(answer.plans.len() - question.domains.len()).unwrap_or(u32::MAX);
-    let most = question
-        .failures
-        .unwrap_or(MAX_FAILURES)
-        .min(hosts.saturating_sub(1));
-    if now.is_empty() {
-        answer.levels(&mut site, most, hosts as usize);
-    }
-    answer.bound = site
-        .bound
-        .into_iter()
-        .map(|(vm, hosts)| Bound { vm, hosts })
-        .collect();
-    answer
-}
-
-/// What a change takes from the room for failures.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shortfall {
-    /// So many hosts should be able to fail at once.
-    pub wanted: u32,
-    /// Restarts that would fail and did not before.
-    pub broken: Vec<Broken>,
-}
-
-/// Whether `after` leaves the room for failures that its own settings want, as far as it was there
-/// before. `None`: it does.
-#[must_use]
-pub fn shortfall(before: &Input<'_>, after: &State) -> Option<Shortfall> {
-    let wanted = after.settings().admission.failures;
-    let members = u32::try_from(after.hosts.len()).unwrap_or(u32::MAX);
-    // A cluster that is too small for it cannot be held to it.
-    let failures = wanted.min(members.saturating_sub(1));
-    let find = |state: &State| -> Vec<Broken> {
-        let mut site = Site::new(&Input { state, ..*before });
-        let mut broken = site.rest();
-        if failures > 0 {
-            broken.extend(site.any(failures).broken);
-        }
-        broken
-    };
-    let broken = find(after);
-    if broken.is_empty() {
-        return None;
-    }
-    let known: BTreeSet<(BTreeSet<HostName>, VmName)> = find(before.state)
-        .into_iter()
-        .map(|broken| (broken.fails, broken.vm))
-        .collect();
-    let is_new = |broken: &Broken| !known.contains(&(broken.fails.clone(), broken.vm.clone()));
-    let mut broken: Vec<Broken> = broken.into_iter().filter(is_new).collect();
-    broken.truncate(MAX_BROKEN);
-    (!broken.is_empty()).then_some(Shortfall { wanted, broken })
-}
-
-fn unproven(state: &State) -> Vec<HostName> {
-    let settings = state.settings();
-    let proves = |name: &HostName| {
-        settings
-            .fencing
-            .get(name)
-            .is_some_and(|some| !some.is_empty())
-    };
-    let hosts = state.hosts.iter();
-    hosts
-        .filter(|(name, record)| record.armed.is_none() && !proves(name))
-        .map(|(name, _)| name.clone())
-        .collect()
-}
-
-impl Capacity {
-    /// One failure, then more, until something breaks or the work is too much.
-    fn levels(&mut self, site: &mut Site<'_>, most: u32, hosts: usize) {
-        for failures in 1..=most {
-            let found = if failures == 1 {
-                let single = self.plans.iter().take(hosts);
-                Found {
-                    broken: single.flat_map(|plan| plan.broken.clone()).collect(),
-                    complete: true,
-                }
-            } else {
-                site.any(failures)
-            };
-            if !found.complete && found.broken.is_empty() {
-                // Nothing is claimed of what was not looked at.
-                self.complete = false;
-                return;
-            }
-            self.checked = failures;
-            if !found.broken.is_empty() {
-                self.tell(&found.broken);
-                return;
-            }
-            self.survives = failures;
-        }
-    }
-
-    fn tell(&mut self, broken: &[Broken]) {
-        let room = MAX_BROKEN.saturating_sub(self.broken.len());
-        self.broken.extend(broken.iter().take(room).cloned());
-        self.broken_more += broken.len().saturating_sub(room);
-    }
-}
-
-struct Found {
-    broken: Vec<Broken>,
-    complete: bool,
+/// Restarts that fail when hosts fail, and whether all sets of hosts were looked at.
+pub(super) struct Found {
+    pub(super) broken: Vec<Broken>,
+    pub(super) complete: bool,
 }
 
 /// The picture that hosts are taken out of and put back into.
-struct Site<'a> {
-    work: Work<'a>,
+pub(super) struct Site<'a> {
+    pub(super) work: Work<'a>,
     fits: u64,
-    bound: BTreeMap<VmName, BTreeSet<HostName>>,
+    pub(super) bound: BTreeMap<VmName, BTreeSet<HostName>>,
+}
+
+/// What became of VMs that were to start.
+#[derive(Default)]
+struct Placed<'a> {
+    restarts: Vec<Restart>,
+    broken: Vec<Broken>,
+    /// Running guests that moved away for them, as they were before.
+    moved: Vec<Before<'a>>,
 }
 
 /// What a VM was before it was taken away.
@@ -266,7 +53,7 @@ struct Before<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn new(input: &Input<'a>) -> Self {
+    pub(super) fn new(input: &Input<'a>) -> Self {
         let settled = Input {
             settled: true,
             ..*input
@@ -281,13 +68,13 @@ impl<'a> Site<'a> {
     }
 
     /// A host that takes VMs and could fail.
-    fn fails(&self, at: usize) -> bool {
+    pub(super) fn fails(&self, at: usize) -> bool {
         self.work.hosts[at].good() && self.work.hosts[at].proof.is_none()
     }
 
     /// Ends what is under way: migrations have arrived, stops have ended, what shall run runs where it
     /// would be started now. Returns what finds no place even so.
-    fn rest(&mut self) -> Vec<Broken> {
+    pub(super) fn rest(&mut self) -> Vec<Broken> {
         let mut free = Vec::new();
         for vm in self.work.order.clone() {
             let seen = &self.work.vms[vm];
@@ -302,6 +89,9 @@ impl<'a> Site<'a> {
             };
             let stays = stays.filter(|host| seen.wanted && self.fails(*host));
             match stays {
+                Some(host) if runs(seen.own) == Some(host) => {
+                    self.work.assumed.insert(vm);
+                }
                 Some(host) => self.give(vm, host),
                 None => {
                     self.take(vm);
@@ -311,7 +101,7 @@ impl<'a> Site<'a> {
                 }
             }
         }
-        let broken = self.place(&free, &BTreeSet::new()).1;
+        let broken = self.place(&free, &BTreeSet::new()).broken;
         // Which hosts would do for a VM is found while all of them are there.
         for vm in 0..self.work.vms.len() {
             if self.work.vms[vm].wanted {
@@ -348,6 +138,34 @@ impl<'a> Site<'a> {
         before
     }
 
+    /// Has running guests move away where that is allowed, and takes it that they have arrived.
+    fn make_room(&mut self, left: &[usize]) -> Vec<Before<'a>> {
+        let ready = left.iter().filter(|vm| self.work.unmet(**vm).is_empty());
+        self.work.stuck = ready.copied().collect();
+        crate::make_room::run(&mut self.work);
+        self.work.stuck.clear();
+        self.work.actions.clear();
+        let mut moved = Vec::new();
+        for vm in 0..self.work.vms.len() {
+            let seen = &self.work.vms[vm];
+            let Own::Migrating(moving) = seen.own else {
+                continue;
+            };
+            moved.push(Before {
+                vm,
+                own: Own::Owned {
+                    host: moving.from,
+                    epoch: Some(moving.epoch),
+                    order: OrderKind::Run,
+                },
+                spec: seen.spec,
+                saved: seen.saved,
+            });
+            self.give(vm, moving.to);
+        }
+        moved
+    }
+
     fn put_back(&mut self, before: &Before<'a>) {
         let (spec, saved) = (before.spec, before.saved);
         self.work.set_own(before.vm, Own::Free, |_| {});
@@ -359,13 +177,14 @@ impl<'a> Site<'a> {
             .set_own(before.vm, before.own, |seen: &mut Vm<'a>| {
                 seen.spec = spec;
                 seen.saved = saved;
+                seen.touched = false;
             });
     }
 
     /// Starts VMs as recovery does, by its own steps: wave by wave, as dependencies allow.
-    fn place(&mut self, vms: &[usize], fails: &BTreeSet<HostName>) -> (Vec<Restart>, Vec<Broken>) {
+    fn place(&mut self, vms: &[usize], fails: &BTreeSet<HostName>) -> Placed<'a> {
         let free = |work: &Work<'_>, vm: usize| work.vms[vm].own == Own::Free;
-        let mut restarts = Vec::new();
+        let mut all = Placed::default();
         let mut left = vms.to_vec();
         while !left.is_empty() {
             self.fits += (left.len() * self.work.hosts.len()) as u64;
@@ -378,20 +197,22 @@ impl<'a> Site<'a> {
                 .filter(|vm| !free(&self.work, *vm))
                 .collect();
             if placed.is_empty() {
-                break;
+                // Each guest moves once at most, so this ends.
+                let moved = self.make_room(&left);
+                if moved.is_empty() {
+                    break;
+                }
+                all.moved.extend(moved);
+                continue;
             }
             left.retain(|vm| free(&self.work, *vm));
             for vm in placed {
                 self.work.assumed.insert(vm);
                 if let Some(host) = self.work.seat(vm) {
-                    restarts.push(Restart {
-                        vm: self.work.vms[vm].name.clone(),
-                        to: self.work.hosts[host].name.clone(),
-                    });
+                    all.restarts.push(self.restart(vm, host));
                 }
             }
         }
-        let mut broken = Vec::new();
         for vm in left {
             let seen = &self.work.vms[vm];
             if self.tied(vm, fails) {
@@ -400,7 +221,7 @@ impl<'a> Site<'a> {
                 continue;
             }
             let unmet = self.work.unmet(vm);
-            broken.push(Broken {
+            all.broken.push(Broken {
                 fails: fails.clone(),
                 vm: seen.name.clone(),
                 why: match unmet.first() {
@@ -409,7 +230,14 @@ impl<'a> Site<'a> {
                 },
             });
         }
-        (restarts, broken)
+        all
+    }
+
+    fn restart(&self, vm: usize, host: usize) -> Restart {
+        Restart {
+            vm: self.work.vms[vm].name.clone(),
+            to: self.work.hosts[host].name.clone(),
+        }
     }
 
     /// Why no host that is left can take it: in short, for a table.
@@ -499,7 +327,7 @@ impl<'a> Site<'a> {
     }
 
     /// The hosts of a set fail together.
-    fn fail(&mut self, set: &FailureSet) -> RestartPlan {
+    pub(super) fn fail(&mut self, set: &FailureSet) -> RestartPlan {
         let index = &self.work.host_index;
         let hosts: Vec<usize> = set
             .hosts
@@ -522,14 +350,18 @@ impl<'a> Site<'a> {
         };
         let lost: Vec<usize> = self.work.order.iter().copied().filter(lost).collect();
         let before: Vec<Before<'a>> = lost.iter().map(|vm| self.take(*vm)).collect();
-        let (restarts, mut broken) = self.place(&lost, &set.hosts);
+        let mut placed = self.place(&lost, &set.hosts);
         let waited: BTreeSet<&VmName> = before
             .iter()
             .filter(|before| before.own == Own::Free)
             .map(|before| self.work.vms[before.vm].name)
             .collect();
-        broken.retain(|broken| !waited.contains(&broken.vm));
-        for before in before.iter().rev() {
+        placed.broken.retain(|broken| !waited.contains(&broken.vm));
+        let moved = placed.moved.iter().map(|before| before.vm);
+        let makes_room = moved
+            .filter_map(|vm| Some(self.restart(vm, self.work.seat(vm)?)))
+            .collect();
+        for before in before.iter().rev().chain(&placed.moved) {
             self.put_back(before);
         }
         for (at, up, health) in was {
@@ -539,13 +371,14 @@ impl<'a> Site<'a> {
         self.hosts_changed();
         RestartPlan {
             fails: set.clone(),
-            restarts,
-            broken,
+            restarts: placed.restarts,
+            broken: placed.broken,
+            makes_room,
         }
     }
 
     /// Any so many hosts fail at once: the fullest first, so that what breaks is found soon.
-    fn any(&mut self, failures: u32) -> Found {
+    pub(super) fn any(&mut self, failures: u32) -> Found {
         let mut hosts: Vec<usize> = (0..self.work.hosts.len())
             .filter(|at| self.fails(*at))
             .collect();
@@ -578,6 +411,18 @@ impl<'a> Site<'a> {
                 return found;
             }
         }
+    }
+}
+
+/// The host that runs it by an order of the state.
+fn runs(own: Own) -> Option<usize> {
+    match own {
+        Own::Owned {
+            host,
+            epoch: Some(_),
+            order: OrderKind::Run,
+        } => Some(host),
+        _ => None,
     }
 }
 

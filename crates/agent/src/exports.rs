@@ -1,0 +1,214 @@
+//! Exports of this host's copies, to which the owners of disks write.
+//!
+//! Owns: the directories below `exports/`, one for each copy; the task that opens and closes them.
+//!
+//! Always holds: one export of an image at most; it is closed when the replica says that its owner, or its life as a
+//! copy, has passed, and before a guest of this host starts on the image; exports outlive the agent.
+
+use crate::vm::{Shared, text};
+use quorate_agent_logic::{ExportOffer, ExportRequest, keeps_export, may_export};
+use quorate_hypervisor::qemu::export::{self, Export, ExportConfig};
+use quorate_storage::{DiskFormat, DiskSpec};
+use quorate_types::PoolName;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Names the program.
+const PROGRAM_VARIABLE: &str = "QUORATE_STORAGE_DAEMON";
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+const QUEUE: usize = 64;
+
+/// What the task is asked.
+pub(crate) enum Call {
+    Open(ExportRequest, oneshot::Sender<Result<ExportOffer, String>>),
+    Close(PoolName, String, oneshot::Sender<Result<(), String>>),
+}
+
+/// The way to the task.
+pub(crate) type Exports = mpsc::Sender<Call>;
+
+/// A queue for the task.
+pub(crate) fn queue() -> (Exports, mpsc::Receiver<Call>) {
+    mpsc::channel(QUEUE)
+}
+
+const GONE: &str = "the agent has stopped";
+
+/// Asks for an export.
+pub(crate) async fn open(exports: &Exports, request: ExportRequest) -> Result<ExportOffer, String> {
+    let (reply, answer) = oneshot::channel();
+    let sent = exports.send(Call::Open(request, reply)).await;
+    sent.map_err(|_| GONE.to_owned())?;
+    answer.await.map_err(|_| GONE.to_owned())?
+}
+
+/// Makes sure that nobody writes to an image from outside any more.
+pub(crate) async fn close(exports: &Exports, pool: &PoolName, image: &str) -> Result<(), String> {
+    let (reply, answer) = oneshot::channel();
+    let call = Call::Close(pool.clone(), image.to_owned(), reply);
+    exports.send(call).await.map_err(|_| GONE.to_owned())?;
+    answer.await.map_err(|_| GONE.to_owned())?
+}
+
+type Key = (PoolName, String);
+
+struct Task {
+    shared: Arc<Shared>,
+    open: BTreeMap<Key, ExportRequest>,
+}
+
+/// Runs for the life of the agent.
+pub(crate) async fn run(shared: Arc<Shared>, mut calls: mpsc::Receiver<Call>) {
+    let mut states = shared.state.clone();
+    let mut task = Task {
+        open: found(&shared.layout.exports()),
+        shared,
+    };
+    loop {
+        task.sweep().await;
+        tokio::select! {
+            call = calls.recv() => match call {
+                Some(Call::Open(request, reply)) => drop(reply.send(task.serve(request).await)),
+                Some(Call::Close(pool, image, reply)) => {
+                    drop(reply.send(task.close(&(pool, image)).await));
+                }
+                None => return,
+            },
+            changed = states.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+/// Exports that an earlier agent has opened.
+fn found(dir: &Path) -> BTreeMap<Key, ExportRequest> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut open = BTreeMap::new();
+    for entry in entries {
+        let Ok(Some(export)) = export::find(&entry.path()) else {
+            continue;
+        };
+        if let Ok(request) = serde_json::from_str::<ExportRequest>(&export.config.note) {
+            open.insert((request.pool.clone(), request.image.clone()), request);
+        }
+    }
+    open
+}
+
+impl Task {
+    /// A short directory name for an image: FNV-1a spreads well enough for names.
+    fn dir(&self, (pool, image): &Key) -> PathBuf {
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in image.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        let exports = self.shared.layout.exports();
+        exports.join(format!("{pool}-{hash:016x}"))
+    }
+
+    async fn close(&mut self, key: &Key) -> Result<(), String> {
+        let closed = export::close(&self.dir(key)).await;
+        closed.map_err(|error| error.to_string())?;
+        if self.open.remove(key).is_some() {
+            tracing::info!(pool = %key.0, image = key.1, "a copy takes no more writes");
+        }
+        Ok(())
+    }
+
+    async fn sweep(&mut self) {
+        let state = self.shared.state();
+        let me = &self.shared.config.host;
+        let over = |(_, request): &(&Key, &ExportRequest)| !keeps_export(&state, me, request);
+        let over: Vec<Key> = self
+            .open
+            .iter()
+            .filter(over)
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in over {
+            if let Err(error) = self.close(&key).await {
+                tracing::error!(pool = %key.0, image = key.1, error, "an export stays open");
+            }
+        }
+    }
+
+    async fn serve(&mut self, request: ExportRequest) -> Result<ExportOffer, String> {
+        let me = self.shared.config.host.clone();
+        may_export(&self.shared.state(), &me, &request)?;
+        let key = (request.pool.clone(), request.image.clone());
+        let dir = self.dir(&key);
+        let live = export::find(&dir).map_err(|error| error.to_string())?;
+        if let Some(live) = live.filter(|_| self.open.get(&key) == Some(&request)) {
+            return Ok(offer(&live));
+        }
+        self.close(&key).await?;
+        let image = self.prepare(&request).await?;
+        let config = ExportConfig {
+            image,
+            name: request.name(),
+            address: self.shared.config.migration_address,
+            tls: self.shared.config.migration_tls.clone(),
+            note: serde_json::to_string(&request).map_err(|error| error.to_string())?,
+        };
+        let program = std::env::var_os(PROGRAM_VARIABLE);
+        let program = program.unwrap_or_else(|| "qemu-storage-daemon".into());
+        let opened = export::open(program.as_ref(), &dir, &config, OPEN_WITHIN).await;
+        let opened = opened.map_err(|error| error.to_string())?;
+        tracing::info!(vm = %request.vm, image = request.image, from = %request.from, "a copy is written");
+        self.open.insert(key, request);
+        Ok(offer(&opened))
+    }
+
+    /// The image, as large as the disk, with all its space taken: a copy must not run out of it.
+    async fn prepare(&self, request: &ExportRequest) -> Result<PathBuf, String> {
+        let pool = self.shared.pool(&request.pool)?;
+        let spec = DiskSpec {
+            image: request.image.clone(),
+            format: DiskFormat::Raw,
+            size_bytes: Some(request.size),
+            create: true,
+        };
+        let info = pool.disk_info(&spec.image, spec.format).await;
+        if info.is_ok_and(|info| info.virtual_bytes != request.size) {
+            let deleted = pool.delete_disk(&spec.image).await;
+            deleted.map_err(|error| text(&error))?;
+        }
+        let made = pool
+            .ensure_disk(&spec)
+            .await
+            .map_err(|error| text(&error))?;
+        let path = made.source.path().map(Path::to_owned);
+        let path = path.ok_or("a copy must be a file")?;
+        let (file, size) = (path.clone(), request.size);
+        let taken = tokio::task::spawn_blocking(move || take(&file, size)).await;
+        match taken.map_err(|error| error.to_string())? {
+            Ok(()) => Ok(path),
+            Err(error) => Err(format!(
+                "{} bytes for the copy {} cannot be taken up: {error}",
+                request.size,
+                path.display()
+            )),
+        }
+    }
+}
+
+fn take(path: &Path, size: u64) -> std::io::Result<()> {
+    let file = std::fs::File::options().write(true).open(path)?;
+    let mode = rustix::fs::FallocateFlags::empty();
+    match rustix::fs::fallocate(&file, mode, 0, size) {
+        // Some file systems cannot: then a full one stops the copy while it is in step, which is noticed.
+        Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn offer(export: &Export) -> ExportOffer {
+    ExportOffer {
+        address: export.address.to_string(),
+        name: export.config.name.clone(),
+    }
+}

@@ -1,0 +1,228 @@
+//! The owner's side of a disk's copy on another host: one task for each disk of a live guest.
+//!
+//! Always holds: what is done follows [`mirror_step`] alone, from the replica and from what QEMU says; so an agent that
+//! was restarted goes on where the earlier one stopped. How a copy stands is reported; the leader changes its record.
+
+use super::{Live, Shared, text};
+use crate::host::Message;
+use quorate_agent_logic::{ExportRequest, Mirror, MirrorStep, mirror_step};
+use quorate_hypervisor::{MirrorStatus, MirrorTarget, TlsMaterial};
+use quorate_state::{DiskCopy, Ownership};
+use quorate_types::report::{MirrorPhase, MirrorReport};
+use quorate_types::spec::DiskSpec;
+use quorate_types::{ByteSize, Epoch, HostName, PoolSpec, Revision, VmName};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a mirror is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// After a mirror could not be begun, or was dropped.
+const BEGIN_AGAIN: Duration = Duration::from_secs(2);
+/// Bound of the question for an export.
+const ASK_WITHIN: Duration = Duration::from_secs(8);
+
+/// Starts the tasks of a guest's disks; they end with it.
+pub(super) fn spawn(shared: &Arc<Shared>, vm: &VmName, live: &Live) {
+    for index in 0..live.guest.config().disks.len() {
+        let (shared, vm, live) = (shared.clone(), vm.clone(), live.clone());
+        let spawner = shared.clone();
+        spawner.spawn(async move {
+            let exited = live.guest.clone();
+            tokio::select! {
+                _ = exited.exited() => {}
+                () = keep(&shared, &vm, &live, index) => {}
+            }
+            tell(&shared, &vm, index, None).await;
+        });
+    }
+}
+
+pub(super) async fn tell(shared: &Shared, vm: &VmName, disk: usize, report: Option<MirrorReport>) {
+    let vm = vm.clone();
+    // The host task ends only with the agent.
+    let _ = shared
+        .inbox
+        .send(Message::Mirror { vm, disk, report })
+        .await;
+}
+
+/// A copy that this host keeps, by the replica.
+struct Kept {
+    disk: DiskSpec,
+    epoch: Epoch,
+    host: HostName,
+    copy: DiskCopy,
+    speed: Option<u64>,
+}
+
+/// The copy of a disk, if this host owns the VM and the disk has one.
+fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
+    let (state, me) = (shared.state(), &shared.config.host);
+    let record = state.vms.get(vm)?;
+    let Ownership::Owned { host, epoch, .. } = &record.ownership else {
+        return None;
+    };
+    let disk = record.effective().disks.get(index)?;
+    let PoolSpec::Mirrored(pool) = &state.pools.get(&disk.pool)?.spec else {
+        return None;
+    };
+    let copies = state.copies(&disk.pool, &disk.image)?;
+    let (other, copy) = copies.hosts.iter().find(|(other, _)| *other != me)?;
+    (host == me).then(|| Kept {
+        disk: disk.clone(),
+        epoch: *epoch,
+        host: other.clone(),
+        copy: copy.clone(),
+        speed: (pool.resync_mib_per_s > 0).then_some(pool.resync_mib_per_s << 20),
+    })
+}
+
+/// When a mirror's writes moved on last.
+struct Pulse {
+    done: u64,
+    at: Instant,
+}
+
+async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
+    let mut states = shared.state.clone();
+    let (mut pulse, mut begin_at) = (None::<Pulse>, Instant::now());
+    let mut said: Option<MirrorReport> = None;
+    let mut problem: Option<String> = None;
+    loop {
+        states.borrow_and_update();
+        let Some(kept) = kept(shared, vm, index) else {
+            if said.take().is_some() {
+                tell(shared, vm, index, None).await;
+            }
+            let _ = states.changed().await;
+            continue;
+        };
+        // No answer is no news; its end is told elsewhere.
+        if let Ok(mirrors) = live.guest.mirrors().await {
+            let found = mirrors.into_iter().find(|mirror| mirror.disk == index);
+            let seen = found.as_ref().map(|found| judge(shared, found, &mut pulse));
+            if seen.is_none() {
+                pulse = None;
+            }
+            let (step, phase, why) = mirror_step(&kept.copy, seen.as_ref());
+            let report = report(
+                &kept,
+                found.as_ref(),
+                phase,
+                why.or_else(|| problem.clone()),
+            );
+            if said.as_ref() != Some(&report) {
+                said = Some(report.clone());
+                tell(shared, vm, index, Some(report)).await;
+            }
+            match step {
+                MirrorStep::Nothing => problem = None,
+                MirrorStep::Drop => {
+                    tracing::warn!(%vm, disk = kept.disk.image, to = %kept.host, "its copy is let go of");
+                    if let Err(error) = live.guest.drop_mirror(index).await {
+                        tracing::error!(%vm, error = text(&error), "a mirror stays");
+                    }
+                    begin_at = Instant::now() + BEGIN_AGAIN;
+                }
+                MirrorStep::Begin if Instant::now() >= begin_at => {
+                    let begun = begin(shared, vm, live, index, &kept).await;
+                    problem = begun.err();
+                    match &problem {
+                        Some(error) => tracing::info!(%vm, to = %kept.host, error, "no copy yet"),
+                        None => {
+                            tracing::info!(%vm, to = %kept.host, "a copy is brought up to date")
+                        }
+                    }
+                    begin_at = Instant::now() + BEGIN_AGAIN;
+                }
+                MirrorStep::Begin => {}
+            }
+        }
+        let _ = tokio::time::timeout(LOOK_EVERY, states.changed()).await;
+    }
+}
+
+/// What QEMU says, and whether writes have been waiting for as long as a lease lasts.
+fn judge(shared: &Shared, found: &MirrorStatus, pulse: &mut Option<Pulse>) -> Mirror {
+    let now = Instant::now();
+    let moved = pulse.as_ref().is_none_or(|pulse| pulse.done != found.done);
+    if moved || found.done >= found.total {
+        let done = found.done;
+        *pulse = Some(Pulse { done, at: now });
+    }
+    let lease = shared.state().settings().lease.duration.as_duration();
+    let stalled = pulse.as_ref().is_some_and(|pulse| now - pulse.at >= lease);
+    Mirror {
+        since: Revision(found.tag.parse().unwrap_or_default()),
+        in_step: found.in_step,
+        stalled,
+        problem: found.problem.clone(),
+    }
+}
+
+fn report(
+    kept: &Kept,
+    found: Option<&MirrorStatus>,
+    phase: MirrorPhase,
+    problem: Option<String>,
+) -> MirrorReport {
+    // While writes are mirrored, how many there were is no news.
+    let syncing = found.filter(|_| phase == MirrorPhase::Syncing);
+    let (done, total) = syncing.map_or((0, 0), |found| {
+        // Told in steps of a hundredth, so that it does not change with every look.
+        let grain = (found.total / 100).max(1);
+        (found.done / grain * grain, found.total / grain * grain)
+    });
+    MirrorReport {
+        pool: kept.disk.pool.clone(),
+        image: kept.disk.image.clone(),
+        to: kept.host.clone(),
+        since: kept.copy.since,
+        phase,
+        done: ByteSize(done),
+        total: ByteSize(total),
+        problem,
+    }
+}
+
+async fn begin(
+    shared: &Shared,
+    vm: &VmName,
+    live: &Live,
+    index: usize,
+    kept: &Kept,
+) -> Result<(), String> {
+    let disk = &kept.disk;
+    let pool = shared.pool(&disk.pool)?;
+    let format = quorate_storage::DiskFormat::Raw;
+    let info = pool.disk_info(&disk.image, format).await;
+    let info = info.map_err(|error| text(&error))?;
+    let request = ExportRequest {
+        vm: vm.clone(),
+        pool: disk.pool.clone(),
+        image: disk.image.clone(),
+        from: shared.config.host.clone(),
+        epoch: kept.epoch,
+        since: kept.copy.since,
+        size: info.virtual_bytes,
+    };
+    let ask = shared.drivers.peers.ask_export(kept.host.clone(), request);
+    let offer = tokio::time::timeout(ASK_WITHIN, ask)
+        .await
+        .map_err(|_| format!("{} does not answer", kept.host))??;
+    let address = offer.address.parse();
+    let address =
+        address.map_err(|_| format!("{} gave the address `{}`", kept.host, offer.address))?;
+    let target = MirrorTarget {
+        address,
+        export: offer.name,
+        tls: shared.config.migration_tls.clone().map(|dir| TlsMaterial {
+            dir,
+            hostname: Some(kept.host.to_string()),
+        }),
+    };
+    let tag = kept.copy.since.to_string();
+    let begun = live.guest.start_mirror(index, &tag, &target, kept.speed);
+    begun.await.map_err(|error| text(&error))
+}

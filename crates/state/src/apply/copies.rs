@@ -1,0 +1,202 @@
+//! Changes of the records of disks' copies. See [`crate::copies`].
+
+use super::Change;
+use super::plan::{refuse, vm_mut};
+use crate::command::Refusal;
+use crate::copies::{COPIES, DiskCopies, DiskCopy};
+use crate::event::EventKind;
+use crate::model::{Ownership, State};
+use crate::plan::{Action, CopyOf};
+use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, VmName};
+
+/// What a start leaves: the new owner's copy is the one that counts. Others may have writes of the old owner that
+/// were never acknowledged, and get none of the new one's.
+pub(super) fn started(
+    change: &mut Change<'_>,
+    action: &Action,
+    vm: &VmName,
+    host: &HostName,
+    epoch: Epoch,
+) -> Result<(), Refusal> {
+    let spec = vm_mut(change, vm)?.effective().clone();
+    let checked = change.state.check_copies(&spec, host, None);
+    checked.map_err(|why| refuse(action, format!("{host}: {why}")))?;
+    let disks: Vec<_> = change.state.own_disks(&spec).cloned().collect();
+    let (since, at) = (change.revision, change.envelope.at);
+    for disk in disks {
+        let pool = change.state.disk_copies.entry(disk.pool).or_default();
+        let record = pool.entry(disk.image).or_insert_with(|| DiskCopies {
+            created: epoch,
+            ..DiskCopies::default()
+        });
+        let mine = record.hosts.entry(host.clone()).or_insert(DiskCopy {
+            in_step: true,
+            since,
+            at,
+            boot: None,
+        });
+        mine.boot = None;
+        for (other, copy) in &mut record.hosts {
+            if other != host && copy.in_step {
+                (copy.in_step, copy.since, copy.at, copy.boot) = (false, since, at, None);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The owner of the VM, if it owns it under this epoch and is another host than that of the copy.
+fn owner(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    epoch: Epoch,
+) -> Result<HostName, Refusal> {
+    let record = vm_mut(change, &of.vm)?;
+    let mut disks = record.effective().disks.iter();
+    if !disks.any(|disk| disk.pool == of.pool && disk.image == of.image) {
+        return Err(refuse(action, "it has no such disk"));
+    }
+    match &record.ownership {
+        Ownership::Owned {
+            host, epoch: now, ..
+        } if *now == epoch && *host != of.host => Ok(host.clone()),
+        Ownership::Owned { host, .. } if *host == of.host => {
+            Err(refuse(action, "that is its owner's own copy"))
+        }
+        _ => Err(refuse(
+            action,
+            format!("nobody owns it under epoch {epoch} any more"),
+        )),
+    }
+}
+
+fn record<'c>(
+    change: &'c mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+) -> Result<&'c mut DiskCopies, Refusal> {
+    let pool = change.state.disk_copies.get_mut(&of.pool);
+    pool.and_then(|pool| pool.get_mut(&of.image))
+        .ok_or_else(|| refuse(action, "the disk has no record"))
+}
+
+fn copy<'c>(
+    change: &'c mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    since: Revision,
+) -> Result<&'c mut DiskCopy, Refusal> {
+    let copy = record(change, action, of)?.hosts.get_mut(&of.host);
+    match copy {
+        Some(copy) if copy.since == since => Ok(copy),
+        _ => Err(refuse(action, "the copy's record has changed meanwhile")),
+    }
+}
+
+pub(super) fn add(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    epoch: Epoch,
+) -> Result<EventKind, Refusal> {
+    let owner = owner(change, action, of, epoch)?;
+    let pool = change.state.pools.get(&of.pool).map(|pool| &pool.spec);
+    if !pool.is_some_and(|pool| pool.is_mirrored() && pool.is_for(&of.host)) {
+        return Err(refuse(action, "its pool has no copies there"));
+    }
+    if !change.state.hosts.contains_key(&of.host) {
+        return Err(refuse(action, "that is no host of this cluster"));
+    }
+    let (since, at) = (change.revision, change.envelope.at);
+    let record = record(change, action, of)?;
+    let whole = record.hosts.get(&owner).is_some_and(|copy| copy.in_step);
+    if !whole || record.hosts.len() >= COPIES || record.hosts.contains_key(&of.host) {
+        return Err(refuse(action, "it has its copies already"));
+    }
+    let copy = DiskCopy {
+        in_step: false,
+        since,
+        at,
+        boot: None,
+    };
+    record.hosts.insert(of.host.clone(), copy);
+    Ok(EventKind::Storage)
+}
+
+pub(super) fn in_step(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    epoch: Epoch,
+    since: Revision,
+    boot: &BootId,
+) -> Result<EventKind, Refusal> {
+    let owner = owner(change, action, of, epoch)?;
+    let owners = record(change, action, of)?.hosts.get(&owner);
+    if !owners.is_some_and(|copy| copy.in_step) {
+        return Err(refuse(action, "the owner's own copy is not whole"));
+    }
+    let (now, at) = (change.revision, change.envelope.at);
+    let copy = copy(change, action, of, since)?;
+    if copy.in_step {
+        return Err(refuse(action, "it is in step already"));
+    }
+    (copy.in_step, copy.since, copy.at) = (true, now, at);
+    copy.boot = Some(boot.clone());
+    Ok(EventKind::Storage)
+}
+
+pub(super) fn out_of_step(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    epoch: Epoch,
+    since: Revision,
+) -> Result<EventKind, Refusal> {
+    owner(change, action, of, epoch)?;
+    let (now, at) = (change.revision, change.envelope.at);
+    let copy = copy(change, action, of, since)?;
+    if !copy.in_step {
+        return Err(refuse(action, "it is out of step already"));
+    }
+    (copy.in_step, copy.since, copy.at, copy.boot) = (false, now, at, None);
+    Ok(EventKind::Storage)
+}
+
+/// Disks of VMs of which a host has the only copy that is in step.
+pub(super) fn only_here(state: &State, host: &HostName) -> Vec<String> {
+    let used = |pool: &PoolName, image: &str| {
+        let mut vms = state.vms.values();
+        vms.any(|vm| {
+            let mut disks = vm.spec.disks.iter().chain(&vm.effective().disks);
+            disks.any(|disk| disk.pool == *pool && disk.image == image)
+        })
+    };
+    let pools = state.disk_copies.iter();
+    let disks = pools.flat_map(|(pool, disks)| disks.iter().map(move |disk| (pool, disk)));
+    let only = |record: &DiskCopies| {
+        let whole = |(_, copy): &(&HostName, &DiskCopy)| copy.in_step;
+        let mut hosts = record.hosts.iter().filter(whole).map(|(host, _)| host);
+        hosts.next() == Some(host) && hosts.next().is_none()
+    };
+    disks
+        .filter(|(pool, (image, record))| only(record) && used(pool, image))
+        .map(|(pool, (image, _))| format!("{image} of pool {pool}"))
+        .collect()
+}
+
+/// A host has left: its copies are gone.
+pub(super) fn forget_host(state: &mut State, host: &HostName) {
+    for disks in state.disk_copies.values_mut() {
+        disks.retain(|_, record| {
+            record.hosts.remove(host);
+            !record.hosts.is_empty()
+        });
+    }
+}
+
+/// A pool was deleted: nothing is known of its disks.
+pub(super) fn forget_pool(state: &mut State, pool: &PoolName) {
+    state.disk_copies.remove(pool);
+}

@@ -384,6 +384,7 @@ impl World {
         };
         let memory = restore.as_ref().map(Self::file_name);
         let memory = memory.map(|file| self.files.get(&file).copied().unwrap_or(u64::MAX));
+        let (targets, shared) = self.disks_of(&vm);
         let obeys = !self.rng.chance(self.setup.ignores_powerdown_permille);
         let now = self.now;
         let proc = self.make_guest(Guest {
@@ -401,6 +402,10 @@ impl World {
             thawing: false,
             obeys_powerdown: obeys,
             ready_at: now,
+            targets,
+            shared,
+            hangs: None,
+            unreached: None,
             started_at: now,
         });
         if let Some(daemon) = self.hosts[host].daemon.as_mut() {

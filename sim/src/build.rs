@@ -10,7 +10,8 @@ use crate::power::Bmc;
 use crate::queue::Queue;
 use crate::raft::{Data, Entry, Node};
 use crate::rng::Rng;
-use crate::setup::{Profile, Setup, host_name};
+use crate::san::San;
+use crate::setup::{Profile, Setup, host_name, witness_name};
 use crate::time::{Clock, MS, SEC};
 use crate::world::{Detail, World};
 use quorate_agent_logic::Ledger;
@@ -33,7 +34,7 @@ impl World {
     /// A world without trouble.
     #[must_use]
     pub fn new(setup: Setup, rng: Rng, mutation: Option<Mutation>, detail: Detail) -> Self {
-        let count = setup.hosts.len();
+        let count = setup.hosts.len() + usize::from(setup.witness);
         let nodes: Vec<NodeId> = (1..=count as u64).collect();
         let entries = beginning(&setup);
         let hosts = (0..count)
@@ -44,7 +45,8 @@ impl World {
             fail_permille: if setup.fault_every > 0 { 150 } else { 0 },
             dead: fence.is_none(),
         };
-        let bmcs = setup.fences.iter().map(bmc).collect();
+        let none = setup.witness.then_some(None);
+        let bmcs = setup.fences.iter().chain(&none).map(bmc).collect();
         let calm = setup.profile == Profile::Calm;
         let mut world = Self {
             now: 0,
@@ -55,6 +57,7 @@ impl World {
             hosts,
             net: Net::new(count),
             bmcs,
+            san: San::new(count),
             guests: BTreeMap::new(),
             next_proc: 1,
             disks: BTreeMap::new(),
@@ -69,11 +72,28 @@ impl World {
             events: 0,
         };
         world.state_at(0, entries.len());
+        world.open_doors();
         world.detail = detail;
         for at in 0..count {
             world.power_on(at);
         }
         world
+    }
+
+    /// The units that there are from the start let every host in.
+    fn open_doors(&mut self) {
+        let vms: Vec<_> = self.newest().vms.keys().cloned().collect();
+        let targets = vms.iter().flat_map(|vm| self.disks_of(vm).0);
+        let targets: Vec<String> = targets.collect();
+        for target in targets {
+            for host in 0..self.hosts.len() {
+                self.san.let_in(host, target.clone());
+            }
+        }
+        if self.setup.fault_every > 0 {
+            self.san.fail_permille = 40;
+            self.san.hang_permille = 40;
+        }
     }
 
     /// Prints lines at once instead of keeping them.
@@ -96,17 +116,24 @@ impl World {
 
 fn host(setup: &Setup, at: usize, nodes: &[NodeId], entries: &[Arc<Entry>]) -> Option<Host> {
     let node = at as u64 + 1;
+    let witness = at >= setup.hosts.len();
     let mut raft = Node::new(node, nodes.to_vec(), [1].into());
+    raft.witness = witness;
     raft.log = entries.to_vec();
     raft.term = 1;
     raft.commit = entries.len();
     Some(Host {
-        name: host_name(at)?,
+        name: if witness {
+            witness_name()?
+        } else {
+            host_name(at)?
+        },
         node,
-        memory_mib: setup.hosts[at],
+        witness,
+        memory_mib: setup.hosts.get(at).copied().unwrap_or_default(),
         clock: Clock {
             booted: 0,
-            ppm: setup.ppm[at],
+            ppm: setup.ppm.get(at).copied().unwrap_or_default(),
         },
         on: false,
         held_off: false,
@@ -118,7 +145,7 @@ fn host(setup: &Setup, at: usize, nodes: &[NodeId], entries: &[Arc<Entry>]) -> O
         guard_stopped_until: 0,
         daemon: None,
         guard: None,
-        watchdog: setup.watchdogs[at],
+        watchdog: setup.watchdogs.get(at).copied().flatten(),
         fed: None,
         raft,
         snapshot: entries.len(),
@@ -157,6 +184,16 @@ fn beginning(setup: &Setup) -> Vec<Arc<Entry>> {
             token,
             host: name.clone(),
             address,
+        });
+    }
+    if let Some(name) = witness_name().filter(|_| setup.witness) {
+        let hash = "witness".to_owned();
+        let expires = Timestamp(1_000_000 * MS);
+        commands.push(Command::CreateWitnessToken { hash, expires });
+        commands.push(Command::AdmitWitness {
+            token: "witness".into(),
+            name,
+            address: "10.0.0.250:7000".into(),
         });
     }
     commands.push(Command::ApplyManifest {

@@ -1,7 +1,7 @@
 //! The promises, checked against what really happened rather than against what anybody believes.
 //!
 //! Always holds: nothing here changes the world. What counts as broken:
-//! * **one-writer**: two processes of a VM whose CPUs run. (A source that QEMU itself resumes after a
+//! * **one-writer**: two processes of a VM whose CPUs run; what that means for disks on a SAN says `check_san`. (A source that QEMU itself resumes after a
 //!   failed switchover does not count while it has no disks: it is stopped, or aborts at its next write.)
 //! * **proof-before-start**: a guest that begins to run though a newer epoch has run, or a release or a
 //!   start while another copy runs or holds the disks.
@@ -10,6 +10,7 @@
 //!   an acknowledged command that a later leader does not have.
 //! * **dependents-stay-up**, **guests-outlive-agents**, **freeze-before-kill**, **explainable**.
 
+use crate::check_san::SanChecks;
 use crate::event::HostId;
 use crate::guest::{ProcId, Vcpu};
 use crate::raft::Entry;
@@ -29,6 +30,9 @@ use std::sync::Arc;
 /// A guest that has run for this long is known to run.
 const SETTLED: u64 = 3 * SEC;
 
+/// That a guest lacks a disk, or has it again, is known to the leader within this.
+const TOLD_WITHIN: u64 = 10 * SEC;
+
 /// What is remembered for the checks.
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
@@ -39,6 +43,7 @@ pub(crate) struct Checker {
     top: BTreeMap<VmName, (Epoch, u64)>,
     pub(crate) acked: Vec<(usize, Arc<Entry>)>,
     pub(crate) guard_kills: u64,
+    pub(crate) san: SanChecks,
     /// No outage is long: nothing may be killed or moved.
     pub(crate) calm: bool,
 }
@@ -58,19 +63,18 @@ impl World {
         let runs = |guest: &crate::guest::Guest| {
             guest.vcpu == Vcpu::Running && (guest.disks || !guest.self_resumed)
         };
-        let mut seen: [Option<(&VmName, HostId, Epoch)>; 32] = [None; 32];
+        let mut seen: [Option<&crate::guest::Guest>; 32] = [None; 32];
         let mut double = None;
         let running = self.guests.values().filter(|guest| runs(guest));
         for (at, guest) in running.take(32).enumerate() {
-            let before = seen[..at]
-                .iter()
-                .flatten()
-                .find(|(vm, ..)| **vm == guest.vm);
-            if let Some((vm, host, epoch)) = before {
-                double = Some(((*vm).clone(), *host, *epoch, guest.host, guest.epoch));
+            let before = seen[..at].iter().flatten();
+            let mut before = before.filter(|other| other.vm == guest.vm);
+            if let Some(other) = before.find(|other| !self.older_is_shut_out(other, guest)) {
+                let (vm, epoch) = (guest.vm.clone(), guest.epoch);
+                double = Some((vm, other.host, other.epoch, guest.host, epoch));
                 break;
             }
-            seen[at] = Some((&guest.vm, guest.host, guest.epoch));
+            seen[at] = Some(guest);
         }
         if let Some((vm, a, a_epoch, b, b_epoch)) = double {
             let (a, b) = (self.hosts[a].name.clone(), self.hosts[b].name.clone());
@@ -113,6 +117,12 @@ impl World {
         }
     }
 
+    /// The epoch that has run since a process was made, if it is newer than the process's.
+    pub(crate) fn outdated(&self, guest: &crate::guest::Guest) -> Option<Epoch> {
+        let (top, since) = self.check.top.get(&guest.vm)?;
+        (*top > guest.epoch && *since > guest.started_at).then_some(*top)
+    }
+
     /// A process is made to start a guest.
     pub(crate) fn start_attempt(&mut self, proc: ProcId) {
         let Some(guest) = self.guests.get(&proc) else {
@@ -127,7 +137,11 @@ impl World {
             self.fail("proof-before-start", text);
         }
         let other = self.guests.iter().find(|(id, other)| {
-            **id != proc && other.vm == vm && other.vcpu == Vcpu::Running && other.disks
+            **id != proc
+                && other.vm == vm
+                && other.vcpu == Vcpu::Running
+                && other.disks
+                && !self.shut_out(other)
         });
         if let Some((_, other)) = other {
             let there = self.hosts[other.host].name.clone();
@@ -245,9 +259,13 @@ impl World {
         envelope: &Envelope,
         result: &Result<Outcome, Refusal>,
     ) {
+        if let (Command::CutStorage { host, .. }, Ok(_)) = (&envelope.command, result) {
+            self.check_cut(host);
+        }
         let (Command::CommitPlan(plan), Ok(_)) = (&envelope.command, result) else {
             return;
         };
+        self.check_san_plan(before, plan);
         self.check_epochs(before, after);
         self.check_plan(before, plan);
     }
@@ -313,7 +331,10 @@ impl World {
         // What the leader was told of a guest that has just come up may be a little old.
         let up = self.now.saturating_sub(SETTLED);
         let runs = |guest: &crate::guest::Guest| {
-            guest.vm == *vm && guest.vcpu == Vcpu::Running && guest.started_at < up
+            let lately = guest
+                .unreached
+                .is_some_and(|at| at + TOLD_WITHIN > self.now);
+            guest.vm == *vm && guest.vcpu == Vcpu::Running && guest.started_at < up && !lately
         };
         if !record.wanted() || !self.guests.values().any(runs) {
             return;
@@ -346,7 +367,9 @@ impl World {
         }
         let runs = |other: &VmName| {
             let mut guests = self.guests.values();
-            guests.any(|guest| guest.vm == *other && guest.vcpu == Vcpu::Running)
+            guests.any(|guest| {
+                guest.vm == *other && guest.vcpu == Vcpu::Running && !self.shut_out(guest)
+            })
         };
         let counts = weight(state, vm);
         let wanted = state.vms.iter().filter(|(_, record)| record.wanted());
@@ -356,7 +379,10 @@ impl World {
 
     fn check_release(&mut self, vm: &VmName) {
         let runs = |guest: &&crate::guest::Guest| {
-            guest.vm == *vm && guest.vcpu == Vcpu::Running && (guest.disks || !guest.self_resumed)
+            guest.vm == *vm
+                && guest.vcpu == Vcpu::Running
+                && (guest.disks || !guest.self_resumed)
+                && !self.shut_out(guest)
         };
         let found = self.guests.values().find(runs);
         if let Some((host, epoch)) = found.map(|guest| (guest.host, guest.epoch)) {

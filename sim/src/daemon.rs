@@ -10,6 +10,7 @@ use crate::world::World;
 use quorate_agent_logic::{Adopted, HostLogic, Input, ObservedMigration, Token};
 use quorate_controller_logic::{HeartbeatReply, HeartbeatRequest};
 use quorate_membership::Instant;
+use quorate_state::State;
 use quorate_types::report::{Capacity, HypervisorFacts, PoolReport};
 use quorate_types::{ByteSize, HostReport, LinkReport, Millis, Revision, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -86,7 +87,7 @@ impl World {
         at.daemon_stopped_until = 0;
         let local = at.local(self.now);
         at.raft.restart(local.0, snapshot, &mut self.rng);
-        let report = empty_report(at, local, state.revision);
+        let report = empty_report(at, local, &state);
         let at = &mut self.hosts[host];
         at.daemon = Some(Box::new(Daemon {
             logic: None,
@@ -105,6 +106,7 @@ impl World {
             raft_at: 0,
             apply_at: 0,
             leader: Leader::default(),
+            tasks: Default::default(),
         }));
         let name = self.hosts[host].name.clone();
         self.note(|| format!("{name}: its daemon starts"));
@@ -178,6 +180,7 @@ impl World {
                 generation,
                 result,
             } => self.fence_done(host, off, generation, result),
+            D::San { call, why } => self.san_answered(host, &call, why),
             D::RespawnGuard => {
                 if self.hosts[host].guard.is_none() {
                     self.start_guard(host);
@@ -399,7 +402,8 @@ impl World {
         let at = &mut self.hosts[host];
         let armed = at.guard.is_some();
         let watchdog = at.watchdog.filter(|_| armed).map(|bound| bound.0);
-        let usable = !at.storage_lost;
+        let (usable, path) = (!at.storage_lost, self.san.path(host));
+        let san = crate::san::pool();
         let Some(daemon) = at.daemon.as_mut() else {
             return;
         };
@@ -410,8 +414,12 @@ impl World {
         report.watchdog_ms = watchdog;
         report.vms = logic.report(Timestamp(0));
         report.links = links;
-        for pool in report.pools.values_mut() {
-            pool.usable = usable;
+        for (name, pool) in &mut report.pools {
+            pool.usable = if Some(name) == san.as_ref() {
+                path
+            } else {
+                usable
+            };
         }
         if report != daemon.report {
             report.sequence += 1;
@@ -446,7 +454,7 @@ fn migration_of(guest: &crate::guest::Guest) -> ObservedMigration {
     }
 }
 
-fn empty_report(at: &crate::host::Host, local: Instant, applied: Revision) -> HostReport {
+fn empty_report(at: &crate::host::Host, local: Instant, state: &State) -> HostReport {
     let pool = PoolReport {
         usable: true,
         marker: Some("shared".into()),
@@ -462,7 +470,7 @@ fn empty_report(at: &crate::host::Host, local: Instant, applied: Revision) -> Ho
         // A new life of the agent must not look older than the last one.
         sequence: local.0 / 1_000,
         version: "sim".into(),
-        applied,
+        applied: state.revision,
         guard_armed: false,
         watchdog_ms: None,
         capacity: Capacity {
@@ -476,9 +484,10 @@ fn empty_report(at: &crate::host::Host, local: Instant, applied: Revision) -> Ho
             machines: [("q35".to_owned(), "pc-q35-10.0".to_owned())].into(),
         },
         networks: crate::setup::network().into_iter().collect(),
-        pools: crate::setup::pool()
-            .into_iter()
-            .map(|name| (name, pool.clone()))
+        pools: state
+            .pools
+            .keys()
+            .map(|name| (name.clone(), pool.clone()))
             .collect(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),

@@ -3,11 +3,12 @@
 use crate::faults::Fault;
 use crate::guest::ProcId;
 use crate::raft::Msg;
+use crate::san::Call;
 use quorate_agent_logic::{GuestEvent, Observed, TargetSays, Token};
 use quorate_controller_logic::{HeartbeatReply, HeartbeatRequest};
 use quorate_membership::{Instant, PowerOffEvidence};
 use quorate_types::report::SavedState;
-use quorate_types::{Epoch, MigrationId, VmName};
+use quorate_types::{Epoch, MigrationId, Revision, VmName};
 
 /// Index of a host in the world.
 pub(crate) type HostId = usize;
@@ -100,6 +101,11 @@ pub(crate) enum D {
         generation: u64,
         result: Result<PowerOffEvidence, String>,
     },
+    /// The SAN's management has answered a call, or has not in time.
+    San {
+        call: Call,
+        why: Option<&'static str>,
+    },
     /// The daemon starts a guard when there is none.
     RespawnGuard,
 }
@@ -187,6 +193,14 @@ pub(crate) enum W {
     StartDaemon(HostId, u32),
     /// The fence device switches a host off.
     BmcOff(HostId),
+    /// A target of the SAN lets a host in, or shuts it out.
+    San {
+        host: HostId,
+        target: String,
+        open: bool,
+        /// The cut that whoever asked for it knew.
+        knew: Option<Revision>,
+    },
     NextFault,
     NextOp,
 }

@@ -49,6 +49,12 @@ pub enum Fault {
     CrashQemu(ProcId),
     /// The fence device of a host does not answer.
     BmcDead(HostId),
+    /// The SAN cannot be reached from a host.
+    CutSan(HostId),
+    /// The SAN has no power.
+    LoseSan,
+    /// The SAN's management is slow.
+    SlowSan,
 }
 
 /// What an operator asks for.
@@ -131,6 +137,16 @@ impl World {
             }
             Fault::CrashQemu(proc) => self.crash_qemu(proc),
             Fault::BmcDead(host) => self.bmcs[host].dead = true,
+            Fault::CutSan(host) => {
+                self.san.hold(host, true);
+                self.refresh_report(host);
+            }
+            Fault::LoseSan => {
+                let now = self.now;
+                self.san.off_since.get_or_insert(now);
+                self.refresh_reports();
+            }
+            Fault::SlowSan => self.san.slow += 1,
         }
     }
 
@@ -153,6 +169,15 @@ impl World {
                 self.refresh_report(host);
             }
             Fault::BmcDead(host) => self.bmcs[host].dead = false,
+            Fault::CutSan(host) => {
+                self.san.hold(host, false);
+                self.refresh_report(host);
+            }
+            Fault::LoseSan => {
+                self.san.off_since = None;
+                self.refresh_reports();
+            }
+            Fault::SlowSan => self.san.slow = self.san.slow.saturating_sub(1),
             Fault::PauseDaemon(..)
             | Fault::PauseGuard(..)
             | Fault::PauseHost(..)
@@ -181,10 +206,19 @@ impl World {
             Fault::ApplySlow(host) => format!("lagging replica of {}", h(host)),
             Fault::StorageLost(host) => format!("{} has lost the storage", h(host)),
             Fault::BmcDead(host) => format!("fence device of {}", h(host)),
+            Fault::CutSan(host) => format!("{} does not reach the SAN", h(host)),
+            Fault::LoseSan => "the SAN has no power".into(),
+            Fault::SlowSan => "the SAN's management is slow".into(),
             Fault::CrashQemu(proc) => {
                 let vm = self.guests.get(&proc).map(|guest| guest.vm.to_string());
                 format!("QEMU of {}", vm.unwrap_or_else(|| "nobody".into()))
             }
+        }
+    }
+
+    fn refresh_reports(&mut self) {
+        for host in 0..self.hosts.len() {
+            self.refresh_report(host);
         }
     }
 
@@ -302,7 +336,37 @@ impl World {
             },
         };
         let left = (self.chaos.until - self.now).max(100 * MS);
+        if self.setup.san && self.setup.profile != Profile::Calm && self.rng.chance(350) {
+            return self.san_fault(host, left);
+        }
         self.inject(fault, lasts.min(left), 0);
+    }
+
+    /// Something at the SAN, or a host that nobody hears and whose own safeguards hang.
+    fn san_fault(&mut self, host: HostId, left: u64) {
+        let lasts = (self.rng.range(1, 20) * SEC).min(left);
+        let ms = lasts / MS;
+        let all: &[Fault] = match self.rng.below(9) {
+            0 | 1 => &[Fault::CutSan(host)],
+            2 => &[Fault::LoseSan],
+            3 => &[Fault::SlowSan],
+            4 => &[Fault::CutHost(host), Fault::SlowSan],
+            5 => &[Fault::CutHost(host), Fault::PauseGuard(host, ms)],
+            6 => &[
+                Fault::PauseDaemon(host, ms),
+                Fault::PauseGuard(host, ms),
+                Fault::SlowSan,
+            ],
+            7 => &[
+                Fault::CutHost(host),
+                Fault::PauseGuard(host, 2 * ms),
+                Fault::PauseDaemon(host, 2 * ms),
+            ],
+            _ => &[Fault::PauseDaemon(host, ms), Fault::PauseGuard(host, ms)],
+        };
+        for fault in all {
+            self.inject(*fault, lasts, 0);
+        }
     }
 
     /// Shorter than lease - heartbeat - freeze_before, one at a time.
@@ -421,7 +485,10 @@ impl World {
 
     /// A host that is off; it stays off for a while.
     fn dead_host(&mut self) -> Option<HostName> {
-        let host = self.hosts.iter().position(|host| !host.on)?;
+        let host = self
+            .hosts
+            .iter()
+            .position(|host| !host.on && !host.witness)?;
         self.hosts[host].held_off = true;
         self.revive_later(host);
         Some(self.hosts[host].name.clone())
@@ -438,7 +505,10 @@ impl World {
         if self.rng.chance(400) && self.newest().vms.len() < 9 {
             self.chaos.next_name += 1;
             let name = format!("new{}", self.chaos.next_name);
-            let spec = crate::setup::vm_spec(&name, 512);
+            let mut spec = crate::setup::vm_spec(&name, 512);
+            if self.setup.san && self.rng.chance(500) {
+                crate::setup::on_san(&mut spec, &name, 1);
+            }
             manifest.vms.insert(VmName::new(name).ok()?, spec);
         } else {
             manifest = self.setup.manifest.clone();
@@ -511,6 +581,7 @@ impl World {
         self.setup.freeze_fail_permille = 0;
         self.setup.ack_lost_permille = 0;
         self.net.heal();
+        self.san.heal();
         for host in 0..self.hosts.len() {
             let at = &mut self.hosts[host];
             at.disk_slow = false;

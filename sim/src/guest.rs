@@ -70,6 +70,14 @@ pub(crate) struct Guest {
     pub(crate) thawing: bool,
     pub(crate) obeys_powerdown: bool,
     pub(crate) ready_at: u64,
+    /// Targets of its disks on the SAN.
+    pub(crate) targets: Vec<String>,
+    /// It has disks that all hosts share, with locks.
+    pub(crate) shared: bool,
+    /// Since when a write hangs.
+    pub(crate) hangs: Option<u64>,
+    /// When a disk was last seen not to be there.
+    pub(crate) unreached: Option<u64>,
     pub(crate) started_at: u64,
 }
 

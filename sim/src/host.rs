@@ -1,5 +1,6 @@
 //! A host: its clock, its processes and what survives them.
 
+use crate::doors::Tasks;
 use crate::event::HostId;
 use crate::guest::ProcId;
 use crate::leader::Leader;
@@ -17,6 +18,8 @@ use std::sync::Arc;
 pub(crate) struct Host {
     pub(crate) name: HostName,
     pub(crate) node: NodeId,
+    /// Only a voter: no host of the cluster, and no controller runs there.
+    pub(crate) witness: bool,
     pub(crate) memory_mib: u64,
     pub(crate) clock: Clock,
     pub(crate) on: bool,
@@ -87,6 +90,8 @@ pub(crate) struct Daemon {
     pub(crate) raft_at: u64,
     pub(crate) apply_at: u64,
     pub(crate) leader: Leader,
+    /// Its tasks at the doors of the SAN.
+    pub(crate) tasks: Tasks,
 }
 
 /// One life of `quorate guard`.

@@ -7,6 +7,7 @@
 //! Always holds, as in the controller: nothing is granted before an entry of the leader's own term is
 //! applied here; one commit at a time; a commit whose outcome is not known keeps all seals.
 
+use crate::doors::cut_due;
 use crate::event::{D, Event, HostId, W};
 use crate::mutate::Mutation;
 use crate::power::Attempt;
@@ -14,14 +15,14 @@ use crate::raft::{Data, Role};
 use crate::time::{MS, SEC};
 use crate::world::World;
 use quorate_controller_logic::{
-    Change, GroupMembers, HeartbeatReply, HeartbeatRequest, Leases, fence_again_after, next_change,
-    owns_something,
+    Change, Cuts, GroupMembers, HeartbeatReply, HeartbeatRequest, Keeping, Leases,
+    fence_again_after, next_change, owns_something,
 };
 use quorate_membership::{
     Evidence, FenceProof, HostHealth, Instant, LeaseProofError, PowerOffEvidence,
 };
 use quorate_planner::Input;
-use quorate_state::{Command, Envelope, FORMAT, State};
+use quorate_state::{Command, Envelope, FORMAT, State, Witness};
 use quorate_types::{HostName, Millis, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub(crate) enum Purpose {
     Armed,
     /// An operator waits for it.
     Operator(String),
+    /// A task at the doors of the SAN waits for it.
+    Task(u64),
 }
 
 /// What one daemon knows as a leader.
@@ -47,12 +50,14 @@ pub(crate) struct Leader {
     pub(crate) leases: Option<Leases>,
     pub(crate) attempts: BTreeMap<HostId, (u32, Attempt)>,
     pub(crate) operator_proofs: BTreeMap<HostName, FenceProof>,
+    pub(crate) cuts: Cuts,
+    pub(crate) keeping: Keeping,
     busy: Option<usize>,
     pending: BTreeMap<usize, (u64, Purpose)>,
     round_at: u64,
     voters_at: u64,
     /// Counts leaderships: results of fence agents that an earlier one began are not looked at.
-    generation: u64,
+    pub(crate) generation: u64,
     pub(crate) waiting: BTreeMap<quorate_types::VmName, String>,
 }
 
@@ -69,11 +74,11 @@ impl World {
     pub(crate) fn leading(&self) -> Option<HostId> {
         (0..self.hosts.len()).find(|host| {
             let at = &self.hosts[*host];
-            at.on && at.daemon.is_some() && at.raft.leads(at.local(self.now).0)
+            at.on && !at.witness && at.daemon.is_some() && at.raft.leads(at.local(self.now).0)
         })
     }
 
-    fn quorum_ack(&self, host: HostId) -> Option<Instant> {
+    pub(crate) fn quorum_ack(&self, host: HostId) -> Option<Instant> {
         let at = &self.hosts[host];
         let now = at.local(self.now);
         if self.mutated(Mutation::GrantWithoutQuorum) && at.raft.role == Role::Leader {
@@ -128,6 +133,10 @@ impl World {
     }
 
     pub(crate) fn round_due(&mut self, host: HostId) {
+        // A witness runs no controller: it grants nothing and proposes nothing.
+        if self.hosts[host].witness {
+            return;
+        }
         let now = self.now;
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
@@ -224,7 +233,10 @@ impl World {
         if let Some(ack) = ack {
             leases.table.quorum_confirmed(ack);
         }
-        for name in leases.unseal_settled(&state, now, |name| running.contains(name)) {
+        let cuts = &leader.cuts;
+        let busy = |name: &HostName| running.contains(name) || cuts.running(name);
+        for name in leases.unseal_settled(&state, now, busy) {
+            leader.cuts.forget(&name);
             leader.operator_proofs.remove(&name);
             if let Some(host) = names.get(&name) {
                 forget_attempt(&mut leader.attempts, *host);
@@ -234,6 +246,7 @@ impl World {
             return;
         }
         let proofs = self.collect_proofs(host, &state, now);
+        self.keep_doors(host, &state, now);
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
         };
@@ -286,7 +299,7 @@ impl World {
     fn collect_proofs(&mut self, me: HostId, state: &State, now: Instant) -> Vec<FenceProof> {
         let mut proofs = Vec::new();
         let settings = state.settings();
-        let mut cut = Vec::new();
+        let (mut cut, mut jobs) = (Vec::new(), Vec::new());
         for (name, record) in &state.hosts {
             let Some(host) = self.host_id(name) else {
                 continue;
@@ -302,6 +315,7 @@ impl World {
             };
             if !owns_something(state, name) {
                 forget_attempt(&mut leader.attempts, host);
+                leader.cuts.forget(name);
                 leader.operator_proofs.remove(name);
                 continue;
             }
@@ -316,6 +330,8 @@ impl World {
             if health < HostHealth::Expired {
                 continue;
             }
+            let (job, by_storage) = cut_due(leases, &mut leader.cuts, state, name, now);
+            jobs.extend(job);
             match leases.table.lease_expired(name, record.armed, now) {
                 Ok(proof) => {
                     leases.sealed_at.entry(name.clone()).or_insert(now);
@@ -324,6 +340,7 @@ impl World {
                     }
                     proofs.push(proof);
                 }
+                Err(LeaseProofError::NotArmed { .. }) if by_storage => {}
                 Err(LeaseProofError::NotArmed { .. }) => {
                     let device = settings
                         .fencing
@@ -342,7 +359,12 @@ impl World {
         for host in cut {
             self.begin_fencing(me, host);
         }
-        let attempts = self.hosts[me].daemon.as_ref().map(|d| &d.leader.attempts);
+        for job in jobs {
+            self.begin_cut(me, job);
+        }
+        let leader = self.hosts[me].daemon.as_ref().map(|d| &d.leader);
+        proofs.extend(leader.into_iter().flat_map(|l| l.cuts.proofs().cloned()));
+        let attempts = leader.map(|leader| &leader.attempts);
         let off = attempts
             .into_iter()
             .flatten()
@@ -450,7 +472,7 @@ impl World {
         let Some(daemon) = at.daemon.as_mut() else {
             return;
         };
-        if !matches!(why, Purpose::Operator(_)) {
+        if matches!(why, Purpose::Plan | Purpose::Armed) {
             daemon.leader.busy = Some(index);
         }
         daemon.leader.pending.insert(index, (term, why));
@@ -487,6 +509,7 @@ impl World {
                 }
             }
             Purpose::Armed => {}
+            Purpose::Task(id) => self.task_recorded(host, id, good),
             Purpose::Operator(what) => {
                 if mine {
                     let entry = Arc::clone(&applied.entry);
@@ -503,6 +526,11 @@ impl World {
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;
         };
+        if let Some((_, Purpose::Task(id))) = daemon.leader.pending.get(&index) {
+            let id = *id;
+            daemon.leader.pending.remove(&index);
+            return self.task_recorded(host, id, false);
+        }
         if daemon.leader.busy == Some(index) {
             daemon.leader.busy = None;
             if let Some(leases) = daemon.leader.leases.as_mut() {
@@ -521,7 +549,12 @@ impl World {
         let current = raft.config().voters;
         let index = |at: usize| u64::try_from(at).unwrap_or(u64::MAX);
         let matched = raft.matched.iter();
-        let nodes = state.hosts.values().map(|record| record.node);
+        let witness = state.quorum.witness.as_ref().map(Witness::node);
+        let nodes = state
+            .hosts
+            .values()
+            .map(|record| record.node)
+            .chain(witness);
         let members = GroupMembers {
             voters: current.clone(),
             // The group of the simulator knows every host from its start.
@@ -531,7 +564,7 @@ impl World {
                 .map(|(node, at)| (*node, Some(index(*at))))
                 .collect(),
             last: index(raft.log.len()),
-            heard: BTreeMap::new(),
+            heard: raft.heard(self.hosts[host].local(self.now).0),
         };
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Owns: models of what the pure crates stand on: Raft, network, QEMU, guard, watchdog, fence devices,
-//! operators. Always holds: a seed replays exactly (one queue ordered by time and number, one generator,
+//! a SAN, operators. Always holds: a seed replays exactly (one queue ordered by time and number, one generator,
 //! no hash map); the checks look at what really happened. Must not: decide anything that production
 //! decides, nor switch anything off inside it: the broken variants ([`Mutation`]) are hooks of the models.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -17,7 +17,9 @@
 mod agent;
 mod build;
 mod check;
+mod check_san;
 mod daemon;
+mod doors;
 mod event;
 mod faults;
 mod guard;
@@ -32,6 +34,7 @@ mod queue;
 mod raft;
 mod rng;
 mod runner;
+mod san;
 mod scenario;
 mod setup;
 mod stream;

@@ -28,11 +28,23 @@ pub enum Mutation {
     GrantWithoutQuorum,
     /// The lease counts from the answer instead of the question.
     LeaseFromAnswer,
+    /// A disk counts as cut as soon as the SAN was asked, whatever it answers.
+    ProofWithoutLook,
+    /// The keeper sets doors as it saw them the last time instead of reading the state again.
+    KeeperOldState,
+    /// A host is let in again as soon as it is up, whatever it still runs.
+    RestoreDirty,
+    /// Doors are opened whether the leader is sure of its lease or not. Rarely seen: the SAN must be slow just when leaders
+    /// change.
+    OpenWithoutLease,
+    /// The disks on the SAN have no lock that keeps a source which QEMU resumed by itself from writing beside its target, as
+    /// it is with QEMU's own iSCSI initiator: no broken variant, but what is missing at the switchover.
+    SanWithoutLocks,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 15] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -43,6 +55,11 @@ impl Mutation {
         Self::NoBarrier,
         Self::GrantWithoutQuorum,
         Self::LeaseFromAnswer,
+        Self::ProofWithoutLook,
+        Self::KeeperOldState,
+        Self::RestoreDirty,
+        Self::OpenWithoutLease,
+        Self::SanWithoutLocks,
     ];
 
     /// Its name on the command line.
@@ -59,6 +76,11 @@ impl Mutation {
             Self::NoBarrier => "no-barrier",
             Self::GrantWithoutQuorum => "grant-without-quorum",
             Self::LeaseFromAnswer => "lease-from-answer",
+            Self::ProofWithoutLook => "proof-without-look",
+            Self::KeeperOldState => "keeper-old-state",
+            Self::RestoreDirty => "restore-dirty",
+            Self::OpenWithoutLease => "open-without-lease",
+            Self::SanWithoutLocks => "san-without-locks",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::event::{Ask, D, Event, G, HostId, Q, observed_of};
 use crate::guest::{Guest, ProcId, StreamPhase, Vcpu};
+use crate::san::GIVES_UP;
 use crate::time::{MS, SEC};
 use crate::world::World;
 use quorate_agent_logic::{Exit, GuestEvent, Observed, Token};
@@ -90,6 +91,10 @@ impl World {
         let Some(guest) = self.guests.get_mut(&proc) else {
             return Ok(());
         };
+        if !guest.shared {
+            guest.disks = true;
+            return Ok(());
+        }
         let disk = self.disks.entry(guest.vm.clone()).or_default();
         match disk.holder {
             Some(other) if other != proc => Err(other),
@@ -129,8 +134,8 @@ impl World {
         let Some(guest) = self.guests.get(&proc) else {
             return;
         };
-        let (host, epoch) = (guest.host, guest.epoch);
-        let bad = self.hosts[host].storage_lost || self.rng.chance(self.setup.start_fail_permille);
+        let reached = self.disks_reached(guest);
+        let bad = !reached || self.rng.chance(self.setup.start_fail_permille);
         if bad {
             self.fail_start(proc, "the image cannot be opened");
             return;
@@ -157,7 +162,6 @@ impl World {
         }
         self.note_guest(proc, "runs");
         self.set_vcpu(proc, Vcpu::Running);
-        let _ = epoch;
         self.tell(proc, GuestEvent::Started);
         self.after(WRITE_EVERY, Event::Guest(proc, Q::Write));
     }
@@ -171,6 +175,10 @@ impl World {
     }
 
     fn guest_listen(&mut self, proc: ProcId) {
+        let there = |guest: &Guest| guest.targets.is_empty() || self.disks_reached(guest);
+        if !self.guests.get(&proc).is_some_and(there) {
+            return self.fail_start(proc, "a disk cannot be opened");
+        }
         if self.rng.chance(self.setup.start_fail_permille) {
             return self.fail_start(proc, "the target cannot listen");
         }
@@ -196,16 +204,40 @@ impl World {
                     "QEMU aborted: it wrote to a disk that it does not have",
                 );
             }
-            if self.hosts[guest.host].storage_lost {
-                self.note_guest(proc, "paused by an I/O error");
-                self.set_vcpu(proc, Vcpu::IoError);
-                let detail = "a disk failed".to_owned();
-                self.tell(proc, GuestEvent::IoError { detail });
-            } else {
-                self.write_counter(proc);
-            }
+            self.write_or_fail(proc);
         }
         self.after(WRITE_EVERY, Event::Guest(proc, Q::Write));
+    }
+
+    /// A write reaches all disks, or hangs, or fails.
+    fn write_or_fail(&mut self, proc: ProcId) {
+        let Some(guest) = self.guests.get(&proc) else {
+            return;
+        };
+        let (all, any) = (self.disks_reached(guest), self.a_disk_reached(guest));
+        let (san, hangs) = (!guest.targets.is_empty(), guest.hangs);
+        if any {
+            self.check_write(proc);
+        }
+        if all {
+            if let Some(guest) = self.guests.get_mut(&proc) {
+                guest.hangs = None;
+            }
+            return self.write_counter(proc);
+        }
+        let long = hangs.is_some_and(|since| self.now >= since + GIVES_UP);
+        let fails = !san || long || self.rng.chance(200);
+        let now = self.now;
+        if let Some(guest) = self.guests.get_mut(&proc) {
+            guest.unreached = Some(now);
+            guest.hangs = if fails { None } else { hangs.or(Some(now)) };
+        }
+        if fails {
+            self.note_guest(proc, "paused by an I/O error");
+            self.set_vcpu(proc, Vcpu::IoError);
+            let detail = "a disk failed".to_owned();
+            self.tell(proc, GuestEvent::IoError { detail });
+        }
     }
 
     fn write_counter(&mut self, proc: ProcId) {

@@ -27,6 +27,8 @@ pub struct Verdict {
     pub virtual_ns: u64,
     /// Events.
     pub events: u64,
+    /// How many VMs were taken from their host because its storage was cut.
+    pub storage_cuts: u64,
 }
 
 /// Runs a seed to its end.
@@ -43,6 +45,7 @@ pub fn run_seed(seed: u64, mutation: Option<Mutation>, detail: Detail) -> (Verdi
         broken: world.broken().cloned(),
         virtual_ns: world.now(),
         events: world.events(),
+        storage_cuts: world.check.san.used,
     };
     (verdict, world)
 }
@@ -166,6 +169,9 @@ impl World {
             if leases.table.lease_left(name, now).0 == 0 {
                 return Some(format!("{name} has no lease"));
             }
+        }
+        if let Some(text) = self.san_unrest(&state) {
+            return Some(text);
         }
         for (vm, record) in &state.vms {
             let runs =

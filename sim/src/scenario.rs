@@ -195,7 +195,7 @@ fn vm_name(line: &str, text: &str) -> Result<VmName, ScriptError> {
 
 /// `hosts N`, `seed N`, `fast`, `precopy SPAN`, `boot SPAN`, `no-watchdog HOST`, `fence HOST SPAN`,
 /// `apart VM VM`, `run SPAN`, `vm NAME [memory=MIB] [depends=VM,VM] [ready] [policy=live|quick|cold|never]
-/// [hosts=HOST,HOST] [priority=N]`.
+/// [hosts=HOST,HOST] [priority=N] [san=DISKS]`: disks on the SAN instead of one that is shared.
 fn setup_line(script: &mut Script, line: &str) -> Result<(), ScriptError> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let setup = &mut script.setup;
@@ -223,6 +223,12 @@ fn setup_line(script: &mut Script, line: &str) -> Result<(), ScriptError> {
         ["vm", name, ref options @ ..] => {
             let mut spec = vm_spec(name, 1024);
             for option in options {
+                if let Some(disks) = option.strip_prefix("san=") {
+                    let disks = disks.parse().map_err(|_| bad(line, "a number of disks"))?;
+                    setup.with_san();
+                    crate::setup::on_san(&mut spec, name, disks);
+                    continue;
+                }
                 vm_option(&mut spec, line, option)?;
             }
             setup.manifest.vms.insert(vm_name(line, name)?, spec);
@@ -284,7 +290,7 @@ fn vm_option(
 
 /// A fault with its duration: `power-cut HOST for SPAN`, `kill-daemon`, `kill-guard`, `cut HOST [HOST]`,
 /// `one-way HOST HOST`, `pause-daemon`, `pause-guard`, `pause-host`, `slow-disk`, `lag`, `lose-storage`,
-/// `bmc-dead`.
+/// `bmc-dead`, `cut-san HOST`, `lose-san`, `slow-san`.
 fn fault(line: &str, words: &[&str]) -> Result<Option<(Fault, u64)>, ScriptError> {
     let (what, lasts) = match words {
         [what @ .., "for", time] => (what, span(line, time)?),
@@ -305,6 +311,9 @@ fn fault(line: &str, words: &[&str]) -> Result<Option<(Fault, u64)>, ScriptError
         ["lag", a] => Fault::ApplySlow(host(line, a)?),
         ["lose-storage", a] => Fault::StorageLost(host(line, a)?),
         ["bmc-dead", a] => Fault::BmcDead(host(line, a)?),
+        ["cut-san", a] => Fault::CutSan(host(line, a)?),
+        ["lose-san"] => Fault::LoseSan,
+        ["slow-san"] => Fault::SlowSan,
         _ => return Ok(None),
     };
     Ok(Some((fault, lasts)))

@@ -91,6 +91,10 @@ pub struct Setup {
     pub balancing: bool,
     /// VMs of lower priority make room.
     pub preemption: bool,
+    /// There is a remote witness, on a machine of its own.
+    pub witness: bool,
+    /// There are disks on a SAN.
+    pub san: bool,
 }
 
 /// The one pool.
@@ -106,6 +110,11 @@ pub(crate) fn network() -> Option<NetworkName> {
 /// The name of the n-th host, from 0.
 pub(crate) fn host_name(at: usize) -> Option<HostName> {
     HostName::new(format!("h{}", at + 1)).ok()
+}
+
+/// The name of the witness.
+pub(crate) fn witness_name() -> Option<HostName> {
+    HostName::new("witness").ok()
 }
 
 /// A VM with one disk and one network card.
@@ -144,6 +153,23 @@ pub fn vm_spec(name: &str, memory_mib: u64) -> VmSpec {
         migration: MigrationPolicy::Live,
         shutdown_timeout: Millis::secs(10),
     }
+}
+
+/// All disks of a VM are on the SAN.
+pub(crate) fn on_san(spec: &mut VmSpec, name: &str, disks: usize) {
+    let disk = |at: usize| {
+        Some(DiskSpec {
+            pool: crate::san::pool()?,
+            image: if at == 0 {
+                name.to_owned()
+            } else {
+                format!("{name}-{at}")
+            },
+            format: DiskFormat::Raw,
+            size: None,
+        })
+    };
+    spec.disks = (0..disks).filter_map(disk).collect();
 }
 
 impl Setup {
@@ -187,7 +213,20 @@ impl Setup {
             want_waiting: false,
             balancing: false,
             preemption: false,
+            witness: false,
+            san: false,
         }
+    }
+
+    /// There is a SAN, and its pool.
+    pub fn with_san(&mut self) {
+        self.san = true;
+        let pool = serde_json::json!({
+            "kind": "iscsi", "portals": ["10.0.9.1"], "target": "iqn.2026-01.sim:san", "lun": 1,
+            "access": { "tgt": {} },
+        });
+        let pool = serde_json::from_value::<PoolSpec>(pool).ok();
+        self.manifest.pools.extend(crate::san::pool().zip(pool));
     }
 
     /// The beginning of a seed's run.
@@ -202,6 +241,8 @@ impl Setup {
         };
         let mut setup = Self::quiet(hosts);
         setup.profile = profile;
+        // Where it can have a vote. Not drawn: the other seeds stay as they are.
+        setup.witness = hosts % 2 == 0 && seed / 8 % 2 == 1;
         if rng.chance(200) {
             setup.timings = LeaseTimings::FAST;
         }
@@ -215,6 +256,9 @@ impl Setup {
         setup.dangers(rng);
         setup.random_vms(rng);
         setup.habits(rng);
+        if rng.chance(450) {
+            setup.random_san(rng);
+        }
         // In calm nothing moves but what an operator moves.
         if setup.profile != Profile::Calm {
             setup.balancing = rng.chance(300);
@@ -302,6 +346,31 @@ impl Setup {
         {
             let both = [names[1].clone(), names[2].clone()].into();
             self.manifest.rules.insert(rule, RuleSpec::keep_with(both));
+        }
+    }
+
+    /// Some VMs, or all, have their disks on a SAN; on some hosts nothing else can prove anything.
+    fn random_san(&mut self, rng: &mut Rng) {
+        self.with_san();
+        let share = if rng.chance(500) { 1000 } else { 500 };
+        for (name, spec) in &mut self.manifest.vms {
+            if !rng.chance(share) {
+                continue;
+            }
+            let shared = std::mem::take(&mut spec.disks);
+            on_san(spec, name.as_str(), if rng.chance(200) { 2 } else { 1 });
+            if rng.chance(100) {
+                spec.disks.extend(shared);
+            } else if spec.migration == MigrationPolicy::Quick {
+                // A SAN's units take no files.
+                spec.migration = MigrationPolicy::Live;
+            }
+        }
+        for host in 0..self.hosts.len() {
+            if rng.chance(500) {
+                self.watchdogs[host] = None;
+                self.fences[host] = self.fences[host].filter(|_| rng.chance(300));
+            }
         }
     }
 

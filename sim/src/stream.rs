@@ -9,6 +9,7 @@
 
 use crate::event::{D, Event, Q, observed_of};
 use crate::guest::{Outgoing, ProcId, StreamPhase, Vcpu};
+use crate::mutate::Mutation;
 use crate::time::{MS, SEC};
 use crate::world::World;
 use quorate_agent_logic::{GuestEvent, Token};
@@ -267,7 +268,7 @@ impl World {
         if self.out(proc).is_some_and(|out| !out.ran) {
             return;
         }
-        let held = self.lock_disks(proc).is_ok();
+        let held = self.takes_back_disks(proc);
         let Some(guest) = self.guests.get_mut(&proc) else {
             return;
         };
@@ -282,6 +283,22 @@ impl World {
         self.guard_holds(host, proc);
         let inc = self.hosts[host].guard_inc;
         self.after(MS, Event::Guard(host, inc, crate::event::G::Look));
+    }
+
+    /// A lock keeps a source that QEMU resumed from disks that its target has. QEMU's own iSCSI initiator takes none: what that
+    /// means is shown by [`Mutation::SanWithoutLocks`].
+    fn takes_back_disks(&mut self, proc: ProcId) -> bool {
+        let locks = !self.mutated(Mutation::SanWithoutLocks);
+        let Some(guest) = self.guests.get(&proc) else {
+            return false;
+        };
+        let has = |(id, other): (&ProcId, &crate::guest::Guest)| {
+            *id != proc && other.vm == guest.vm && other.disks
+        };
+        if locks && !guest.shared && self.guests.iter().any(has) {
+            return false;
+        }
+        self.lock_disks(proc).is_ok()
     }
 
     /// The driver on the source hears of it: pauses the guest, then says so.

@@ -14,6 +14,7 @@ use crate::power::Bmc;
 use crate::queue::Queue;
 use crate::raft::{Data, Entry};
 use crate::rng::Rng;
+use crate::san::San;
 use crate::setup::Setup;
 use crate::time::show;
 use quorate_state::{Outcome, Refusal, State};
@@ -62,6 +63,7 @@ pub struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) net: Net,
     pub(crate) bmcs: Vec<Bmc>,
+    pub(crate) san: San,
     pub(crate) guests: BTreeMap<ProcId, Guest>,
     pub(crate) next_proc: ProcId,
     pub(crate) disks: BTreeMap<VmName, Disk>,
@@ -208,6 +210,12 @@ impl World {
                 self.power_cut(host);
                 self.revive_later(host);
             }
+            W::San {
+                host,
+                target,
+                open,
+                knew,
+            } => self.san_changes(host, target, open, knew),
             W::NextFault => self.next_fault(),
             W::NextOp => self.next_op(),
         }

@@ -3,7 +3,7 @@
 use crate::build::Observed;
 use crate::error::{ApiError, ErrorCode};
 use crate::quorum::QuorumView;
-use crate::storage::PoolLook;
+use crate::storage::{DrillView, PoolLook};
 use crate::view::{ClusterView, JoinToken, PlacementView};
 use async_trait::async_trait;
 use axum::body::Bytes;
@@ -100,6 +100,19 @@ pub trait Backend: Send + Sync + 'static {
         Err(ApiError::new(
             ErrorCode::Unreachable,
             format!("no host can look into pool {pool}"),
+        ))
+    }
+
+    /// Tries whether a pool's SAN shuts an initiator out when told; `image`: on whose target.
+    async fn drill(
+        &self,
+        _by: &str,
+        pool: &PoolName,
+        _image: Option<String>,
+    ) -> Result<DrillView, ApiError> {
+        Err(ApiError::new(
+            ErrorCode::Unreachable,
+            format!("no host can try pool {pool}"),
         ))
     }
 

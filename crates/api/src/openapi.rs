@@ -34,6 +34,7 @@ use utoipa::OpenApi;
         routes::vm_console,
         routes::list_pools,
         routes::show_pool,
+        routes::drill_pool,
         routes::delete_pool,
         routes::make_image_job,
         routes::list_image_jobs,

@@ -25,6 +25,9 @@ pub struct StorageView {
     pub spec: PoolSpec,
     /// What it can prove about a host that is lost.
     pub fence: FenceView,
+    /// Its last drill; absent: none was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillView>,
     /// Every host that should reach it, by name.
     pub hosts: Vec<StorageHostView>,
     /// Free bytes, as the host that sees least says; absent: not known, or not a matter of this pool.
@@ -59,6 +62,29 @@ pub struct FenceView {
     pub by: Option<String>,
     /// What that means for recovery, one sentence.
     pub meaning: String,
+}
+
+/// What came of a drill: a scratch initiator was let in to the SAN and shut out again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DrillView {
+    /// The image whose target it was tried on.
+    pub image: String,
+    /// When. Milliseconds since 1970.
+    #[schema(value_type = u64)]
+    pub at: Timestamp,
+    /// Every step had the effect that a proof rests on.
+    pub passed: bool,
+    /// What was done and seen, one sentence for each step; the last one of a failed drill says what is wrong.
+    pub steps: Vec<String>,
+}
+
+/// What is to be tried.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DrillRequest {
+    /// A unit of the pool; absent: the first disk of any VM. Nothing is written to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
 }
 
 /// A pool on one host.
@@ -287,6 +313,12 @@ pub fn pool(state: &State, seen: &Observed, name: &PoolName) -> Option<StorageVi
         name: name.clone(),
         kind: spec.kind().to_owned(),
         fence: fence(spec),
+        drill: state.pool_drills.get(name).map(|drill| DrillView {
+            image: drill.image.clone(),
+            at: drill.at,
+            passed: drill.passed,
+            steps: drill.steps.clone(),
+        }),
         hosts,
         free,
         total,

@@ -448,6 +448,9 @@ fn show(status: &LabStatus, output: Output) -> Result<()> {
     for cut in &status.cuts {
         println!("cut: {} -> {} on {}", cut.from, cut.to, cut.network);
     }
+    for (network, part) in &status.slow {
+        println!("slow: {part} on {network}");
+    }
     println!("files: {}", status.dir);
     Ok(())
 }

@@ -207,6 +207,17 @@ pub(crate) fn slow(site: &Site, part: &str, link: Link, kbit_per_s: u32) -> Resu
     Ok(())
 }
 
+/// The cables that are slow now: network and part.
+pub(crate) fn slow_cables(site: &Site) -> Vec<(String, String)> {
+    let switch = format!("{} ", site.namespace("switch"));
+    let ends = slowed(site).into_iter();
+    ends.filter_map(|end| {
+        let (network, part) = end.strip_prefix(&switch)?.split_once('-')?;
+        Some((network.to_owned(), part.to_owned()))
+    })
+    .collect()
+}
+
 /// Lets everything run at full speed again.
 fn hurry(site: &Site) -> Result<()> {
     for end in slowed(site) {

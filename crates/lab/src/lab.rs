@@ -42,6 +42,8 @@ pub struct LabStatus {
     pub san: Option<SanStatus>,
     /// What is cut.
     pub cuts: Vec<Cut>,
+    /// Cables that are slow: network and part.
+    pub slow: Vec<(String, String)>,
 }
 
 /// One host of a [`LabStatus`].
@@ -244,6 +246,7 @@ impl Lab {
             hosts,
             san: self.san().ok().map(|san| san.status()),
             cuts: faults::list(&self.site)?,
+            slow: faults::slow_cables(&self.site),
         })
     }
 

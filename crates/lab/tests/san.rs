@@ -440,6 +440,75 @@ fn sans_of_two_labs_do_not_meet_and_nothing_outlives_them() {
     assert!(other.status().running);
 }
 
+/// `quorate lab ...` on a lab that is up; what it said.
+fn command_line(fixture: &Fixture, words: &str, input: &str) -> (bool, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_quorate-lab-tool"))
+        .args(["lab", "--site", &fixture.lab.site().site, "--root"])
+        .arg(fixture.dir.path())
+        .args(words.split(' '))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that wants no input may have ended.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[test]
+fn the_command_line_does_it_all() {
+    let (fixture, san) = site_with_san("san10", 1);
+    let must = |words: &str| {
+        let (good, said) = command_line(&fixture, words, "");
+        assert!(good, "{words}: {said}");
+        said
+    };
+    assert!(must("status").contains("san: on, 10.79.0.240:3260, 0 LUNs"));
+    assert!(must("san create db 1").contains("iscsi://10.79.0.240:3260/"));
+    must("san allow db iqn.2026-01.com.example:h1");
+    assert!(must("san show").contains("iqn.2026-01.com.example:h1"));
+    must("san deny db iqn.2026-01.com.example:h1");
+    assert!(!must("san show").contains("iqn.2026-01.com.example:h1"));
+    let account = "san account bob --lun db";
+    assert!(command_line(&fixture, account, "secret-of-bob\n").0);
+    assert_eq!(san.target("db").unwrap().accounts, ["bob"]);
+    let (good, said) = command_line(&fixture, "san account eve", "\n");
+    assert!(!good && said.contains("no secret"), "{said}");
+
+    must("pause san");
+    assert!(must("status").contains("san: paused"));
+    must("resume san");
+    must("kill san");
+    assert!(must("status").contains("san: off"));
+    let (good, said) = command_line(&fixture, "san create web 1", "");
+    assert!(!good && said.contains("quorate lab start san"), "{said}");
+    must("start san");
+    must("cut h1 san");
+    assert!(must("status").contains("cut: h1 -> san on san"));
+    must("slow h1 --network san --kbit-per-s 256");
+    assert!(must("status").contains("slow: h1 on san"));
+    must("heal");
+    assert!(!must("status").contains("cut:"));
+    let tbf = fixture.lab.command("h1", "tc").arg("qdisc").output();
+    let queues = String::from_utf8(tbf.unwrap().stdout).unwrap();
+    assert!(!queues.contains("tbf"), "{queues}");
+
+    assert!(must("exec san ip -br addr").contains("10.79.0.240"));
+    let (good, said) = command_line(&fixture, "verify lun:db", "");
+    assert!(!good && said.contains("header"), "{said}");
+    must("san delete db");
+    let (good, said) = command_line(&fixture, "san delete db", "");
+    assert!(!good && said.contains("has no LUN `db`"), "{said}");
+    let (good, _) = command_line(&fixture, "san create none 0", "");
+    assert!(!good);
+}
+
 #[test]
 fn a_lab_without_a_san_says_how_to_get_one() {
     let fixture = up("san8", 1, DAEMON, |_| {});

@@ -116,7 +116,7 @@ fn mirror<'a>(
 fn add(work: &mut Work<'_>, vm: usize, owner: usize, epoch: Epoch, disk: &DiskSpec) {
     // A guest that does not come up needs no copy yet.
     let report = work.report(vm, owner).filter(|seen| seen.epoch == epoch);
-    if !report.is_some_and(|report| report.phase == VmPhase::Running) || !work.may_place() {
+    if report.is_none_or(|report| report.phase != VmPhase::Running) || !work.may_place() {
         return;
     }
     let mut best: Option<(usize, (usize, u64))> = None;
@@ -196,7 +196,7 @@ impl Work<'_> {
     fn copy_action(&mut self, vm: usize, action: Action, why: String) {
         let reason = Reason::new(why);
         self.actions.push(PlannedAction { action, reason });
-        // Nothing else is decided about it in the same plan, but what a copy is called does not keep it in place.
+        // The next look decides what else there is to do about it.
         self.vms[vm].touched = true;
     }
 }

@@ -171,6 +171,17 @@ pub enum Command {
         /// Where, with the revision of the cut that was undone: a newer one stays.
         pools: BTreeMap<PoolName, Revision>,
     },
+    /// What came of a drill of a pool's SAN. Since format 3.
+    RecordDrill {
+        /// Which.
+        pool: PoolName,
+        /// On which image.
+        image: String,
+        /// Every step had its effect.
+        passed: bool,
+        /// What was done and seen.
+        steps: Vec<String>,
+    },
     /// Keep a password, or replace it. Since format 3.
     SetSecret {
         /// Its name.

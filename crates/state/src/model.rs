@@ -37,6 +37,9 @@ pub struct State {
     /// Which hosts have the disks of pools that are the hosts' own, and which copies are in step.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disk_copies: DiskRecords,
+    /// What came of the last drill of each pool whose SAN can be told.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pool_drills: BTreeMap<PoolName, PoolDrill>,
     /// Passwords by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<SecretName, Secret>,
@@ -95,6 +98,19 @@ pub struct Object<T> {
     pub spec: T,
     /// Last change.
     pub changed: Revision,
+}
+
+/// What came of letting a scratch initiator in to a pool's SAN and shutting it out again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolDrill {
+    /// The image whose target it was tried on.
+    pub image: String,
+    /// When.
+    pub at: Timestamp,
+    /// Every step had the effect that a proof rests on.
+    pub passed: bool,
+    /// What was done and seen, one sentence for each step.
+    pub steps: Vec<String>,
 }
 
 /// Whether a host takes VMs.

@@ -368,6 +368,14 @@ impl IscsiPool {
         format!("{prefix}:{}.{host}", cluster.to_ascii_lowercase())
     }
 
+    /// The name by which a drill logs in: no host has it.
+    pub fn drill_initiator(&self, cluster_id: &str) -> String {
+        let prefix = self.initiator.as_deref().unwrap_or(INITIATOR_PREFIX);
+        let letters = cluster_id.chars().filter(char::is_ascii_alphanumeric);
+        let cluster: String = letters.take(12).collect();
+        format!("{prefix}:{}-drill", cluster.to_ascii_lowercase())
+    }
+
     /// Its portals, each with its port.
     pub fn portals(&self) -> impl Iterator<Item = String> + '_ {
         self.portals.iter().map(|portal| with_port(portal))

@@ -4,7 +4,7 @@ use super::message::{Config, Data, Entry, Msg};
 use super::{ELECTION_MAX, ELECTION_MIN, HEARTBEAT};
 use crate::rng::Rng;
 use crate::time::MS;
-use quorate_types::NodeId;
+use quorate_types::{Millis, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -41,6 +41,11 @@ pub(crate) struct Node {
     /// Index of the first entry of its own term, as a leader.
     pub(crate) first: usize,
     initial: Config,
+    /// It leads only to give its log to a host.
+    pub(crate) witness: bool,
+    /// A leading witness: silent since then, and speaking since then.
+    silent: Option<u64>,
+    speaking: u64,
 }
 
 pub(crate) type Out = Vec<(NodeId, Msg)>;
@@ -64,6 +69,9 @@ impl Node {
             next: BTreeMap::new(),
             first: 0,
             initial: Config { voters, next: None },
+            witness: false,
+            silent: None,
+            speaking: 0,
         }
     }
 
@@ -105,7 +113,12 @@ impl Node {
     }
 
     fn rest(&mut self, now: u64, rng: &mut Rng) {
-        self.due = now + rng.range(ELECTION_MIN / MS, ELECTION_MAX / MS) * MS;
+        // A witness lets the hosts stand first.
+        let (low, high) = match self.witness {
+            false => (ELECTION_MIN, ELECTION_MAX),
+            true => (ELECTION_MAX, ELECTION_MAX + ELECTION_MIN),
+        };
+        self.due = now + rng.range(low / MS, high / MS) * MS;
     }
 
     /// Send time of the newest request that a majority acknowledged, if it leads.
@@ -164,6 +177,9 @@ impl Node {
         }
         if self.role == Role::Leader {
             self.due = now + HEARTBEAT;
+            if self.witness && self.hands_over(now) {
+                return Vec::new();
+            }
             return self.broadcast(now);
         }
         self.rest(now, rng);
@@ -178,6 +194,40 @@ impl Node {
         }
         self.ask_votes(self.term + 1, true, &mut out);
         out
+    }
+
+    /// A leading witness falls silent when a host has its whole log, so that this one is elected.
+    fn hands_over(&mut self, now: u64) -> bool {
+        match self.silent {
+            Some(at) if now.saturating_sub(at) > 2 * ELECTION_MAX => {
+                self.silent = None;
+                self.speaking = now;
+                false
+            }
+            Some(_) => true,
+            None => {
+                let config = self.config();
+                let heir = |node: &NodeId| {
+                    *node != self.id
+                        && config.votes(*node)
+                        && self.matched.get(node) == Some(&self.log.len())
+                        && self.acks.get(node).is_some_and(|at| *at >= self.speaking)
+                };
+                if self.members.iter().any(heir) {
+                    self.silent = Some(now);
+                }
+                self.silent.is_some()
+            }
+        }
+    }
+
+    /// Age of the newest answer of each member, on the leader.
+    pub(crate) fn heard(&self, now: u64) -> BTreeMap<NodeId, Millis> {
+        let age = |at: &u64| Millis(now.saturating_sub(*at) / MS);
+        self.acks
+            .iter()
+            .map(|(node, at)| (*node, age(at)))
+            .collect()
     }
 
     fn ask_votes(&self, term: u64, pre: bool, out: &mut Out) {
@@ -214,6 +264,8 @@ impl Node {
     fn lead(&mut self, now: u64) -> Out {
         self.role = Role::Leader;
         self.leader = Some(self.id);
+        self.silent = None;
+        self.speaking = now;
         self.acks.clear();
         self.matched.clear();
         let next = self.log.len() + 1;
@@ -363,6 +415,9 @@ impl Node {
             self.next.insert(from, known + 1);
             let before = self.commit;
             self.advance();
+            if self.silent.is_some() {
+                return Vec::new();
+            }
             if self.commit > before || known < self.log.len() {
                 return if self.commit > before {
                     self.broadcast(now)
@@ -428,6 +483,10 @@ impl Node {
         let mine = (self.term_at(self.log.len()), self.log.len());
         let good = last >= mine && !lease;
         if pre {
+            if self.witness && last < mine && !lease && self.role != Role::Leader {
+                // Nobody but this one can lead: no reason to wait.
+                self.due = now;
+            }
             let granted = good && term > self.term;
             return vec![(from, Msg::Vote { term, pre, granted })];
         }

@@ -378,8 +378,8 @@ impl VmTask {
     fn take_charge(&mut self, live: Live, watching: Watching) {
         self.shared
             .set_pid(&self.vm, Some(live.guest.identity().pid));
-        self.shared.set_guest(&self.vm, Some(live.guest.clone()));
         mirror::spawn(&self.shared, &self.vm, &live);
+        self.shared.set_guest(&self.vm, Some(live.guest.clone()));
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
         self.shared
             .spawn(watch::watch(shared, vm, live.clone(), watching, done));

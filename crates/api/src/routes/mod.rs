@@ -113,6 +113,7 @@ pub fn router(
         .route("/vms/{name}/console", get(vm_console))
         .route("/pools", get(list_pools))
         .route("/pools/{name}", get(show_pool).delete(delete_pool))
+        .route("/pools/{name}/drill", post(drill_pool))
         .route("/networks/{name}", delete(delete_network))
         .route("/rules/{name}", delete(delete_rule))
         .route("/images/jobs", get(list_image_jobs).post(make_image_job))

@@ -1,10 +1,13 @@
 //! Pools in full.
 
-use super::Api;
+use super::{Api, body_or_default, caller};
 use crate::error::ApiError;
-use crate::storage::{self, StorageView};
+use crate::storage::{self, DrillRequest, DrillView, StorageView};
 use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use quorate_types::PoolName;
 
 /// All pools, without their images.
@@ -41,6 +44,22 @@ pub(crate) async fn show_pool(
             ..view
         },
     }))
+}
+
+/// Tries whether the pool's SAN shuts an initiator out when told. Takes some seconds; writes nothing to the unit.
+#[utoipa::path(post, path = "/api/v1/pools/{name}/drill", tag = "storage", params(("name" = String, Path)),
+    request_body = DrillRequest,
+    responses((status = 200, body = DrillView), (status = "default", body = ApiError)))]
+pub(crate) async fn drill_pool(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<DrillView>, ApiError> {
+    let name = pool_name(&api, &name)?;
+    let request: DrillRequest = body_or_default(body)?;
+    let by = caller(&headers);
+    Ok(Json(api.backend.drill(&by, &name, request.image).await?))
 }
 
 pub(crate) fn pool_name(api: &Api, text: &str) -> Result<PoolName, ApiError> {

@@ -256,35 +256,6 @@ fn an_older_restore_does_not_undo_a_newer_cut() {
 }
 
 #[test]
-fn a_ceph_pool_with_a_block_list_has_doors_by_address() {
-    let mut state = state();
-    let manifest = serde_json::json!({
-        "pools": { "ceph": { "kind": "rbd", "ceph_pool": "vms", "blocklist": true } },
-        "vms": { "mail": { "memory": "64MiB", "disks": [{ "pool": "ceph", "image": "mail" }] } },
-    });
-    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
-    apply(
-        &mut state,
-        Command::ApplyManifest {
-            base: None,
-            manifest,
-        },
-    );
-    let record = state.vms.get_mut(&vm("mail")).unwrap();
-    record.active = Some(record.spec.clone());
-    record.ownership = Ownership::Owned {
-        host: host("h2"),
-        epoch: Epoch(9),
-        order: OrderKind::Run,
-    };
-    let job = cut_job(&state, &host("h2")).unwrap();
-    assert!(job.complete);
-    assert_eq!(job.doors[0].initiator, "192.0.2.2");
-    assert_eq!(job.doors[0].targets, ["vms/mail"]);
-    assert!(matches!(&job.doors[0].gate, Gate::Ceph { user, .. } if user == "admin"));
-}
-
-#[test]
 fn a_cut_that_failed_waits_and_one_that_was_made_whole_stays() {
     use crate::Cuts;
     let state = state();
@@ -377,4 +348,33 @@ fn a_call_ends_before_another_leader_can_judge() {
     );
     assert_eq!(time_for_a_call(lease, Some(Millis(500))), None);
     assert_eq!(time_for_a_call(lease, None), None);
+}
+
+#[test]
+fn a_ceph_pool_with_a_block_list_has_doors_by_address() {
+    let mut state = state();
+    let manifest = serde_json::json!({
+        "pools": { "ceph": { "kind": "rbd", "ceph_pool": "vms", "blocklist": true } },
+        "vms": { "mail": { "memory": "64MiB", "disks": [{ "pool": "ceph", "image": "mail" }] } },
+    });
+    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
+    apply(
+        &mut state,
+        Command::ApplyManifest {
+            base: None,
+            manifest,
+        },
+    );
+    let record = state.vms.get_mut(&vm("mail")).unwrap();
+    record.active = Some(record.spec.clone());
+    record.ownership = Ownership::Owned {
+        host: host("h2"),
+        epoch: Epoch(9),
+        order: OrderKind::Run,
+    };
+    let job = cut_job(&state, &host("h2")).unwrap();
+    assert!(job.complete);
+    assert_eq!(job.doors[0].initiator, "192.0.2.2");
+    assert_eq!(job.doors[0].targets, ["vms/mail"]);
+    assert!(matches!(&job.doors[0].gate, Gate::Ceph { user, .. } if user == "admin"));
 }

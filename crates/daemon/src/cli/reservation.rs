@@ -2,7 +2,7 @@
 //! device itself; needs no daemon, and changes nothing but a scratch LUN's registrations.
 
 use super::error::CliError;
-use super::output::{Output, Tone, cell, count};
+use super::output::{Output, Tone, cell, count, trimmed};
 use clap::{Args, ValueHint};
 use quorate_storage::StorageFence;
 use quorate_storage::reservation::{
@@ -21,6 +21,13 @@ pub(crate) struct DeviceArgs {
     /// The block device, best by a name below /dev/disk/by-id or /dev/mapper.
     #[arg(value_name = "DEVICE", value_hint = ValueHint::FilePath)]
     device: PathBuf,
+}
+
+impl DeviceArgs {
+    /// The device at a path.
+    pub(crate) fn of(device: PathBuf) -> Self {
+        Self { device }
+    }
 }
 
 /// One key, as it is printed for programs. Who it is of is absent for a stranger's.
@@ -164,7 +171,7 @@ fn page(output: &Output, view: &DeviceView) -> String {
             cell(key.initiators.join("\n"), Tone::Plain),
         ]);
     }
-    format!("{text}\n\n{table}")
+    format!("{text}\n\n{}", trimmed(&table))
 }
 
 /// `storage drill`.
@@ -224,10 +231,13 @@ mod tests {
         let seen = Inspection::of(&lun.nexus(3), ClusterTag::new(0)).unwrap();
         let view = view(Path::new("/dev/sdz"), &seen, Some(false));
         let text = page(&PLAIN, &view);
+        // However wide the columns are.
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let text = words.join(" ");
         for part in [
             "/dev/sdz: write exclusive, registrants only (5); 2 keys registered; this host may not write",
-            "0x51abc00200000007  abc         2     7      yes    1      nexus 1",
-            "0x00000000deadbeef  a stranger  -     -             1      nexus 2",
+            "0x51abc00200000007 abc 2 7 yes 1 nexus 1",
+            "0x00000000deadbeef a stranger - - 1 nexus 2",
         ] {
             assert!(text.contains(part), "`{part}` is not in\n{text}");
         }

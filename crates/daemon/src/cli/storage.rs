@@ -5,10 +5,13 @@ use super::error::CliError;
 use super::output::{Output, Tone, bytes, cell, span, trimmed};
 use super::reservation::{self, DeviceArgs};
 use super::show::{facts, time};
-use clap::Subcommand;
+use clap::{Args, Subcommand, ValueHint};
 use jiff::tz::TimeZone;
-use quorate_api::storage::{ImageState, ImageView, StorageHostView, StorageView};
+use quorate_api::storage::{
+    DrillRequest, DrillView, ImageState, ImageView, StorageHostView, StorageView,
+};
 use quorate_types::{PoolName, PoolSpec};
+use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StorageCommand {
@@ -21,15 +24,29 @@ pub(crate) enum StorageCommand {
     },
     /// The SCSI-3 reservation keys on a LUN of this host's kernel: who may write it. Changes nothing.
     Keys(DeviceArgs),
-    /// Try the reservations of a scratch LUN of this host's kernel, and say which proof its SAN can
-    /// give. One that somebody is registered on is refused; data stays as it is.
-    Drill(DeviceArgs),
+    /// Try whether a pool's SAN shuts an initiator out when told; or, of a scratch LUN of this host's
+    /// kernel, which proof its reservations can give. Data stays as it is.
+    Drill(DrillArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillArgs {
+    /// The pool whose SAN is tried.
+    #[arg(required_unless_present = "device")]
+    pool: Option<PoolName>,
+    /// The unit of the pool that it is tried on; absent: the first disk of any VM.
+    #[arg(long, requires = "pool")]
+    image: Option<String>,
+    /// Instead of a pool a block device of this host: its reservations are tried. One that somebody is registered on
+    /// is refused.
+    #[arg(long, value_hint = ValueHint::FilePath, conflicts_with = "pool")]
+    device: Option<PathBuf>,
 }
 
 pub(crate) async fn run(context: &Context, command: StorageCommand) -> Result<(), CliError> {
     match command {
         StorageCommand::Keys(args) => reservation::keys(&context.output, &args).await,
-        StorageCommand::Drill(args) => reservation::drill(&context.output, &args).await,
+        StorageCommand::Drill(args) => drill(context, args).await,
         StorageCommand::List => {
             let pools: Vec<StorageView> = context.client.get("/api/v1/pools").await?;
             context.output.print(&pools, |out| list(out, &pools))
@@ -42,6 +59,26 @@ pub(crate) async fn run(context: &Context, command: StorageCommand) -> Result<()
                 .output
                 .print(&pool, |out| page(out, &pool, &zone, super::now_ms()))
         }
+    }
+}
+
+async fn drill(context: &Context, args: DrillArgs) -> Result<(), CliError> {
+    let Some(pool) = args.pool else {
+        let device = DeviceArgs::of(args.device.unwrap_or_default());
+        return reservation::drill(&context.output, &device).await;
+    };
+    let path = format!("/api/v1/pools/{pool}/drill");
+    let request = DrillRequest { image: args.image };
+    let drill: DrillView = context.client.post(&path, &request).await?;
+    let zone = TimeZone::system();
+    context
+        .output
+        .print(&drill, |out| drill_page(out, &drill, &zone))?;
+    match drill.passed {
+        true => Ok(()),
+        false => Err(CliError::Failed(format!(
+            "the SAN of pool {pool} does not shut hosts out as it should"
+        ))),
     }
 }
 
@@ -110,6 +147,15 @@ pub(crate) fn page(out: &Output, pool: &StorageView, zone: &TimeZone, now: u64) 
         ("cut proof", proof(out, pool)),
         ("recovery", pool.fence.meaning.clone()),
     ]);
+    if pool.fence.proof.is_some() {
+        lines.push((
+            "drill",
+            match &pool.drill {
+                Some(drill) => drill_page(out, drill, zone),
+                None => format!("not made yet: `quorate storage drill {}`", pool.name),
+            },
+        ));
+    }
     let mut parts = vec![facts(out, &format!("Pool {}", pool.name), &lines)];
     parts.push(out.paint(Tone::Bold, "Hosts"));
     for host in &pool.hosts {
@@ -137,11 +183,33 @@ pub(crate) fn page(out: &Output, pool: &StorageView, zone: &TimeZone, now: u64) 
     parts.join("\n")
 }
 
+/// What came of a drill.
+pub(crate) fn drill_page(out: &Output, drill: &DrillView, zone: &TimeZone) -> String {
+    let verdict = match drill.passed {
+        true => out.paint(Tone::Good, "passed"),
+        false => out.paint(Tone::Bad, "failed"),
+    };
+    let mut lines = vec![format!(
+        "{verdict} on {} at {}",
+        drill.image,
+        time(drill.at, zone)
+    )];
+    lines.extend(drill.steps.iter().map(|step| format!("  {step}")));
+    lines.join("\n")
+}
+
 fn proof(out: &Output, pool: &StorageView) -> String {
     match (&pool.fence.proof, &pool.fence.by) {
         (Some(proof), Some(by)) => out.paint(Tone::Good, &format!("{proof}, by {by}")),
         (Some(proof), None) => out.paint(Tone::Good, proof),
         (None, _) => out.paint(Tone::Warn, "none"),
+    }
+}
+
+fn resync(mib_per_s: u64) -> String {
+    match mib_per_s {
+        0 => "as fast as it goes".to_owned(),
+        speed => format!("{speed} MiB/s"),
     }
 }
 
@@ -159,11 +227,14 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
             ]
         }
         PoolSpec::Block(pool) => vec![("path", pool.path.clone())],
-        PoolSpec::Local(pool) => vec![("path", pool.path.clone())],
-        PoolSpec::Mirrored(pool) => vec![("path", pool.path.clone())],
         PoolSpec::Rbd(pool) => vec![
             ("ceph pool", pool.ceph_pool.clone()),
             ("ceph user", pool.user.clone()),
+        ],
+        PoolSpec::Local(pool) => vec![("path on each host", pool.path.clone())],
+        PoolSpec::Mirrored(pool) => vec![
+            ("path on each host", pool.path.clone()),
+            ("resync", resync(pool.resync_mib_per_s)),
         ],
     }
 }

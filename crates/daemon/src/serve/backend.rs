@@ -2,13 +2,14 @@
 
 use super::console;
 use super::core::{Core, wrong_answer};
+use super::drill;
 use super::group::wall_clock;
 use super::images;
 use super::look;
 use super::peer::{Answer, Ask};
 use async_trait::async_trait;
 use quorate_api::quorum::QuorumView;
-use quorate_api::storage::PoolLook;
+use quorate_api::storage::{DrillView, PoolLook};
 use quorate_api::view::{ClusterView, JoinToken, PlacementView};
 use quorate_api::{
     Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed,
@@ -171,6 +172,16 @@ impl Backend for Daemon {
 
     async fn look_into(&self, pool: &PoolName) -> Result<PoolLook, ApiError> {
         look::anywhere(&self.0, pool).await
+    }
+
+    async fn drill(
+        &self,
+        by: &str,
+        pool: &PoolName,
+        image: Option<String>,
+    ) -> Result<DrillView, ApiError> {
+        let drill = drill::run(&self.0, by, pool, image).await;
+        drill.map_err(|error| ApiError::new(ErrorCode::Conflict, error))
     }
 
     async fn image_job(&self, by: &str, task: ImageTask) -> Result<ImageJob, ApiError> {

@@ -11,6 +11,7 @@ mod certs;
 mod console;
 mod core;
 mod doors;
+mod drill;
 mod group;
 mod handler;
 mod heartbeat;

@@ -2,6 +2,7 @@
 //! replicated state. From then on a host that finds no identity at the pool's path has not mounted it.
 
 use super::core::Core;
+use super::drill;
 use quorate_agent::PoolDefinition;
 use quorate_controller::Group as _;
 use quorate_state::{Command, State};
@@ -27,6 +28,10 @@ pub(crate) async fn prepare(core: Arc<Core>) {
             &core.me,
         ) {
             failed |= !prepare_one(&core, &state, &pool).await;
+        }
+        let leading = leader.and_then(|node| state.host_of_node(node));
+        if let Some(pool) = drill_due(&state, leading, &core.me) {
+            failed |= !drill_one(&core, &pool).await;
         }
         let again = async {
             if failed {
@@ -60,6 +65,35 @@ fn duties(state: &State, leader: Option<&HostName>, me: &HostName) -> Vec<PoolNa
     open.filter(|(_, pool)| mine(pool.spec.hosts()))
         .map(|(name, _)| name.clone())
         .collect()
+}
+
+/// A pool that the leader has to try: its SAN can be told, it has a disk, and it was not tried yet.
+fn drill_due(state: &State, leader: Option<&HostName>, me: &HostName) -> Option<PoolName> {
+    if leader != Some(me) {
+        return None;
+    }
+    let mut open = state.pools.iter().filter(|(name, pool)| {
+        pool.spec.access().is_some()
+            && state.pool_markers.contains_key(*name)
+            && !state.pool_drills.contains_key(*name)
+            && pool.spec.is_for(me)
+    });
+    let due = open.find(|(name, _)| drill::default_image(state, name).is_some());
+    due.map(|(name, _)| name.clone())
+}
+
+async fn drill_one(core: &Core, pool: &PoolName) -> bool {
+    match drill::run(core, "pools", pool, None).await {
+        Ok(drill) if drill.passed => info!(%pool, "its SAN shuts hosts out when told"),
+        Ok(drill) => {
+            warn!(%pool, steps = ?drill.steps, "its SAN does not shut hosts out as it should")
+        }
+        Err(error) => {
+            warn!(%pool, error, "its SAN cannot be tried");
+            return false;
+        }
+    }
+    true
 }
 
 async fn prepare_one(core: &Core, state: &State, name: &PoolName) -> bool {

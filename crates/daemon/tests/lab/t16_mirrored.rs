@@ -78,6 +78,8 @@ fn the_copy_has_every_acknowledged_record_when_its_owner_is_killed() {
         started.push(seconds(new.started.saturating_sub(begun)));
         cluster.wait_ready(&["db"], LONG);
         ready.push(seconds(process::boottime().saturating_sub(begun)));
+        // So that there is something to lose.
+        wait::pause(Duration::from_secs(1));
         let why = cluster.why("db");
         assert!(why.contains("lease-expired"), "{why}");
         // The old owner's image may have writes that nobody was told of.
@@ -92,7 +94,7 @@ fn the_copy_has_every_acknowledged_record_when_its_owner_is_killed() {
     let last = cluster.owner("db");
     let dir = own(&cluster, &last);
     let reports = cluster.judge_at(witness, |_| dir.join("db.raw"));
-    assert!(reports[0].ranges.len() > rounds(), "{:?}", reports[0]);
+    assert!(reports[0].ranges.len() > 1, "{:?}", reports[0]);
 }
 
 /// Keeps a host from taking a copy: its image is moved aside, and a directory is in its place.

@@ -48,6 +48,7 @@ pub(super) fn apply(
             .is_some_and(|old| old.spec != *spec)
         {
             change.state.pool_markers.remove(name);
+            change.state.pool_drills.remove(name);
         }
         kind_stays(change, name, spec)?;
     }
@@ -404,6 +405,7 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
         .remove(pool)
         .ok_or_else(|| unknown("pool", pool))?;
     change.state.pool_markers.remove(pool);
+    change.state.pool_drills.remove(pool);
     super::copies::forget_pool(change.state, pool);
     super::storage::forget_cuts(change, |_, gone| gone == pool);
     change.topology_changed();

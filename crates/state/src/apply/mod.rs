@@ -119,6 +119,12 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::CommitPlan(plan) => plan::commit(change, plan),
         Command::CutStorage { host, pools } => storage::cut(change, host, pools),
         Command::RestoreStorage { host, pools } => storage::restore(change, host, pools),
+        Command::RecordDrill {
+            pool,
+            image,
+            passed,
+            steps,
+        } => storage::record_drill(change, pool, image, *passed, steps),
         Command::SetSecret { name, secret } => storage::set_secret(change, name, secret),
         Command::DeleteSecret { name } => storage::delete_secret(change, name),
         Command::SetWitness { witness } => quorum::set_witness(change, witness),

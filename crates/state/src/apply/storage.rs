@@ -6,6 +6,7 @@
 use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::{EventKind, Subject};
+use crate::model::PoolDrill;
 use quorate_types::{HostName, PoolName, Revision, Secret, SecretName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -60,6 +61,44 @@ pub(super) fn restore(
         let text = format!("{host} reaches {} again", names.join(", "));
         change.event(EventKind::Changed, Subject::Host(host.clone()), text);
     }
+    Ok(())
+}
+
+/// Steps of a drill that are kept, and how long each may be.
+const STEPS_MOST: usize = 8;
+const STEP_CHARS: usize = 300;
+
+pub(super) fn record_drill(
+    change: &mut Change<'_>,
+    pool: &PoolName,
+    image: &str,
+    passed: bool,
+    steps: &[String],
+) -> Result<(), Refusal> {
+    if !change.state.pools.contains_key(pool) {
+        return Err(unknown("pool", pool));
+    }
+    let short = |step: &String| step.chars().take(STEP_CHARS).collect();
+    let drill = PoolDrill {
+        image: image.to_owned(),
+        at: change.envelope.at,
+        passed,
+        steps: steps.iter().take(STEPS_MOST).map(short).collect(),
+    };
+    change.state.pool_drills.insert(pool.clone(), drill);
+    let verdict = match passed {
+        true => "its SAN shuts hosts out when told".to_owned(),
+        false => format!(
+            "its drill failed: {}",
+            steps.last().map_or("no step was made", String::as_str)
+        ),
+    };
+    let subject = Subject::Object(format!("pool/{pool}"));
+    change.event(
+        EventKind::Changed,
+        subject,
+        format!("pool {pool}: {verdict}"),
+    );
     Ok(())
 }
 

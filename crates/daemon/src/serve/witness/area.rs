@@ -128,21 +128,26 @@ impl Area {
         let dir = self.dir()?;
         let mine = dir.join(format!("gen-{generation}"));
         let making = dir.join(format!("gen-{generation}.new"));
+        let newest = Self::newest(&dir)?;
+        if newest > Some(generation) {
+            // Somebody came after this holder, or the lease file was lost and counts from one again.
+            return Err(match tenure.holds() {
+                true => AreaError::Lost(dir.join("lease")),
+                false => AreaError::Over,
+            });
+        }
+        if newest == Some(generation) {
+            // An earlier attempt of this very holder.
+            stored(&mine)?;
+            return Ok(mine);
+        }
         if making.exists() {
             at(&making, fs::remove_dir_all(&making))?;
         }
         at(&making, fs::create_dir(&making))?;
-        if let Some(before) = Self::newest(&dir)? {
+        if let Some(before) = newest {
             let from = dir.join(format!("gen-{before}"));
-            let log = from.join(LOG);
-            match fs::metadata(&log) {
-                Ok(found) if found.len() > 0 => {}
-                Ok(_) => return Err(AreaError::Lost(log)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(AreaError::Lost(log));
-                }
-                Err(source) => return Err(AreaError::Io { path: log, source }),
-            }
+            let log = stored(&from)?;
             copy(&log, &making.join(LOG))?;
             if from.join(SNAPSHOT).exists() {
                 copy(&from.join(SNAPSHOT), &making.join(SNAPSHOT))?;
@@ -188,6 +193,17 @@ impl Area {
             }
         }
         Ok(())
+    }
+}
+
+/// The log in a generation's directory, if it is there and not empty.
+fn stored(dir: &Path) -> Result<PathBuf, AreaError> {
+    let log = dir.join(LOG);
+    match fs::metadata(&log) {
+        Ok(found) if found.len() > 0 => Ok(log),
+        Ok(_) => Err(AreaError::Lost(log)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(AreaError::Lost(log)),
+        Err(source) => Err(AreaError::Io { path: log, source }),
     }
 }
 
@@ -306,6 +322,11 @@ mod tests {
         late.write_all_at(b"two", 0).unwrap();
         assert_eq!(fs::read(third.join(LOG)).unwrap(), b"one");
         assert_eq!(fs::read(third.join(SNAPSHOT)).unwrap(), b"snap");
+        assert_eq!(area.prepare(3, &held).unwrap(), third, "once more");
+        assert!(
+            matches!(area.prepare(2, &held), Err(AreaError::Lost(_))),
+            "the lease counts anew"
+        );
         // A claimant whose lease is over leaves no generation behind.
         held.end();
         assert!(matches!(area.prepare(4, &held), Err(AreaError::Over)));

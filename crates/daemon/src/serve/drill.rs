@@ -1,0 +1,174 @@
+//! A drill of a pool's SAN: a scratch initiator is let in, logs in, is shut out, and must be out.
+//!
+//! ```text
+//! shut out: no login --let in: it logs in and sees the unit --shut out while logged in: the session is dead, no login
+//! ```
+//! Always holds: nothing is written and no host is touched: the initiator is the drill's own; it is shut out in the end,
+//! whatever happens. It is run once when a pool gets its first disk, and by hand (`quorate storage drill POOL`).
+
+use super::core::Core;
+use super::doors::Doors;
+use super::group::wall_clock;
+use quorate_api::storage::DrillView;
+use quorate_controller::{Door, Gate, StorageGate};
+use quorate_state::{Command, State};
+use quorate_storage::Login;
+use quorate_storage::iscsi::session::{IscsiError, Peer, Session};
+use quorate_types::{AccessControl, IscsiPool, Lun, PoolName, PoolSpec};
+use std::time::Duration;
+
+/// Bound for one call of the SAN's management.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// Bound for one login.
+const LOGIN_WITHIN: Duration = Duration::from_secs(3);
+
+struct Drill {
+    door: Door,
+    unit: Lun,
+    peer: Peer,
+    steps: Vec<String>,
+}
+
+/// The disk that a pool is tried on when nobody names one: the first of any VM.
+pub(crate) fn default_image(state: &State, pool: &PoolName) -> Option<String> {
+    let disks = state.vms.values().flat_map(|vm| &vm.spec.disks);
+    let mut mine = disks.filter(|disk| disk.pool == *pool);
+    mine.next().map(|disk| disk.image.clone())
+}
+
+/// Tries the SAN of a pool and records what came of it.
+///
+/// # Errors
+/// A sentence when it cannot be tried at all.
+pub(crate) async fn run(
+    core: &Core,
+    by: &str,
+    pool: &PoolName,
+    image: Option<String>,
+) -> Result<DrillView, String> {
+    let state = core.state();
+    let object = state.pools.get(pool);
+    let spec = &object
+        .ok_or_else(|| format!("there is no pool {pool}"))?
+        .spec;
+    let image = image.or_else(|| default_image(&state, pool));
+    let image = image.ok_or_else(|| {
+        format!("no VM has a disk in pool {pool} yet: name a scratch unit with --image")
+    })?;
+    let mut drill = prepare(&state, pool, spec, &image)?;
+    let mut passed = true;
+    if let Err(problem) = drill.steps().await {
+        drill.steps.push(problem);
+        passed = false;
+    }
+    // The scratch initiator stays outside.
+    let shut = Doors.shut(&drill.door, CALL_WITHIN).await;
+    let view = DrillView {
+        image,
+        at: wall_clock(),
+        passed: passed && shut.iter().all(Result::is_ok),
+        steps: drill.steps,
+    };
+    let command = Command::RecordDrill {
+        pool: pool.clone(),
+        image: view.image.clone(),
+        passed: view.passed,
+        steps: view.steps.clone(),
+    };
+    match core.propose(by, command).await {
+        Ok(_) => Ok(view),
+        Err(error) => Err(format!("what came of it cannot be recorded: {error}")),
+    }
+}
+
+fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Result<Drill, String> {
+    let PoolSpec::Iscsi(iscsi) = spec else {
+        return Err(format!(
+            "pool {pool} is of the kind {}: only a SAN with an access list of initiators can be tried without shutting a host out",
+            spec.kind()
+        ));
+    };
+    let control = iscsi.access.clone();
+    let control = control
+        .ok_or_else(|| format!("pool {pool} has no `access`: nobody can be shut out there"))?;
+    let secret = match &control {
+        AccessControl::Exec(exec) => exec.secret.as_ref(),
+        _ => None,
+    };
+    let cluster = state
+        .cluster
+        .as_ref()
+        .map_or("", |cluster| cluster.id.as_str());
+    let unit = iscsi.lun_of(image)?;
+    let initiator = iscsi.drill_initiator(cluster);
+    Ok(Drill {
+        door: Door {
+            pool: pool.clone(),
+            secret: secret.and_then(|name| state.secrets.get(name)).cloned(),
+            gate: Gate::Target(control),
+            initiator: initiator.clone(),
+            targets: vec![unit.target.clone()],
+        },
+        peer: Peer {
+            portal: iscsi.portals().next().unwrap_or_default(),
+            initiator,
+            login: login(state, iscsi),
+            deadline: LOGIN_WITHIN,
+        },
+        unit,
+        steps: Vec::new(),
+    })
+}
+
+fn login(state: &State, pool: &IscsiPool) -> Option<Login> {
+    let chap = pool.chap.as_ref()?;
+    let secret = state.secrets.get(&chap.secret)?;
+    Some(Login {
+        user: chap.user.clone(),
+        password: secret.expose().to_owned(),
+    })
+}
+
+impl Drill {
+    async fn steps(&mut self) -> Result<(), String> {
+        self.shut("shut out").await?;
+        self.refused().await?;
+        Doors.open(&self.door, CALL_WITHIN).await?;
+        let mut session = self.enter().await?;
+        self.steps
+            .push("let in: it logged in and saw the unit".to_owned());
+        self.shut("shut out while it was logged in").await?;
+        if session.unit(self.unit.lun).await.is_ok() {
+            return Err("its session still works after it was shut out".to_owned());
+        }
+        self.steps.push("its session is dead".to_owned());
+        self.refused().await
+    }
+
+    async fn shut(&mut self, what: &str) -> Result<(), String> {
+        for done in Doors.shut(&self.door, CALL_WITHIN).await {
+            let (how, took) = done?;
+            self.steps.push(format!("{what} in {took} ms: {how}"));
+        }
+        Ok(())
+    }
+
+    async fn enter(&self) -> Result<Session, String> {
+        let opened = Session::open(&self.peer, &self.unit.target).await;
+        let mut session = opened.map_err(|error| error.to_string())?;
+        let seen = session.unit(self.unit.lun).await;
+        seen.map(|_| session).map_err(|error| error.to_string())
+    }
+
+    async fn refused(&mut self) -> Result<(), String> {
+        match Session::open(&self.peer, &self.unit.target).await {
+            Ok(_) => Err("it can log in although it was shut out".to_owned()),
+            Err(IscsiError::Forbidden { .. } | IscsiError::NotFound { .. }) => {
+                self.steps.push("its login is refused".to_owned());
+                Ok(())
+            }
+            // Anything else says nothing about the access list.
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}

@@ -205,7 +205,8 @@ impl San {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let control = u32::from(port);
+        // `tgtd` takes no larger ones.
+        let control = 1000 + u32::from(port) % 31_000;
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all("/var/run/tgtd").unwrap();
         let daemon = Command::new("setpriv")

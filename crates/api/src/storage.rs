@@ -199,6 +199,19 @@ pub fn fence(spec: &PoolSpec) -> FenceView {
         PoolSpec::Rbd(pool) => pool.blocklist.then_some("blocklist"),
         _ => spec.access().map(|access| access.name()),
     };
+    let meaning = match spec {
+        PoolSpec::Local(_) => {
+            "its disks are on one host each: a VM with one starts there and nowhere else"
+        }
+        PoolSpec::Mirrored(_) => {
+            "a VM starts on a host with a copy in step, once its own is proven lost: by power-off, by the end of its \
+             lease with guard and watchdog armed, or by your word (`quorate host confirm-dead`)"
+        }
+        _ => {
+            "it proves nothing of a host that is lost: its VMs wait for a power-off, the end of its lease with guard \
+             and watchdog armed, or your word (`quorate host confirm-dead`)"
+        }
+    };
     match by {
         Some(by) => FenceView {
             proof: Some("storage-cut".to_owned()),
@@ -210,9 +223,7 @@ pub fn fence(spec: &PoolSpec) -> FenceView {
         None => FenceView {
             proof: None,
             by: None,
-            meaning: "it proves nothing of a host that is lost: its VMs wait for a power-off, the end of its lease \
-                      with guard and watchdog armed, or your word (`quorate host confirm-dead`)"
-                .to_owned(),
+            meaning: meaning.to_owned(),
         },
     }
 }
@@ -228,6 +239,11 @@ pub fn listed_name(spec: &PoolSpec, image: &str) -> String {
         _ => None,
     };
     canonical.unwrap_or_else(|| image.to_owned())
+}
+
+/// Whether images are made in it, so that its room matters; units of a SAN are there or not.
+fn makes_images(spec: &PoolSpec) -> bool {
+    !matches!(spec, PoolSpec::Iscsi(_) | PoolSpec::Block(_))
 }
 
 /// Who names an image.
@@ -254,7 +270,7 @@ pub fn uses(state: &State, pool: &PoolName) -> BTreeMap<String, ImageUse> {
         for disk in disks.filter(|disk| disk.pool == *pool) {
             let entry = uses.entry(listed_name(&object.spec, &disk.image));
             let of = entry.or_default();
-            of.created |= disk.size.is_some() && object.spec.holds_files();
+            of.created |= disk.size.is_some() && makes_images(&object.spec);
             if of.format.is_empty() {
                 of.format = format!("{:?}", disk.format).to_lowercase();
             }
@@ -274,7 +290,7 @@ pub fn pool(state: &State, seen: &Observed, name: &PoolName) -> Option<StorageVi
         .filter(|host| spec.is_for(host))
         .map(|host| on_host(seen, name, host))
         .collect();
-    let known = |host: &&StorageHostView| host.usable == Some(true) && spec.holds_files();
+    let known = |host: &&StorageHostView| host.usable == Some(true) && makes_images(spec);
     let free = hosts
         .iter()
         .filter(known)

@@ -186,13 +186,28 @@ impl Jobs {
             self.spawn(job.id.clone());
             return Ok(job);
         }
+        let record = self.record(by, task)?;
+        self.0.store.save(&record)?;
+        let job = record.job.clone();
+        jobs.push(Live {
+            record,
+            stop: CancellationToken::new(),
+            meter: (Instant::now(), 0),
+        });
+        drop(jobs);
+        self.spawn(job.id.clone());
+        Ok(job)
+    }
+
+    /// A job that nobody asked for before.
+    fn record(&self, by: &str, task: ImageTask) -> Result<Record, ImageError> {
         let number = random()?;
         let id = format!("{}-{number:08x}", self.0.config.host);
-        let record = Record {
+        Ok(Record {
             format: FORMAT,
             part: id.clone(),
             job: ImageJob {
-                id: id.clone(),
+                id,
                 host: self.0.config.host.clone(),
                 by: by.to_owned(),
                 task,
@@ -212,17 +227,7 @@ impl Jobs {
             source: None,
             marked: 0,
             begun: false,
-        };
-        self.0.store.save(&record)?;
-        let job = record.job.clone();
-        jobs.push(Live {
-            record,
-            stop: CancellationToken::new(),
-            meter: (Instant::now(), 0),
-        });
-        drop(jobs);
-        self.spawn(id);
-        Ok(job)
+        })
     }
 
     /// All jobs, oldest first.

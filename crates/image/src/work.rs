@@ -56,36 +56,7 @@ pub(crate) async fn run(
     let id = &record.job.id;
     let bytes = |limit: &Option<ByteSize>| limit.map(|limit| limit.0);
     match &record.job.task {
-        ImageTask::Import {
-            file,
-            to,
-            format,
-            size,
-            force,
-            limit,
-        } => {
-            me.phase(id, "checking", 0);
-            let checked = check_file(Path::new(file)).await?;
-            for note in &checked.notes {
-                me.note(id, note);
-            }
-            let origin = Origin {
-                target: Target::file(&checked.path, checked.format.as_str()),
-                bytes: checked.virtual_bytes,
-                print: checked.print,
-                path: Some(checked.path),
-                image: None,
-            };
-            let driver = me.site.pool(&to.pool).map_err(ImageError::Refused)?;
-            let wish = Wish {
-                format: format.unwrap_or(FileFormat::Raw),
-                size: wanted_size(*size, origin.bytes)?,
-                force: *force,
-                limit: bytes(limit),
-            };
-            let goal = Goal::Pool(driver, to.clone());
-            transfer(me, record, origin, goal, wish, stop).await
-        }
+        ImageTask::Import { .. } => import(me, record, stop).await,
         ImageTask::Clone {
             from,
             to,
@@ -137,6 +108,42 @@ pub(crate) async fn run(
             snapshot(me, record, image, name, Act::Revert).await
         }
     }
+}
+
+async fn import(me: &Inner, record: &Record, stop: &CancellationToken) -> Result<(), ImageError> {
+    let ImageTask::Import {
+        file,
+        to,
+        format,
+        size,
+        force,
+        limit,
+    } = &record.job.task
+    else {
+        return Ok(());
+    };
+    let id = &record.job.id;
+    me.phase(id, "checking", 0);
+    let checked = check_file(Path::new(file)).await?;
+    for note in &checked.notes {
+        me.note(id, note);
+    }
+    let origin = Origin {
+        target: Target::file(&checked.path, checked.format.as_str()),
+        bytes: checked.virtual_bytes,
+        print: checked.print,
+        path: Some(checked.path),
+        image: None,
+    };
+    let driver = me.site.pool(&to.pool).map_err(ImageError::Refused)?;
+    let wish = Wish {
+        format: format.unwrap_or(FileFormat::Raw),
+        size: wanted_size(*size, origin.bytes)?,
+        force: *force,
+        limit: limit.map(|limit| limit.0),
+    };
+    let goal = Goal::Pool(driver, to.clone());
+    transfer(me, record, origin, goal, wish, stop).await
 }
 
 fn wanted_size(size: Option<ByteSize>, content: u64) -> Result<u64, ImageError> {

@@ -303,12 +303,26 @@ pub(crate) async fn submit(
     if let ImageTask::Clone { from, .. } = &task {
         pools.push(&from.pool);
     }
+    let mirrored = pools
+        .iter()
+        .find(|pool| matches!(kind(&state, pool), Some("mirrored")));
+    if let Some(pool) = mirrored {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("pool {pool} is mirrored: its disks change only together with their copies"),
+        )
+        .hint("work on the image in a pool of another kind"));
+    }
     let host = place(core, task.image(), &pools, file).await?;
     let ask = Ask::ImageJob {
         by: by.to_owned(),
         task: Box::new(task),
     };
     one(ask_host(core, host, ask).await?)?.ok_or_else(wrong_answer)
+}
+
+fn kind(state: &State, pool: &PoolName) -> Option<&'static str> {
+    state.pools.get(pool).map(|pool| pool.spec.kind())
 }
 
 fn one(answer: Answer) -> Result<Option<ImageJob>, ApiError> {

@@ -71,7 +71,7 @@ qemu_tests() {
             "$(find target/lab-cache -maxdepth 1 -name 'linux-image-*cloud-amd64_*.deb' | sort | tail -n 1)" &&
         QUORATE_REQUIRE_QEMU=1 QUORATE_TEST_KERNEL="$PWD/target/lab/hypervisor-guest/vmlinuz" \
             QUORATE_TEST_INITRD="$PWD/target/lab/hypervisor-guest/initrd.gz" \
-            cargo test --locked -p quorate-hypervisor --tests -- --test-threads=1
+            cargo test --locked -p quorate-hypervisor --tests --no-fail-fast -- --test-threads=1
 }
 
 # Reservations on a real target, from hosts with kernels of their own.

@@ -339,6 +339,7 @@ async fn a_running_disk_grows_and_keeps_snapshots() {
     let Some(bench) = bench() else { return };
     let mut config = bench.config("vm");
     config.disks = vec![bench.raw_disk(), bench.qcow2_disk()];
+    config.disks[1].id = "data".into();
     let guest = bench.boot(&config).await;
     let info = |index: usize| -> serde_json::Value {
         let path = config.disks[index].source.path().unwrap();

@@ -143,20 +143,8 @@ impl Pool for BlockPoolDriver {
             })
         };
         match self.lanes.run("listing devices", look).await {
-            Ok(()) => PoolFacts {
-                reachable: true,
-                writable: true,
-                probe_write_us: Some(
-                    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
-                ),
-                marker: Some(self.marker()),
-                ..PoolFacts::default()
-            },
-            Err(error) => PoolFacts {
-                unresponsive: matches!(error, PoolError::Unresponsive { .. }),
-                problem: Some(error.to_string()),
-                ..PoolFacts::default()
-            },
+            Ok(()) => PoolFacts::answered(self.marker(), begun),
+            Err(error) => PoolFacts::failed(&error),
         }
     }
 

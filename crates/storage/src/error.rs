@@ -353,6 +353,18 @@ pub enum PoolError {
 }
 
 impl PoolError {
+    /// Whether the storage hung until the deadline.
+    pub(crate) fn is_unresponsive(&self) -> bool {
+        matches!(
+            self,
+            Self::Unresponsive { .. }
+                | Self::Iscsi {
+                    source: IscsiError::Timeout { .. },
+                    ..
+                }
+        )
+    }
+
     /// The error for a failed system call, by what the kernel said.
     pub(crate) fn io(
         pool: &str,

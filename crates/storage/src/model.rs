@@ -182,7 +182,8 @@ pub struct PoolFacts {
     pub reachable: bool,
     /// Whether the storage hung until the deadline.
     pub unresponsive: bool,
-    /// Whether a write was made and is on stable storage.
+    /// Whether a write was made and is on stable storage; where a pool has no place of its own to write to (units of a
+    /// SAN, Ceph), whether it answered.
     pub writable: bool,
     /// Free space in bytes.
     pub free_bytes: u64,
@@ -199,6 +200,27 @@ pub struct PoolFacts {
 }
 
 impl PoolFacts {
+    /// A pool without a place of its own to write to has answered a look that began then.
+    pub(crate) fn answered(marker: Marker, begun: std::time::Instant) -> Self {
+        let took = begun.elapsed().as_micros();
+        Self {
+            reachable: true,
+            writable: true,
+            probe_write_us: Some(u64::try_from(took).unwrap_or(u64::MAX)),
+            marker: Some(marker),
+            ..Self::default()
+        }
+    }
+
+    /// A look that failed.
+    pub(crate) fn failed(error: &crate::PoolError) -> Self {
+        Self {
+            unresponsive: error.is_unresponsive(),
+            problem: Some(error.to_string()),
+            ..Self::default()
+        }
+    }
+
     /// Whether guests can use the pool on this host.
     pub fn usable(&self) -> bool {
         self.reachable && self.writable && self.marker.is_some() && self.problem.is_none()

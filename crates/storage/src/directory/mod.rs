@@ -381,11 +381,7 @@ impl Pool for DirectoryPool {
                 Ok(facts)
             })
             .await;
-        looked.unwrap_or_else(|error| PoolFacts {
-            unresponsive: matches!(error, PoolError::Unresponsive { .. }),
-            problem: Some(error.to_string()),
-            ..PoolFacts::default()
-        })
+        looked.unwrap_or_else(|error| PoolFacts::failed(&error))
     }
 
     async fn ensure_disk(&self, spec: &DiskSpec) -> Result<DiskInfo, PoolError> {

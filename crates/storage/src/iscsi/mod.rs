@@ -243,26 +243,8 @@ impl Pool for IscsiPoolDriver {
     async fn check(&self) -> PoolFacts {
         let begun = Instant::now();
         match self.discover().await {
-            Ok(_) => PoolFacts {
-                reachable: true,
-                writable: true,
-                probe_write_us: Some(
-                    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
-                ),
-                marker: Some(self.marker()),
-                ..PoolFacts::default()
-            },
-            Err(error) => PoolFacts {
-                unresponsive: matches!(
-                    &error,
-                    PoolError::Iscsi {
-                        source: IscsiError::Timeout { .. },
-                        ..
-                    }
-                ),
-                problem: Some(error.to_string()),
-                ..PoolFacts::default()
-            },
+            Ok(_) => PoolFacts::answered(self.marker(), begun),
+            Err(error) => PoolFacts::failed(&error),
         }
     }
 

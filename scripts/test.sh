@@ -98,7 +98,7 @@ stage lab lab
 # What failed is said last, where it is found.
 for name in $failures; do
     echo "FAILED stage $name:"
-    grep -aE '^(MISSED LIMIT|error(\[|:)|test .*FAILED|.*panicked at |  *(left|right): |.*FAILED  )' -A 1 "$log/$name.log" | cut -c 1-400 | head -n 40
+    grep -aE '^(MISSED LIMIT|error(\[|:)|test .*FAILED|.*panicked at |  *(left|right): )' -A 1 "$log/$name.log" | cut -c 1-400 | head -n 40
 done
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -154,6 +154,10 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         std::fs::write(&path, b"").unwrap();
-        assert_ne!(identity(&path), first, "even where the number is used again");
+        assert_ne!(
+            identity(&path),
+            first,
+            "even where the number is used again"
+        );
     }
 }

@@ -377,6 +377,14 @@ impl AgentHandle {
         crate::exports::open(&self.inner.shared.exports, request).await
     }
 
+    /// For the source of a migration, whose guest is paused: takes over what only one host may have.
+    ///
+    /// # Errors
+    /// A sentence; the source keeps the guest.
+    pub async fn take_over(&self, vm: VmName, id: MigrationId) -> Result<(), String> {
+        crate::vm::handoff::take_over(&self.inner.shared, &vm, id).await
+    }
+
     /// Marks a pool as this cluster's, once, when an operator defines it: a path without the mark, such as an
     /// empty mount point, is never used. Returns the mark.
     ///

@@ -73,6 +73,9 @@ pub enum MigrationEnd {
     RefusedByTarget,
     /// The target is dead and cannot have the guest any more: the source goes on.
     TargetDead(FenceProof),
+    /// The target is dead, and may have run the guest before. The VM is the source's again, to be ended there:
+    /// its memory may be older than its disks. Of disks that are hosts' own the target's copy is the one that counts.
+    TargetLost(FenceProof),
 }
 
 /// A copy of a disk.
@@ -304,6 +307,9 @@ impl Action {
                 }
                 MigrationEnd::TargetDead(_) => {
                     format!("migration {id} of {vm} lost its target, it goes on at its source")
+                }
+                MigrationEnd::TargetLost(_) => {
+                    format!("migration {id} of {vm} lost its target after the switchover")
                 }
             },
             Self::ClearMove { vm, done: true } => format!("move of {vm} done"),

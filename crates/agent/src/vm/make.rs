@@ -79,7 +79,10 @@ pub(super) async fn make(
     plan: Plan,
     prepared: &Prepared,
 ) -> Result<(Live, Watching), Failure> {
-    own_disks(shared, vm, &plan).await?;
+    match plan.incoming {
+        true => super::handoff::await_disks(shared, vm).await?,
+        false => own_disks(shared, vm, &plan).await?,
+    }
     let disks = disks(shared, &plan.spec, plan.epoch, prepared).await?;
     let state = shared.state();
     let cluster = &shared.config.cluster_id;

@@ -53,6 +53,8 @@ struct Kept {
     epoch: Epoch,
     host: HostName,
     copy: DiskCopy,
+    /// The guest is on its way to another host, which takes its copy over.
+    moving: bool,
     speed: Option<u64>,
 }
 
@@ -60,8 +62,10 @@ struct Kept {
 fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
     let (state, me) = (shared.state(), &shared.config.host);
     let record = state.vms.get(vm)?;
-    let Ownership::Owned { host, epoch, .. } = &record.ownership else {
-        return None;
+    let (host, epoch, moving) = match &record.ownership {
+        Ownership::Owned { host, epoch, .. } => (host, epoch, false),
+        Ownership::Migrating { from, epoch, .. } => (from, epoch, true),
+        Ownership::Free => return None,
     };
     let disk = record.effective().disks.get(index)?;
     let PoolSpec::Mirrored(pool) = &state.pools.get(&disk.pool)?.spec else {
@@ -74,6 +78,7 @@ fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
         epoch: *epoch,
         host: other.clone(),
         copy: copy.clone(),
+        moving,
         speed: (pool.resync_mib_per_s > 0).then_some(pool.resync_mib_per_s << 20),
     })
 }
@@ -101,6 +106,11 @@ async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
         // No answer is no news; its end is told elsewhere.
         if let Ok(mirrors) = live.guest.mirrors().await {
             let found = mirrors.into_iter().find(|mirror| mirror.disk == index);
+            if kept.moving && found.is_none() {
+                // It was handed over, most likely. What becomes of it is known when the move has ended.
+                let _ = states.changed().await;
+                continue;
+            }
             let seen = found.as_ref().map(|found| judge(shared, found, &mut pulse));
             if seen.is_none() {
                 pulse = None;

@@ -11,6 +11,7 @@
 //!
 //! Must not: decide anything; retry anything but a kill that is under way.
 
+pub(crate) mod handoff;
 mod make;
 mod mirror;
 mod outgoing;
@@ -451,12 +452,10 @@ impl VmTask {
         if *token != send {
             return;
         }
-        let (vm, control) = (self.vm.clone(), control.clone());
+        let (shared, vm, control) = (self.shared.clone(), self.vm.clone(), control.clone());
+        let guest = self.live.as_ref().map(|live| live.guest.clone());
         self.shared.spawn(async move {
-            // The last phase tells the outcome.
-            if let Err(error) = control.continue_switchover().await {
-                tracing::warn!(%vm, error = text(&error), "the switchover was not ordered");
-            }
+            handoff::hand_over(&shared, &vm, guest, &control).await;
         });
     }
 

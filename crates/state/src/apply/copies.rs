@@ -6,8 +6,8 @@ use crate::command::Refusal;
 use crate::copies::{COPIES, DiskCopies, DiskCopy};
 use crate::event::EventKind;
 use crate::model::{Ownership, State};
-use crate::plan::{Action, CopyOf};
-use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, VmName};
+use crate::plan::{Action, CopyOf, MigrationEnd};
+use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, Timestamp, VmName, VmSpec};
 
 /// What a start leaves: the new owner's copy is the one that counts. Others may have writes of the old owner that
 /// were never acknowledged, and get none of the new one's.
@@ -29,20 +29,89 @@ pub(super) fn started(
             created: epoch,
             ..DiskCopies::default()
         });
-        let mine = record.hosts.entry(host.clone()).or_insert(DiskCopy {
+        record.hosts.entry(host.clone()).or_insert(DiskCopy {
             in_step: true,
             since,
             at,
             boot: None,
         });
-        mine.boot = None;
-        for (other, copy) in &mut record.hosts {
-            if other != host && copy.in_step {
-                (copy.in_step, copy.since, copy.at, copy.boot) = (false, since, at, None);
-            }
-        }
+        only(record, host, since, at);
     }
     Ok(())
+}
+
+/// From here on a disk's copy on this host is the one that counts, and it is on stable storage.
+fn only(record: &mut DiskCopies, host: &HostName, since: Revision, at: Timestamp) {
+    for (other, copy) in &mut record.hosts {
+        if other == host {
+            copy.boot = None;
+        } else if copy.in_step {
+            (copy.in_step, copy.since, copy.at, copy.boot) = (false, since, at, None);
+        }
+    }
+}
+
+/// A guest moves live only to a host that has all of its disks: each write reaches the copy there until the guest is
+/// handed over. Until the migration's end is agreed a copy is not taken off the record, so the target's copies are whole all
+/// the time: before the switchover by the mirrors, and after it the guest is there, if anywhere.
+pub(super) fn may_move(
+    change: &Change<'_>,
+    action: &Action,
+    spec: &VmSpec,
+    to: &HostName,
+) -> Result<(), Refusal> {
+    for disk in change.state.own_disks(spec) {
+        let record = change.state.copies(&disk.pool, &disk.image);
+        let record = record.ok_or_else(|| refuse(action, "its disk has no record"))?;
+        let checked = record.check(&disk.image, to, None);
+        checked.map_err(|why| refuse(action, format!("{to}: {why}")))?;
+    }
+    Ok(())
+}
+
+/// Whose copies count after a migration; `None`: as before, since every write still reaches both.
+pub(super) fn after(end: &MigrationEnd, from: &HostName, to: &HostName) -> Option<HostName> {
+    match end {
+        MigrationEnd::Arrived { .. } | MigrationEnd::TargetLost(_) => Some(to.clone()),
+        // The target may have let go of its copy already; the source resumes after this is known there.
+        MigrationEnd::RefusedByTarget | MigrationEnd::TargetDead(_) => Some(from.clone()),
+        MigrationEnd::StayedAtSource => None,
+    }
+}
+
+/// A migration has ended.
+pub(super) fn moved(change: &mut Change<'_>, spec: &VmSpec, counts: Option<HostName>) {
+    let Some(host) = counts else { return };
+    each_record(change, spec, |record, since, at| {
+        only(record, &host, since, at);
+    });
+}
+
+/// A VM is taken from both sides of a migration, and nobody says whether the target has run it: the target's copy is
+/// whole in any case, the source's only in one.
+pub(super) fn abandoned(change: &mut Change<'_>, spec: &VmSpec, to: &HostName) {
+    each_record(change, spec, |record, since, at| {
+        let boot = record.hosts.get(to).and_then(|copy| copy.boot.clone());
+        only(record, to, since, at);
+        if let Some(copy) = record.hosts.get_mut(to) {
+            copy.boot = boot;
+        }
+    });
+}
+
+fn each_record(
+    change: &mut Change<'_>,
+    spec: &VmSpec,
+    mut act: impl FnMut(&mut DiskCopies, Revision, Timestamp),
+) {
+    let disks: Vec<_> = change.state.own_disks(spec).cloned().collect();
+    let (since, at) = (change.revision, change.envelope.at);
+    for disk in disks {
+        let pool = change.state.disk_copies.get_mut(&disk.pool);
+        if let Some(record) = pool.and_then(|pool| pool.get_mut(&disk.image)) {
+            act(record, since, at);
+        }
+    }
 }
 
 /// The owner of the VM, if it owns it under this epoch and is another host than that of the copy.

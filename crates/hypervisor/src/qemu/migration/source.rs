@@ -272,6 +272,8 @@ impl Source {
         let _ = match order {
             Order::Continue(reply) => reply.send(self.continue_switchover().await),
             Order::Cancel(reply) => reply.send(self.cancel(None).await),
+            Order::Wait(reply) => reply.send(self.wait_on()),
+            Order::Forsake(reply) => reply.send(self.forsake().await),
         };
     }
 
@@ -295,6 +297,26 @@ impl Source {
             self.switchover_begun = false; // QEMU answered that it did not
         }
         sent.map(|_| ())
+    }
+
+    fn wait_on(&mut self) -> Result<(), HypervisorError> {
+        let waits = self.rank == rank(&MigrationStatus::PreSwitchover);
+        if !waits || self.switchover_begun || self.cancelled.is_some() {
+            return Err(self.refuse("it does not wait for the switchover"));
+        }
+        self.give_up_at = Instant::now() + self.request.switchover_wait;
+        Ok(())
+    }
+
+    /// The guest must not go on here, whatever QEMU makes of it.
+    async fn forsake(&mut self) -> Result<(), HypervisorError> {
+        self.switchover_begun = true;
+        let deadline = Instant::now() + QUICK;
+        let action = "end its migration";
+        self.guest
+            .command(action, "migrate_cancel", Value::Null, deadline)
+            .await
+            .map(|_| ())
     }
 
     async fn cancel(&mut self, reason: Option<String>) -> Result<(), HypervisorError> {

@@ -120,6 +120,7 @@ impl Work<'_> {
             only: to,
             not: Some(unit.from),
             alone: false,
+            copies: unit.live(),
             moves: true,
         })
     }
@@ -269,6 +270,12 @@ fn answer(work: &mut Work<'_>, vm: usize) {
     if let Some(why) = work.no_slots(&unit, best) {
         return work.note(vm, |_| format!("its move {why}"));
     }
+    if let Some(why) = work.copy_fails(&unit, best) {
+        return give_up(work, &why);
+    }
     let reason = choice.reason(work, format!("{by} asked for it to be moved"));
+    if !work.copied(&unit, best, &reason) {
+        return;
+    }
     work.depart(&unit, best, &reason);
 }

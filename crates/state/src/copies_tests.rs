@@ -164,14 +164,55 @@ fn out_of_step(state: &mut State, n: usize) -> Result<Outcome, Refusal> {
 fn a_disk_is_where_its_vm_started_first() {
     let mut state = world("local");
     start(&mut state, 2).unwrap();
-    let refused = add(&mut state, 3).unwrap_err().to_string();
-    assert!(refused.contains("no copies there"), "{refused}");
     release(&mut state).unwrap();
     let refused = start(&mut state, 1).unwrap_err().to_string();
     assert!(refused.contains("disk db is on h2 only"), "{refused}");
     start(&mut state, 2).unwrap();
     let refused = migrate(&mut state, 1).unwrap_err().to_string();
     assert!(refused.contains("disk db is on h2 only"), "{refused}");
+}
+
+#[test]
+fn a_local_disk_has_a_copy_for_the_time_of_a_move() {
+    let mut state = world("local");
+    start(&mut state, 1).unwrap();
+    add(&mut state, 2).unwrap();
+    let action = |state: &State| Action::RemoveCopy {
+        of: of(2),
+        epoch: epoch(state),
+        since: since(state, 2),
+    };
+    let removal = action(&state);
+    act(&mut state, removal).unwrap();
+    assert_eq!(startable(&state), [1]);
+    for (end, at) in [
+        (MigrationEnd::RefusedByTarget, 1),
+        (MigrationEnd::Arrived { downtime_ms: None }, 2),
+    ] {
+        add(&mut state, 2).unwrap();
+        in_step(&mut state, 2).unwrap();
+        migrate(&mut state, 2).unwrap();
+        let removal = action(&state);
+        assert!(act(&mut state, removal).is_err(), "it is on its way there");
+        finish(&mut state, end).unwrap();
+        let record = state.copies(&pool(), "db").unwrap();
+        assert_eq!(record.hosts.keys().collect::<Vec<_>>(), [&host(at)]);
+        assert_eq!(startable(&state), [at]);
+    }
+    let mut mirrored = on_its_way();
+    finish(&mut mirrored, MigrationEnd::StayedAtSource).unwrap();
+    let removal = action(&mirrored);
+    let refused = act(&mut mirrored, removal).unwrap_err().to_string();
+    assert!(refused.contains("keeps a copy of each disk"), "{refused}");
+}
+
+#[test]
+fn the_only_copy_that_counts_is_never_dropped() {
+    let mut state = on_its_way();
+    finish(&mut state, MigrationEnd::TargetLost(lost(2))).unwrap();
+    let refused = out_of_step(&mut state, 2).unwrap_err().to_string();
+    assert!(refused.contains("own copy is not whole"), "{refused}");
+    assert_eq!(startable(&state), [2]);
 }
 
 /// A VM on h1 whose copy on h2 is in step, on its way there.

@@ -68,8 +68,11 @@ fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
         Ownership::Free => return None,
     };
     let disk = record.effective().disks.get(index)?;
-    let PoolSpec::Mirrored(pool) = &state.pools.get(&disk.pool)?.spec else {
-        return None;
+    let mib_per_s = match &state.pools.get(&disk.pool)?.spec {
+        PoolSpec::Mirrored(pool) => pool.resync_mib_per_s,
+        // Its disk is on the move.
+        PoolSpec::Local(_) => state.settings().migration_mib_per_s,
+        _ => return None,
     };
     let copies = state.copies(&disk.pool, &disk.image)?;
     let (other, copy) = copies.hosts.iter().find(|(other, _)| *other != me)?;
@@ -79,8 +82,40 @@ fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
         host: other.clone(),
         copy: copy.clone(),
         moving,
-        speed: (pool.resync_mib_per_s > 0).then_some(pool.resync_mib_per_s << 20),
+        speed: (mib_per_s > 0).then_some(mib_per_s << 20),
     })
+}
+
+/// Whether this host owns the VM and the disk has no copy (any more): then none is written.
+fn alone(shared: &Shared, vm: &VmName, index: usize) -> bool {
+    let (state, me) = (shared.state(), &shared.config.host);
+    let Some(record) = state.vms.get(vm) else {
+        return false;
+    };
+    let owner = matches!(&record.ownership, Ownership::Owned { host, .. } if host == me);
+    let disk = record.effective().disks.get(index);
+    let copies = disk.and_then(|disk| state.copies(&disk.pool, &disk.image));
+    owner && copies.is_some_and(|copies| copies.hosts.keys().all(|host| host == me))
+}
+
+async fn drop_forgotten(shared: &Shared, vm: &VmName, live: &Live, index: usize) -> bool {
+    if !alone(shared, vm, index) {
+        return true;
+    }
+    let Ok(mirrors) = live.guest.mirrors().await else {
+        return false;
+    };
+    if !mirrors.iter().any(|mirror| mirror.disk == index) {
+        return true;
+    }
+    tracing::info!(%vm, disk = index, "a copy that is not wanted any more is let go of");
+    match live.guest.drop_mirror(index).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(%vm, error = text(&error), "a mirror stays");
+            false
+        }
+    }
 }
 
 /// When a mirror's writes moved on last.
@@ -100,7 +135,11 @@ async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
             if said.take().is_some() {
                 tell(shared, vm, index, None).await;
             }
-            let _ = states.changed().await;
+            if drop_forgotten(shared, vm, live, index).await {
+                let _ = states.changed().await;
+            } else {
+                let _ = tokio::time::timeout(LOOK_EVERY, states.changed()).await;
+            }
             continue;
         };
         // No answer is no news; its end is told elsewhere.

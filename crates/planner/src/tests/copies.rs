@@ -219,3 +219,68 @@ fn a_move_whose_writes_wait_for_its_target_is_given_up() {
     let number = id(&world);
     assert_eq!(world.step(), [format!("cancel migration {number} of db")]);
 }
+
+/// A VM with a local disk on h1 that shall go to another host.
+fn asked(to: Option<&str>) -> World {
+    let mut world = world("local");
+    world.run(9);
+    world.command(quorate_state::Command::RequestMove {
+        vm: vm("db"),
+        to: to.map(host),
+    });
+    world
+}
+
+#[test]
+fn a_local_disk_is_copied_before_its_guest_moves() {
+    let mut world = asked(None);
+    assert_eq!(world.step(), ["copy disk db of db on h2"]);
+    say(&mut world, "h1", "h2", MirrorPhase::Syncing);
+    assert!(world.words().is_empty());
+    let why = &waiting(&world.input())[&vm("db")];
+    assert!(why.contains("is copied to h2 first"), "{why}");
+    say(&mut world, "h1", "h2", MirrorPhase::Ready);
+    assert_eq!(world.step(), ["in step: disk db of db on h2"]);
+    let done = world.run(9);
+    assert_eq!(done[0], "migrate db to h2", "{done:?}");
+    let record = world.state.copies(&"own".parse().unwrap(), "db").unwrap();
+    assert_eq!(record.hosts.keys().collect::<Vec<_>>(), [&host("h2")]);
+}
+
+#[test]
+fn a_copy_for_a_move_goes_with_the_wish_to_move_and_with_its_host() {
+    let remove = ["remove the copy of disk db of db on h3"];
+    let mut world = asked(Some("h3"));
+    assert_eq!(world.step(), ["copy disk db of db on h3"]);
+    world.command(quorate_state::Command::CancelMove { vm: vm("db") });
+    assert_eq!(world.step(), remove);
+    assert!(world.words().is_empty());
+
+    let mut world = asked(Some("h3"));
+    world.step();
+    world.kill("h3");
+    assert_eq!(world.step(), remove);
+
+    // It cannot be made: the wish is answered, after a while.
+    let mut world = asked(Some("h3"));
+    world.step();
+    say(&mut world, "h1", "h3", MirrorPhase::Waiting);
+    assert!(world.words().is_empty());
+    world.now = world.now.plus(quorate_types::Millis::secs(20));
+    assert_eq!(world.step(), ["give up moving db"]);
+    assert_eq!(world.step(), remove);
+}
+
+#[test]
+fn a_host_without_room_is_not_given_a_copy() {
+    let mut world = asked(Some("h3"));
+    let report = world.reports.get_mut(&host("h3")).unwrap();
+    report.pools.get_mut(&"own".parse().unwrap()).unwrap().free = ByteSize(1 << 20);
+    assert_eq!(world.step(), ["give up moving db"]);
+    let decisions = &world.state.vms[&vm("db")].decisions;
+    let why = &decisions.last().unwrap().reason.summary;
+    assert!(
+        why.contains("disk db needs 1024MiB, pool own has 1MiB there"),
+        "{why}"
+    );
+}

@@ -69,28 +69,39 @@ pub(super) fn may_move(
     Ok(())
 }
 
-/// Whose copies count after a migration; `None`: as before, since every write still reaches both.
-pub(super) fn after(end: &MigrationEnd, from: &HostName, to: &HostName) -> Option<HostName> {
+/// Whose copies count after a migration, and whether the other side's will never be wanted; `None`: as before, since
+/// every write still reaches both.
+pub(super) fn after(
+    end: &MigrationEnd,
+    from: &HostName,
+    to: &HostName,
+) -> Option<(HostName, bool)> {
     match end {
-        MigrationEnd::Arrived { .. } | MigrationEnd::TargetLost(_) => Some(to.clone()),
+        MigrationEnd::Arrived { .. } => Some((to.clone(), true)),
+        MigrationEnd::TargetLost(_) => Some((to.clone(), false)),
         // The target may have let go of its copy already; the source resumes after this is known there.
-        MigrationEnd::RefusedByTarget | MigrationEnd::TargetDead(_) => Some(from.clone()),
+        MigrationEnd::RefusedByTarget | MigrationEnd::TargetDead(_) => Some((from.clone(), true)),
         MigrationEnd::StayedAtSource => None,
     }
 }
 
 /// A migration has ended.
-pub(super) fn moved(change: &mut Change<'_>, spec: &VmSpec, counts: Option<HostName>) {
-    let Some(host) = counts else { return };
-    each_record(change, spec, |record, since, at| {
+pub(super) fn moved(change: &mut Change<'_>, spec: &VmSpec, counts: Option<(HostName, bool)>) {
+    let Some((host, certain)) = counts else {
+        return;
+    };
+    each_record(change, spec, |mirrored, record, since, at| {
         only(record, &host, since, at);
+        if certain && !mirrored {
+            record.hosts.retain(|other, _| *other == host);
+        }
     });
 }
 
 /// A VM is taken from both sides of a migration, and nobody says whether the target has run it: the target's copy is
 /// whole in any case, the source's only in one.
 pub(super) fn abandoned(change: &mut Change<'_>, spec: &VmSpec, to: &HostName) {
-    each_record(change, spec, |record, since, at| {
+    each_record(change, spec, |_, record, since, at| {
         let boot = record.hosts.get(to).and_then(|copy| copy.boot.clone());
         only(record, to, since, at);
         if let Some(copy) = record.hosts.get_mut(to) {
@@ -102,14 +113,16 @@ pub(super) fn abandoned(change: &mut Change<'_>, spec: &VmSpec, to: &HostName) {
 fn each_record(
     change: &mut Change<'_>,
     spec: &VmSpec,
-    mut act: impl FnMut(&mut DiskCopies, Revision, Timestamp),
+    mut act: impl FnMut(bool, &mut DiskCopies, Revision, Timestamp),
 ) {
     let disks: Vec<_> = change.state.own_disks(spec).cloned().collect();
     let (since, at) = (change.revision, change.envelope.at);
     for disk in disks {
+        let pool = change.state.pools.get(&disk.pool);
+        let mirrored = pool.is_some_and(|pool| pool.spec.is_mirrored());
         let pool = change.state.disk_copies.get_mut(&disk.pool);
         if let Some(record) = pool.and_then(|pool| pool.get_mut(&disk.image)) {
-            act(record, since, at);
+            act(mirrored, record, since, at);
         }
     }
 }
@@ -150,6 +163,20 @@ fn record<'c>(
         .ok_or_else(|| refuse(action, "the disk has no record"))
 }
 
+/// The owner's own copy must be in step.
+fn whole(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    owner: &HostName,
+) -> Result<(), Refusal> {
+    let owners = record(change, action, of)?.hosts.get(owner);
+    match owners.is_some_and(|copy| copy.in_step) {
+        true => Ok(()),
+        false => Err(refuse(action, "the owner's own copy is not whole")),
+    }
+}
+
 fn copy<'c>(
     change: &'c mut Change<'_>,
     action: &Action,
@@ -171,7 +198,7 @@ pub(super) fn add(
 ) -> Result<EventKind, Refusal> {
     let owner = owner(change, action, of, epoch)?;
     let pool = change.state.pools.get(&of.pool).map(|pool| &pool.spec);
-    if !pool.is_some_and(|pool| pool.is_mirrored() && pool.is_for(&of.host)) {
+    if !pool.is_some_and(|pool| pool.is_hosts_own() && pool.is_for(&of.host)) {
         return Err(refuse(action, "its pool has no copies there"));
     }
     if !change.state.hosts.contains_key(&of.host) {
@@ -193,6 +220,25 @@ pub(super) fn add(
     Ok(EventKind::Storage)
 }
 
+/// Only of disks that have copies for the time of a move.
+pub(super) fn remove(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    epoch: Epoch,
+    since: Revision,
+) -> Result<EventKind, Refusal> {
+    let owner = owner(change, action, of, epoch)?;
+    whole(change, action, of, &owner)?;
+    let pool = change.state.pools.get(&of.pool);
+    if pool.is_some_and(|pool| pool.spec.is_mirrored()) {
+        return Err(refuse(action, "its pool keeps a copy of each disk"));
+    }
+    copy(change, action, of, since)?;
+    record(change, action, of)?.hosts.remove(&of.host);
+    Ok(EventKind::Storage)
+}
+
 pub(super) fn in_step(
     change: &mut Change<'_>,
     action: &Action,
@@ -202,10 +248,7 @@ pub(super) fn in_step(
     boot: &BootId,
 ) -> Result<EventKind, Refusal> {
     let owner = owner(change, action, of, epoch)?;
-    let owners = record(change, action, of)?.hosts.get(&owner);
-    if !owners.is_some_and(|copy| copy.in_step) {
-        return Err(refuse(action, "the owner's own copy is not whole"));
-    }
+    whole(change, action, of, &owner)?;
     let (now, at) = (change.revision, change.envelope.at);
     let copy = copy(change, action, of, since)?;
     if copy.in_step {
@@ -223,7 +266,9 @@ pub(super) fn out_of_step(
     epoch: Epoch,
     since: Revision,
 ) -> Result<EventKind, Refusal> {
-    owner(change, action, of, epoch)?;
+    let owner = owner(change, action, of, epoch)?;
+    // After a move that ended badly the other one may be the only one that counts.
+    whole(change, action, of, &owner)?;
     let (now, at) = (change.revision, change.envelope.at);
     let copy = copy(change, action, of, since)?;
     if !copy.in_step {

@@ -64,6 +64,9 @@ fn step(change: &mut Change<'_>, planned: &PlannedAction) -> Result<(), Refusal>
             since,
             boot,
         } => copies::in_step(change, action, of, *epoch, *since, boot)?,
+        Action::RemoveCopy { of, epoch, since } => {
+            copies::remove(change, action, of, *epoch, *since)?
+        }
         Action::CopyOutOfStep { of, epoch, since } => {
             copies::out_of_step(change, action, of, *epoch, *since)?
         }

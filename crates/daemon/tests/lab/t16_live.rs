@@ -95,7 +95,11 @@ fn a_guest_takes_its_local_disk_along() {
         let on: Vec<&str> = copies.iter().map(|copy| copy.host.as_str()).collect();
         assert_eq!(on, [to.as_str()], "the disk is there, and only there");
         let left = own(&cluster, from).join("db.raw");
-        wait::until(LONG, "the old image to be removed", || !left.exists());
+        cluster.eventually("the old image removed", LONG, || {
+            (!left.exists())
+                .then_some(())
+                .ok_or_else(|| left.display().to_string())
+        });
     }
     // A host that cannot take it: the guest stays, and its target has nothing of it.
     let blocked = own(&cluster, &first).join("db.raw");
@@ -107,5 +111,10 @@ fn a_guest_takes_its_local_disk_along() {
     assert_eq!(cluster.owner("db"), hosts[1]);
     let dir = own(&cluster, &hosts[1]);
     let reports = cluster.judge_at(witness, |_| dir.join("db.raw"));
-    assert_eq!(reports[0].ranges.len(), 1, "it was restarted: {:?}", reports[0]);
+    assert_eq!(
+        reports[0].ranges.len(),
+        1,
+        "it was restarted: {:?}",
+        reports[0]
+    );
 }

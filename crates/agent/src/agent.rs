@@ -111,6 +111,7 @@ impl Agent {
             pools: Mutex::new(OpenPools::default()),
             pids: Mutex::new(BTreeMap::new()),
             guests: Mutex::new(BTreeMap::new()),
+            units: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             exports,
             deadline_ns: AtomicU64::new(0),
@@ -367,6 +368,14 @@ impl AgentHandle {
             return TargetSays::Unknown;
         }
         answer.await.unwrap_or(TargetSays::Unknown)
+    }
+
+    /// For the source of a migration, whose guest stands still: takes the units that decide who writes them.
+    ///
+    /// # Errors
+    /// A sentence; the source goes on with its guest.
+    pub async fn hand_over(&self, vm: VmName, id: MigrationId) -> Result<(), String> {
+        vm::reserve::hand_over(&self.inner.shared, &vm, id).await
     }
 
     /// For the owner of a disk: where to write its copy on this host to.

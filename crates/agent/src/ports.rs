@@ -36,6 +36,10 @@ pub trait PeerAsk: Send + Sync + 'static {
         ready: bool,
     ) -> Result<String, String>;
 
+    /// Asks the target of a migration to take the units of the guest, which stands still; answered there by
+    /// [`crate::AgentHandle::hand_over`]. Bounded by the caller.
+    async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String>;
+
     /// Asks the target what became of the guest; answered there by [`crate::AgentHandle::outcome`].
     /// Not reachable is [`TargetSays::Unknown`].
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays;
@@ -139,6 +143,7 @@ impl PoolFactory for Pools {
             PoolSpec::Block(spec) => Arc::new(BlockPoolDriver::new(BlockConfig {
                 pool: name.to_string(),
                 path: PathBuf::from(&spec.path),
+                reservations: spec.reservations,
                 cluster: self.cluster_id.clone(),
                 deadline: LOOK_WITHIN,
             })),

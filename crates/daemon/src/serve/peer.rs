@@ -49,6 +49,8 @@ pub(crate) enum Ask {
     },
     /// To the host of a disk's copy: where to write it to.
     Export(ExportRequest),
+    /// To a migration's target, while the guest stands still: take its units.
+    HandOver { vm: VmName, id: MigrationId },
     /// To a migration's target: what became of the guest?
     Outcome { vm: VmName, id: MigrationId },
     /// To the VM's host: a piece of its serial log.

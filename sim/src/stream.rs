@@ -285,20 +285,15 @@ impl World {
         self.after(MS, Event::Guard(host, inc, crate::event::G::Look));
     }
 
-    /// A lock keeps a source that QEMU resumed from disks that its target has. QEMU's own iSCSI initiator takes none: what that
-    /// means is shown by [`Mutation::SanWithoutLocks`].
+    /// A lock keeps a source that QEMU resumed from image files that its target has. A unit of a SAN has none: the driver
+    /// takes it from the source before it orders the switchover, and gives it back with a thaw only.
     fn takes_back_disks(&mut self, proc: ProcId) -> bool {
-        let locks = !self.mutated(Mutation::SanWithoutLocks);
-        let Some(guest) = self.guests.get(&proc) else {
-            return false;
-        };
-        let has = |(id, other): (&ProcId, &crate::guest::Guest)| {
-            *id != proc && other.vm == guest.vm && other.disks
-        };
-        if locks && !guest.shared && self.guests.iter().any(has) {
-            return false;
+        let held = !self.mutated(Mutation::SanWithoutHold);
+        match self.guests.get(&proc) {
+            Some(guest) if held && !guest.shared => false,
+            Some(_) => self.lock_disks(proc).is_ok(),
+            None => false,
         }
-        self.lock_disks(proc).is_ok()
     }
 
     /// The driver on the source hears of it: pauses the guest, then says so.

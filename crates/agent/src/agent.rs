@@ -111,6 +111,7 @@ impl Agent {
             pools: Mutex::new(OpenPools::default()),
             pids: Mutex::new(BTreeMap::new()),
             guests: Mutex::new(BTreeMap::new()),
+            units: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             exports,
             deadline_ns: AtomicU64::new(0),
@@ -369,20 +370,20 @@ impl AgentHandle {
         answer.await.unwrap_or(TargetSays::Unknown)
     }
 
+    /// For the source of a migration, whose guest stands still: takes over what only one host may have.
+    ///
+    /// # Errors
+    /// A sentence; the source goes on with its guest.
+    pub async fn hand_over(&self, vm: VmName, id: MigrationId) -> Result<(), String> {
+        vm::handoff::take_over(&self.inner.shared, &vm, id).await
+    }
+
     /// For the owner of a disk: where to write its copy on this host to.
     ///
     /// # Errors
     /// A sentence; the owner asks again.
     pub async fn export(&self, request: ExportRequest) -> Result<ExportOffer, String> {
         crate::exports::open(&self.inner.shared.exports, request).await
-    }
-
-    /// For the source of a migration, whose guest is paused: takes over what only one host may have.
-    ///
-    /// # Errors
-    /// A sentence; the source keeps the guest.
-    pub async fn take_over(&self, vm: VmName, id: MigrationId) -> Result<(), String> {
-        crate::vm::handoff::take_over(&self.inner.shared, &vm, id).await
     }
 
     /// Marks a pool as this cluster's, once, when an operator defines it: a path without the mark, such as an

@@ -46,7 +46,7 @@ pub trait PeerAsk: Send + Sync + 'static {
     -> Result<ExportOffer, String>;
 
     /// Asks the target of a migration, at the pause before the switchover, to take over what only one host may
-    /// have; answered there by [`crate::AgentHandle::take_over`]. Bounded by the caller.
+    /// have; answered there by [`crate::AgentHandle::hand_over`]. Bounded by the caller.
     async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String>;
 }
 
@@ -143,6 +143,7 @@ impl PoolFactory for Pools {
             PoolSpec::Block(spec) => Arc::new(BlockPoolDriver::new(BlockConfig {
                 pool: name.to_string(),
                 path: PathBuf::from(&spec.path),
+                reservations: spec.reservations,
                 cluster: self.cluster_id.clone(),
                 deadline: LOOK_WITHIN,
             })),

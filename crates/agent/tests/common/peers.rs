@@ -39,7 +39,7 @@ impl PeerAsk for Peers {
     }
     async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String> {
         let agent = self.get(&to).ok_or("unreachable")?;
-        agent.take_over(vm, id).await
+        agent.hand_over(vm, id).await
     }
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
         match self.get(&to) {

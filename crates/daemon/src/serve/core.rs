@@ -165,9 +165,9 @@ impl Core {
                     .map_err(|error| RpcStatus::new(409, error))
             }
             Ask::HandOver { vm, id } => {
-                let taken = self.agent.take_over(vm, id).await;
-                taken
-                    .map(|()| Answer::Done("taken over".into()))
+                let handed = self.agent.hand_over(vm, id).await;
+                handed
+                    .map(|()| Answer::Done("handed over".to_owned()))
                     .map_err(|error| RpcStatus::new(409, error))
             }
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),

@@ -72,6 +72,7 @@ fn serve() -> io::Result<()> {
             pool: "san".into(),
             path: POOL.into(),
             cluster: CLUSTER.into(),
+            reservations: true,
             deadline: DEADLINE,
         }),
         log: None,
@@ -103,7 +104,7 @@ impl Host {
     async fn answer(&mut self, words: &[&str]) -> Result<Value, String> {
         let reservation = self
             .pool
-            .reservation(IMAGE)
+            .reservation_of(IMAGE)
             .await
             .map_err(|e| e.to_string())?;
         let force = words.last() == Some(&"force");

@@ -30,6 +30,9 @@ pub struct Wish {
     /// A newer key that may stay registered, as long as it does not hold the reservation: the
     /// target of a live migration that has not switched over.
     pub beside: Option<ReservationKey>,
+    /// Epochs up to this one that are newer than this host's own were given up by commit: they were targets of
+    /// migrations that came to nothing, and count as older ones. 0: there are none.
+    pub spent: u32,
     /// Whether strangers are pushed out.
     pub force: bool,
 }
@@ -163,9 +166,15 @@ fn leave(facts: &Facts, here: Here, mine: ReservationKey) -> Next {
     }
 }
 
+/// Whether a key counts as newer than ours.
+fn is_newer(other: ReservationKey, wish: &Wish) -> bool {
+    let spent = other.epoch() > wish.mine.epoch() && other.epoch() <= wish.spent;
+    other != wish.mine && other.epoch() >= wish.mine.epoch() && !spent
+}
+
 fn newest_wins(facts: &Facts, wish: &Wish) -> Result<(), Refusal> {
     let mine = wish.mine;
-    let newer = |other: &ReservationKey| *other != mine && other.epoch() >= mine.epoch();
+    let newer = |other: &ReservationKey| is_newer(*other, wish);
     let holder = facts.holder(mine.cluster()).filter(newer);
     let registered = facts
         .ours(mine.cluster())
@@ -219,7 +228,7 @@ fn push_out(facts: &Facts, wish: &Wish) -> Option<Command> {
     }
     facts
         .ours(mine.cluster())
-        .find(|other| other.epoch() < mine.epoch())
+        .find(|other| *other != mine && !is_newer(*other, wish) && wish.beside != Some(*other))
         .map(preempt)
 }
 

@@ -178,6 +178,22 @@ impl Reservation {
         .await
     }
 
+    /// Registrations and reservation, by one reading.
+    ///
+    /// # Errors
+    /// When the device does not answer usably in time.
+    pub async fn facts(&self) -> Result<Facts, ReservationError> {
+        const OPERATION: &str = "reading its registrations";
+        self.run(OPERATION, |device, _| {
+            Facts::read(device).map_err(|error| ReservationError::Device {
+                device: device.name(),
+                operation: OPERATION,
+                error,
+            })
+        })
+        .await
+    }
+
     /// Tries whether this host may write now, without changing anything; `None`: the device
     /// knows no such try. [`Facts`] say who *should* be able to; this asks the device.
     ///
@@ -247,6 +263,28 @@ impl Reservation {
         self.fulfil("taking over", wish).await
     }
 
+    /// The same for the owner by commit: `spent` is the highest epoch that was handed out when it was. Newer epochs
+    /// up to it belong to migrations that came to nothing, and are cut off too.
+    ///
+    /// # Errors
+    /// As [`Reservation::take_over`].
+    pub async fn own(&self, mine: ReservationKey, spent: u32) -> Result<Outcome, ReservationError> {
+        let wish = Wish {
+            spent,
+            ..self.wish(mine, Role::Owner, Older::PreemptAndAbort, None, false)
+        };
+        self.fulfil("owning", wish).await
+    }
+
+    /// The same device, with no operation longer than `limit`.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Self {
+            deadline: self.deadline.min(limit),
+            ..self.clone()
+        }
+    }
+
     /// Restores the owner's registration after the device has lost it, on all paths. Call it
     /// only with a valid lease: whoever registers may write. `beside`: the target of a live
     /// migration that has not switched over; it may stay.
@@ -296,6 +334,7 @@ impl Reservation {
             role,
             older,
             beside,
+            spent: 0,
             force,
         }
     }

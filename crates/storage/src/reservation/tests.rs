@@ -27,6 +27,7 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
         role,
         older,
         beside: None,
+        spent: 0,
         force: false,
     }
 }

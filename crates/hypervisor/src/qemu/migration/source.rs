@@ -5,6 +5,8 @@
 //! - an order to continue is remembered *before* it is sent, so that a lost answer counts as a
 //!   switchover that has begun;
 //! - the end is announced only when QEMU confirms that the migration is over;
+//! - before a switchover is ordered the source's disks are held: whatever QEMU does afterwards, the source
+//!   writes nothing;
 //! - after a failure of a switchover that was ordered the source is frozen at once, since the target
 //!   may run the guest; QEMU itself would let it go on.
 //!
@@ -50,6 +52,7 @@ impl Guest {
         }
         inflight::disks_answer(self).await?;
         let deadline = Instant::now() + QUICK;
+        self.prepare_hold(deadline).await?;
         let stepper = Stepper::new(request.downtime);
         setup::prepare_source(self, &request, stepper.limit_ms(), deadline).await?;
         let events = self.events();
@@ -272,7 +275,7 @@ impl Source {
         let _ = match order {
             Order::Continue(reply) => reply.send(self.continue_switchover().await),
             Order::Cancel(reply) => reply.send(self.cancel(None).await),
-            Order::Wait(reply) => reply.send(self.wait_on()),
+            Order::Wait(reply) => reply.send(self.wait_on().await),
             Order::Forsake(reply) => reply.send(self.forsake().await),
         };
     }
@@ -284,9 +287,13 @@ impl Source {
         if self.rank != rank(&MigrationStatus::PreSwitchover) || self.cancelled.is_some() {
             return Err(self.refuse("it does not wait for the switchover"));
         }
+        let deadline = Instant::now() + QUICK;
+        if let Err(error) = self.guest.hold_disks(deadline).await {
+            self.give_up(error.to_string()).await;
+            return Err(error);
+        }
         self.switchover_begun = true;
         let arguments = json!({ "state": "pre-switchover" });
-        let deadline = Instant::now() + QUICK;
         let sent = self
             .guest
             .command("switch it over", "migrate-continue", arguments, deadline)
@@ -299,12 +306,16 @@ impl Source {
         sent.map(|_| ())
     }
 
-    fn wait_on(&mut self) -> Result<(), HypervisorError> {
+    async fn wait_on(&mut self) -> Result<(), HypervisorError> {
         let waits = self.rank == rank(&MigrationStatus::PreSwitchover);
         if !waits || self.switchover_begun || self.cancelled.is_some() {
             return Err(self.refuse("it does not wait for the switchover"));
         }
         self.give_up_at = Instant::now() + self.request.switchover_wait;
+        // Before anything is handed over, if QEMU can do it now; again before the switchover.
+        if let Err(error) = self.guest.hold_disks(Instant::now() + QUICK).await {
+            tracing::debug!(%error, "its disks are not held yet");
+        }
         Ok(())
     }
 
@@ -324,6 +335,7 @@ impl Source {
             return Err(self.refuse("the switchover has begun; ask the target for the outcome"));
         }
         let deadline = Instant::now() + QUICK;
+        self.give_back().await;
         let cancel = self.guest.command(
             "cancel its migration",
             "migrate_cancel",
@@ -333,6 +345,14 @@ impl Source {
         cancel.await?;
         self.cancelled.get_or_insert(reason);
         Ok(())
+    }
+
+    /// Before QEMU lets the guest go on. What does not succeed pauses the guest at its next request; its
+    /// thaw tries again.
+    async fn give_back(&self) {
+        if let Err(error) = self.guest.give_disks_back(Instant::now() + QUICK).await {
+            tracing::warn!(%error, "a guest that goes on has no disks yet");
+        }
     }
 
     async fn give_up(&mut self, reason: String) {
@@ -384,6 +404,7 @@ impl Source {
                 self.guest.status().await.ok()
             }
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                self.give_back().await;
                 self.guest.settled_state(Instant::now() + QUICK).await.ok()
             }
             _ => return None, // the event was about an earlier migration

@@ -40,11 +40,13 @@ pub enum Mutation {
     /// The disks on the SAN are not taken from a source before its switchover: one that QEMU resumes by itself writes
     /// beside its target.
     SanWithoutHold,
+    /// An owner lets go of a copy that does not answer before the state says that it is out of step.
+    CopyDroppedEarly,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -60,6 +62,7 @@ impl Mutation {
         Self::RestoreDirty,
         Self::OpenWithoutLease,
         Self::SanWithoutHold,
+        Self::CopyDroppedEarly,
     ];
 
     /// Its name on the command line.
@@ -81,6 +84,7 @@ impl Mutation {
             Self::RestoreDirty => "restore-dirty",
             Self::OpenWithoutLease => "open-without-lease",
             Self::SanWithoutHold => "san-without-hold",
+            Self::CopyDroppedEarly => "copy-dropped-early",
         }
     }
 }

@@ -130,6 +130,7 @@ impl World {
                 Some(PoolSpec::Iscsi(pool)) => {
                     targets.extend(pool.lun_of(&disk.image).map(|unit| unit.target));
                 }
+                Some(PoolSpec::Local(_) | PoolSpec::Mirrored(_)) => {}
                 _ => shared = true,
             }
         }

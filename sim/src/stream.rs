@@ -40,6 +40,10 @@ impl World {
         }
     }
 
+    pub(crate) fn phase_of(&self, proc: ProcId) -> Option<StreamPhase> {
+        self.phase(proc)
+    }
+
     /// The stream's ends can hear each other, and both exist.
     fn stream_up(&self, proc: ProcId) -> Option<bool> {
         let guest = self.guests.get(&proc)?;
@@ -151,6 +155,16 @@ impl World {
         if self.phase(proc) != Some(StreamPhase::PreSwitchover) {
             return;
         }
+        let Some(out) = self.out(proc) else { return };
+        let (id, target) = (out.id, out.target);
+        if self.guests.get(&proc).is_some_and(|guest| guest.own) {
+            return self.own_hand_over(proc, id, target);
+        }
+        self.stream_ordered(proc);
+    }
+
+    /// What the target must have it has.
+    pub(crate) fn stream_ordered(&mut self, proc: ProcId) {
         let Some(out) = self.out(proc) else { return };
         out.phase = StreamPhase::Device;
         let id = out.id;

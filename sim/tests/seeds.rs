@@ -38,6 +38,11 @@ fn a_start_without_proof_is_caught() {
 }
 
 #[test]
+fn a_copy_that_is_dropped_before_the_state_says_so_is_caught() {
+    caught(Mutation::CopyDroppedEarly, 0, 400);
+}
+
+#[test]
 fn a_missing_seal_is_caught() {
     caught(Mutation::NoSeal, 0, 200);
 }

@@ -345,6 +345,27 @@ impl<'a> Work<'a> {
         missing.is_empty()
     }
 
+    /// Takes back what was begun to be copied for a unit.
+    pub(crate) fn remove_copies(&mut self, unit: &Unit, to: usize, why: &str) {
+        let (state, name) = (self.input.state, self.hosts[to].name);
+        for (vm, disk, _) in self.not_there(unit, to) {
+            let record = state.copies(&disk.pool, &disk.image);
+            let copy = record.and_then(|record| record.hosts.get(name));
+            if let (
+                Some(copy),
+                Own::Owned {
+                    epoch: Some(epoch), ..
+                },
+            ) = (copy, self.vms[vm].own)
+            {
+                let of = copy_of(self, vm, disk, name);
+                let since = copy.since;
+                let action = Action::RemoveCopy { of, epoch, since };
+                self.copy_action(vm, action, why.to_owned());
+            }
+        }
+    }
+
     /// Why a disk of a unit cannot be copied to a host, after it was tried for a while.
     pub(crate) fn copy_fails(&self, unit: &Unit, to: usize) -> Option<String> {
         let (memory, now) = (self.input.memory, self.input.now);

@@ -271,6 +271,7 @@ fn answer(work: &mut Work<'_>, vm: usize) {
         return work.note(vm, |_| format!("its move {why}"));
     }
     if let Some(why) = work.copy_fails(&unit, best) {
+        work.remove_copies(&unit, best, &why);
         return give_up(work, &why);
     }
     let reason = choice.reason(work, format!("{by} asked for it to be moved"));

@@ -215,6 +215,28 @@ fn the_only_copy_that_counts_is_never_dropped() {
     assert_eq!(startable(&state), [2]);
 }
 
+#[test]
+fn an_image_that_was_imported_is_on_one_host() {
+    for kind in ["local", "mirrored"] {
+        let mut state = world(kind);
+        let record = |state: &mut State, n| {
+            let (pool, image, host) = (pool(), "db".to_owned(), host(n));
+            apply(state, Command::RecordDisk { pool, image, host })
+        };
+        record(&mut state, 2).unwrap();
+        record(&mut state, 2).unwrap();
+        let refused = record(&mut state, 3).unwrap_err().to_string();
+        assert!(refused.contains("is on h2"), "{refused}");
+        assert_eq!(startable(&state), [2]);
+        start(&mut state, 2).unwrap();
+        let created = state.copies(&pool(), "db").unwrap().created;
+        assert_ne!(created, epoch(&state), "it is not made anew");
+    }
+    let mut state = world("directory");
+    let (pool, image, host) = (pool(), "db".to_owned(), host(2));
+    assert!(apply(&mut state, Command::RecordDisk { pool, image, host }).is_err());
+}
+
 /// A VM on h1 whose copy on h2 is in step, on its way there.
 fn on_its_way() -> State {
     let mut state = world("mirrored");

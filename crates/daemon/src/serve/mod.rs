@@ -24,6 +24,7 @@ mod node;
 mod peer;
 mod pools;
 mod power;
+mod records;
 mod remote;
 mod setup;
 mod tls;
@@ -126,6 +127,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
     tokio::spawn(pools::prepare(Arc::clone(&core)));
+    tokio::spawn(records::keep(Arc::clone(&core)));
     let (end_witness, witness_ends) = watch::channel(false);
     let witness = tokio::spawn(witness::run(Arc::clone(&core), witness_ends));
     let presence = tokio::spawn(leave::be_back(Arc::clone(&core)));

@@ -1,10 +1,10 @@
 //! Changes of the records of disks' copies. See [`crate::copies`].
 
-use super::Change;
 use super::plan::{refuse, vm_mut};
+use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::copies::{COPIES, DiskCopies, DiskCopy};
-use crate::event::EventKind;
+use crate::event::{EventKind, Subject};
 use crate::model::{Ownership, State};
 use crate::plan::{Action, CopyOf, MigrationEnd};
 use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, Timestamp, VmName, VmSpec};
@@ -276,6 +276,52 @@ pub(super) fn out_of_step(
     }
     (copy.in_step, copy.since, copy.at, copy.boot) = (false, now, at, None);
     Ok(EventKind::Storage)
+}
+
+/// An image was made on a host by other means than the start of a VM.
+pub(super) fn made(
+    change: &mut Change<'_>,
+    pool: &PoolName,
+    image: &str,
+    host: &HostName,
+) -> Result<(), Refusal> {
+    let spec = change.state.pools.get(pool).map(|pool| &pool.spec);
+    let spec = spec.ok_or_else(|| unknown("pool", pool))?;
+    if !spec.is_hosts_own() || !spec.is_for(host) {
+        let text = format!("pool {pool} does not keep disks of {host} alone");
+        return Err(Refusal::Invalid(vec![text]));
+    }
+    if !change.state.hosts.contains_key(host) {
+        return Err(unknown("host", host));
+    }
+    let known = change.state.copies(pool, image);
+    if let Some(copies) = known.filter(|copies| !copies.hosts.contains_key(host)) {
+        let hosts: Vec<&str> = copies.hosts.keys().map(HostName::as_str).collect();
+        let text = format!("disk {image} of pool {pool} is on {}", hosts.join(" and "));
+        return Err(Refusal::InUse(text));
+    }
+    if known.is_some() {
+        return Ok(());
+    }
+    let copy = DiskCopy {
+        in_step: true,
+        since: change.revision,
+        at: change.envelope.at,
+        boot: None,
+    };
+    let record = DiskCopies {
+        created: Epoch(0),
+        hosts: [(host.clone(), copy)].into(),
+    };
+    let disks = change.state.disk_copies.entry(pool.clone()).or_default();
+    disks.insert(image.to_owned(), record);
+    let text = format!("disk {image} of pool {pool} was made on {host}");
+    change.event(
+        EventKind::Storage,
+        Subject::Object(format!("pool {pool}")),
+        text,
+    );
+    Ok(())
 }
 
 /// Disks of VMs of which a host has the only copy that is in step.

@@ -88,6 +88,7 @@ impl Guest {
         );
         // Whoever ordered the switchover cannot be asked any more.
         source.switchover_begun = rank(&status) >= rank(&MigrationStatus::Device);
+        source.held = rank(&status) >= rank(&MigrationStatus::PreSwitchover);
         tokio::spawn(source.run(events, orders));
         Ok(Some(outgoing))
     }
@@ -112,6 +113,9 @@ struct Source {
     phases: PhaseSender,
     rank: u8,
     switchover_begun: bool,
+    /// The disks may be held. To give back what is not held would change QEMU's block graph, for which it waits
+    /// without end while a write waits for a mirror.
+    held: bool,
     /// Cancelled by us, and why it is then called a failure.
     cancelled: Option<Option<String>>,
     /// Bounds the copy, then the wait at the switchover.
@@ -128,6 +132,7 @@ impl Source {
             phases,
             rank: 0,
             switchover_begun: false,
+            held: false,
             cancelled: None,
             give_up_at,
         }
@@ -287,6 +292,7 @@ impl Source {
         if self.rank != rank(&MigrationStatus::PreSwitchover) || self.cancelled.is_some() {
             return Err(self.refuse("it does not wait for the switchover"));
         }
+        self.held = true;
         let deadline = Instant::now() + QUICK;
         if let Err(error) = self.guest.hold_disks(deadline).await {
             self.give_up(error.to_string()).await;
@@ -312,6 +318,7 @@ impl Source {
             return Err(self.refuse("it does not wait for the switchover"));
         }
         self.give_up_at = Instant::now() + self.request.switchover_wait;
+        self.held = true;
         // Before anything is handed over, if QEMU can do it now; again before the switchover.
         if let Err(error) = self.guest.hold_disks(Instant::now() + QUICK).await {
             tracing::debug!(%error, "its disks are not held yet");
@@ -350,6 +357,9 @@ impl Source {
     /// Before QEMU lets the guest go on. What does not succeed pauses the guest at its next request; its
     /// thaw tries again.
     async fn give_back(&self) {
+        if !self.held {
+            return;
+        }
         if let Err(error) = self.guest.give_disks_back(Instant::now() + QUICK).await {
             tracing::warn!(%error, "a guest that goes on has no disks yet");
         }

@@ -264,16 +264,33 @@ impl Reservation {
     }
 
     /// The same for the owner by commit: `spent` is the highest epoch that was handed out when it was. Newer epochs
-    /// up to it belong to migrations that came to nothing, and are cut off too.
+    /// up to it belong to migrations that came to nothing, and are cut off too. `past_cut`: a cut of this host is over.
     ///
     /// # Errors
     /// As [`Reservation::take_over`].
-    pub async fn own(&self, mine: ReservationKey, spent: u32) -> Result<Outcome, ReservationError> {
+    pub async fn own(
+        &self,
+        mine: ReservationKey,
+        spent: u32,
+        past_cut: bool,
+    ) -> Result<Outcome, ReservationError> {
         let wish = Wish {
             spent,
+            past_cut,
             ..self.wish(mine, Role::Owner, Older::PreemptAndAbort, None, false)
         };
         self.fulfil("owning", wish).await
+    }
+
+    /// Cuts one host off from a device that it may write up to `cut`'s epoch, and nobody else. When it succeeds it was
+    /// read back that no such key of that host is registered, and that somebody of the cluster holds the reservation.
+    ///
+    /// # Errors
+    /// When a stranger is there, or the device fails: then it is unknown who may write.
+    pub async fn cut(&self, cut: ReservationKey, victim: u16) -> Result<Outcome, ReservationError> {
+        let role = Role::Cut(victim);
+        let wish = self.wish(cut, role, Older::PreemptAndAbort, None, false);
+        self.fulfil("cutting a host off", wish).await
     }
 
     /// The same device, with no operation longer than `limit`.
@@ -335,6 +352,7 @@ impl Reservation {
             older,
             beside,
             spent: 0,
+            past_cut: false,
             force,
         }
     }

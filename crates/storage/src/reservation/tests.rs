@@ -28,6 +28,7 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
         older,
         beside: None,
         spent: 0,
+        past_cut: false,
         force: false,
     }
 }

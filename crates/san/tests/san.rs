@@ -132,7 +132,8 @@ fn measures_the_hand_over(lab: &mut Lab) {
         to.1.must(&format!("vm register {} {epoch}", to.0)).unwrap();
         write(from.1, 100, 5);
         let mut span = number(&from.1.must("log stop").unwrap(), "us");
-        let hand_over = format!("vm handover {} {epoch}", to.0);
+        let source = format!("{} {}", from.0, epoch - 1);
+        let hand_over = format!("vm handover {} {epoch} {source}", to.0);
         let measured = epoch % 2 == 0;
         if measured {
             span += number(&to.1.must(&hand_over).unwrap(), "us");
@@ -168,7 +169,7 @@ fn moves_as_the_agent_does(lab: &mut Lab) {
     // The source stands still here, and asks the target.
     let (_, range) = stop(&mut lab.a, 6);
     lab.acknowledged.push(range);
-    lab.b.must("vm handover 2 21").unwrap();
+    lab.b.must("vm handover 2 21 1 20").unwrap();
     assert_eq!(lab.a.must("inspect").unwrap()["may_write"], false);
     write(&mut lab.b, 7, 20);
     // Back, but the switchover fails after the hand-over: B, still the owner of 21, takes its units back.

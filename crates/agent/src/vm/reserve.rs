@@ -171,14 +171,15 @@ fn let_in(shared: &Shared, state: &State, disks: &[DiskSpec]) -> bool {
 pub(crate) async fn hand_over(shared: &Shared, vm: &VmName, id: MigrationId) -> Result<(), String> {
     let state = shared.state();
     let me = &shared.config.host;
-    let epoch = match state.vms.get(vm).map(|record| &record.ownership) {
+    let (epoch, source) = match state.vms.get(vm).map(|record| &record.ownership) {
         Some(Ownership::Migrating {
             id: now,
+            from,
+            epoch,
             to,
             target_epoch,
             cancel: false,
-            ..
-        }) if *now == id && to == me => *target_epoch,
+        }) if *now == id && to == me => (*target_epoch, key(shared, &state, from, *epoch).ok()),
         _ => return Err(format!("migration {id} is not under way here")),
     };
     let awaited = {
@@ -193,7 +194,7 @@ pub(crate) async fn hand_over(shared: &Shared, vm: &VmName, id: MigrationId) -> 
     let mine = key(shared, &state, me, epoch)?;
     let units = units_of(shared, vm).await?;
     let within = lease_left(shared).min(HAND_OVER_WITHIN);
-    let handed = units.within(within).hand_over(mine).await;
+    let handed = units.within(within).hand_over(mine, source).await;
     handed.map_err(|trouble| trouble.to_string())
 }
 

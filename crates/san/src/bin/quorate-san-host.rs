@@ -10,7 +10,7 @@
 //! repair H E [H E]        the second pair: the target of a migration under way
 //! inspect | read | drill H E | stranger KEY
 //! log start BOOT | log status | log stop
-//! vm own H E SPENT in|out | vm register|handover H E | vm leave H | cut VICTIM E     what the agent does, on both LUNs
+//! vm own H E SPENT in|out | vm register H E | vm handover H E [H E] | vm leave H | cut VICTIM E     what the agent does, on both LUNs
 //! ```
 #![allow(
     clippy::disallowed_methods,
@@ -125,7 +125,13 @@ impl Host {
                 units.own(key(host, epoch)?, spent, *cut == "in").await
             }
             ["register", host, epoch] => units.register(key(host, epoch)?).await,
-            ["handover", host, epoch] => units.hand_over(key(host, epoch)?).await,
+            ["handover", host, epoch, source @ ..] => {
+                let source = match source {
+                    [host, epoch] => Some(key(host, epoch)?),
+                    _ => None,
+                };
+                units.hand_over(key(host, epoch)?, source).await
+            }
             ["leave", host] => {
                 let host = host.parse().map_err(|_| "H is a host's number")?;
                 units.leave(host).await
@@ -213,7 +219,7 @@ impl Host {
                 show(match *verb {
                     "acquire" => reservation.acquire(mine, force).await,
                     "register" => reservation.register(mine).await,
-                    "handover" => reservation.hand_over(mine).await,
+                    "handover" => reservation.hand_over(mine, None).await,
                     "takeover" => reservation.take_over(mine, force).await,
                     "release" => reservation.release(mine).await,
                     _ => return Err(format!("`{verb}` is no command")),

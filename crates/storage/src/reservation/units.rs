@@ -104,8 +104,12 @@ impl Units {
     ///
     /// # Errors
     /// The worst.
-    pub async fn hand_over(&self, mine: ReservationKey) -> Result<(), Trouble> {
-        self.each(|unit| async move { unit.hand_over(mine).await.map(drop) })
+    pub async fn hand_over(
+        &self,
+        mine: ReservationKey,
+        from: Option<ReservationKey>,
+    ) -> Result<(), Trouble> {
+        self.each(|unit| async move { unit.hand_over(mine, from).await.map(drop) })
             .await
     }
 
@@ -211,8 +215,17 @@ mod tests {
         source.own(key(1, 4), 4, true).await.unwrap();
         target.register(key(2, 5)).await.unwrap();
         assert_eq!(writers(&luns), [[1, 2], [1, 2]]);
-        target.hand_over(key(2, 5)).await.unwrap();
+        target.hand_over(key(2, 5), Some(key(1, 4))).await.unwrap();
         assert_eq!(writers(&luns), [[2], [2]]);
+        let pushed = luns.iter().map(|lun| lun.log().len());
+        // Again, as a call that arrives twice does; and by one that takes somebody else for the source.
+        target.hand_over(key(2, 5), Some(key(1, 4))).await.unwrap();
+        target.hand_over(key(2, 5), Some(key(3, 3))).await.unwrap();
+        assert!(
+            luns.iter()
+                .map(|lun| lun.log().len())
+                .eq(pushed.collect::<Vec<_>>())
+        );
         // Not without knowing that it was given up.
         let error = source.own(key(1, 4), 4, true).await.unwrap_err();
         assert!(matches!(error, Trouble::Superseded(_)), "{error}");
@@ -263,7 +276,7 @@ mod tests {
         let cut = ReservationKey::fence(tag(), 4).unwrap();
         third.units[0].1.cut(cut, 1).await.unwrap();
         assert_eq!(writers(&luns), [[2, 3]]);
-        target.hand_over(key(2, 5)).await.unwrap();
+        target.hand_over(key(2, 5), None).await.unwrap();
         assert_eq!(writers(&luns), [[2]]);
     }
 

@@ -24,7 +24,7 @@ use quorate_state::State;
 use quorate_storage::Pool;
 use quorate_types::report::LinkReport;
 use quorate_types::{
-    HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
+    Epoch, HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
 };
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
@@ -376,6 +376,16 @@ impl AgentHandle {
     /// A sentence; the source goes on with its guest.
     pub async fn hand_over(&self, vm: VmName, id: MigrationId) -> Result<(), String> {
         vm::handoff::take_over(&self.inner.shared, &vm, id).await
+    }
+
+    /// For the leader: cuts a host off from units of a pool, by image with the epoch up to which it may have written.
+    pub async fn cut_units(
+        &self,
+        pool: &PoolName,
+        host: &HostName,
+        epochs: BTreeMap<String, Epoch>,
+    ) -> crate::UnitsCut {
+        crate::cut::cut(&self.inner.shared, pool, host, epochs).await
     }
 
     /// For the owner of a disk: where to write its copy on this host to.

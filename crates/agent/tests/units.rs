@@ -12,7 +12,7 @@ use quorate_agent::{
 };
 use quorate_hypervisor::fake::{FailAt, FakeSite, Fault};
 use quorate_hypervisor::{Accel, ProcessIdentity};
-use quorate_membership::Instant as BootInstant;
+use quorate_membership::{DiskCut, Evidence, FenceProof, Instant as BootInstant};
 use quorate_network::FakeNetwork;
 use quorate_state::{
     Action, Command, Envelope, FORMAT, GuestAbi, MigrationEnd, Ownership, Plan, PlannedAction,
@@ -22,8 +22,8 @@ use quorate_storage::reservation::{ClusterTag, FakeLun, Reservation, Reservation
 use quorate_storage::{DiskFormat, FakePool, FakeStore, Pool};
 use quorate_types::report::MigrationOutcome;
 use quorate_types::{
-    BootId, ByteSize, ClusterSettings, HostName, MigrationId, Millis, PoolName, Timestamp, VmName,
-    VmPhase, VmReport,
+    BootId, ByteSize, ClusterSettings, Epoch, HostName, MigrationId, Millis, PoolName, Timestamp,
+    VmName, VmPhase, VmReport,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -419,4 +419,89 @@ async fn a_unit_of_a_stranger_is_refused() {
     let report = world.until(1, "refused", refused).await;
     assert!(report.error.unwrap().contains("fc/db"));
     assert!(world.site.executing("db").is_empty());
+}
+
+fn cut_of(n: u8, pool: &PoolName) -> Command {
+    Command::CutStorage {
+        host: host(n),
+        pools: [pool.clone()].into(),
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_was_cut_off_waits_until_it_is_let_in_again() {
+    let world = World::running().await;
+    let pool = PoolName::new("fc").unwrap();
+    let epochs = || [("db".to_owned(), Epoch(1))].into();
+    let early = world.agent(2).cut_units(&pool, &host(1), epochs()).await;
+    let error = early["db"].as_ref().unwrap_err();
+    assert!(error.contains("no cut of h1"), "{error}");
+    assert_eq!(world.writers(), [1]);
+
+    world.apply(cut_of(1, &pool));
+    let done = world.agent(2).cut_units(&pool, &host(1), epochs()).await;
+    let how = done["db"].as_ref().unwrap();
+    assert!(
+        how.contains("preempted") && how.contains("a cut, epoch 1"),
+        "{how}"
+    );
+    assert_eq!(
+        world.writers(),
+        [2],
+        "the host that made the cut, and runs nothing"
+    );
+    let report = world.phase(1, VmPhase::IoError).await;
+    assert!(report.error.unwrap().contains("cut off"));
+    let pid = |world: &World| {
+        world
+            .site
+            .guest(&world.agent_dir(1).join("run/db"))
+            .unwrap()
+    };
+    let before = pid(&world).identity().pid;
+    let again = world.agent(2).cut_units(&pool, &host(1), epochs()).await;
+    let how = again["db"].as_ref().unwrap();
+    assert!(how.contains("no key of h1"), "{how}");
+
+    let cuts = world.state.borrow().storage_cuts[&host(1)].clone();
+    world.apply(Command::RestoreStorage {
+        host: host(1),
+        pools: cuts,
+    });
+    world.phase(1, VmPhase::Running).await;
+    assert_eq!(world.writers(), [1]);
+    assert_eq!(pid(&world).identity().pid, before, "its memory is kept");
+}
+
+#[tokio::test]
+async fn after_a_cut_another_host_starts_the_vm_and_the_old_copy_ends() {
+    let world = World::running().await;
+    let pool = PoolName::new("fc").unwrap();
+    world.apply(cut_of(1, &pool));
+    let epochs = [("db".to_owned(), Epoch(1))].into();
+    let done = world.agent(2).cut_units(&pool, &host(1), epochs).await;
+    let disk = DiskCut {
+        pool: pool.clone(),
+        image: "db".into(),
+        how: done["db"].clone().unwrap(),
+        verified: true,
+        took: Millis(1),
+    };
+    let evidence = Evidence::StorageCut {
+        vm: vm(),
+        epoch: Epoch(1),
+        disks: vec![disk],
+    };
+    let proof = FenceProof::from_evidence(host(1), evidence).unwrap();
+    world.act(Action::Release {
+        vm: vm(),
+        proofs: vec![proof],
+        saved: None,
+    });
+    world.start_vm(2);
+    world.phase(2, VmPhase::Running).await;
+    world.until(1, "closed", |vm| vm.closed == Epoch(1)).await;
+    assert_eq!(world.writers(), [2]);
+    let seen = world.third().inspect().await.unwrap();
+    assert_eq!(seen.ours, [key(2, 2)]);
 }

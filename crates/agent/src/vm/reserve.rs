@@ -108,7 +108,8 @@ pub(super) async fn before_start(
         true => units.register(mine).await,
         false => {
             let last = state.vms.get(vm).map(|record| record.last_epoch);
-            units.own(mine, spent(last.unwrap_or(epoch))).await
+            let last = spent(last.unwrap_or(epoch));
+            units.own(mine, last, let_in(shared, &state, disks)).await
         }
     };
     done.map_err(|trouble| trouble.to_string())
@@ -150,23 +151,33 @@ pub(super) async fn own(shared: &Shared, vm: &VmName) -> Result<(), Trouble> {
     let Some((epoch, last)) = standing(shared, vm).filter(|_| !units.is_empty()) else {
         return Ok(());
     };
-    let mine = key(shared, &shared.state(), &shared.config.host, epoch).map_err(Trouble::Failed)?;
+    let state = shared.state();
+    let mine = key(shared, &state, &shared.config.host, epoch).map_err(Trouble::Failed)?;
+    let record = state.vms.get(vm);
+    let past = record.is_some_and(|record| let_in(shared, &state, &record.effective().disks));
     let units = units.within(lease_left(shared));
-    units.own(mine, spent(last)).await
+    units.own(mine, spent(last), past).await
+}
+
+/// Whether no cut of this host is in force, by a replica that is as fresh as the lease that is held.
+fn let_in(shared: &Shared, state: &State, disks: &[DiskSpec]) -> bool {
+    let me = &shared.config.host;
+    disks.iter().all(|disk| !state.is_cut(me, &disk.pool))
 }
 
 /// At the target, asked by the source, whose guest stands still: takes the units.
 pub(super) async fn hand_over(shared: &Shared, vm: &VmName, id: MigrationId) -> Result<(), String> {
     let state = shared.state();
     let me = &shared.config.host;
-    let epoch = match state.vms.get(vm).map(|record| &record.ownership) {
+    let (epoch, source) = match state.vms.get(vm).map(|record| &record.ownership) {
         Some(Ownership::Migrating {
             id: now,
+            from,
+            epoch,
             to,
             target_epoch,
             cancel: false,
-            ..
-        }) if *now == id && to == me => *target_epoch,
+        }) if *now == id && to == me => (*target_epoch, key(shared, &state, from, *epoch).ok()),
         _ => return Err(format!("migration {id} is not under way here")),
     };
     let awaited = {
@@ -181,7 +192,7 @@ pub(super) async fn hand_over(shared: &Shared, vm: &VmName, id: MigrationId) -> 
     let mine = key(shared, &state, me, epoch)?;
     let units = units_of(shared, vm).await?;
     let within = lease_left(shared).min(HAND_OVER_WITHIN);
-    let handed = units.within(within).hand_over(mine).await;
+    let handed = units.within(within).hand_over(mine, source).await;
     handed.map_err(|trouble| trouble.to_string())
 }
 

@@ -10,6 +10,7 @@ mod backend;
 mod certs;
 mod console;
 mod core;
+mod cut;
 mod doors;
 mod drill;
 mod group;
@@ -91,7 +92,12 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         node.host.clone(),
         Arc::new(group.clone()),
         switch,
-        Arc::new(doors::Doors),
+        Arc::new(doors::Doors::new(
+            &node.host,
+            agent.clone(),
+            peers.clone(),
+            states.clone(),
+        )),
         stopped.clone(),
     );
     let core = Arc::new(Core {

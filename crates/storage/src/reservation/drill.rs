@@ -246,6 +246,7 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
         older,
         beside: None,
         spent: 0,
+        past_cut: false,
         force: false,
     }
 }

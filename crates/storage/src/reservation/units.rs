@@ -81,8 +81,13 @@ impl Units {
     ///
     /// # Errors
     /// The worst.
-    pub async fn own(&self, mine: ReservationKey, spent: u32) -> Result<(), Trouble> {
-        self.each(|unit| async move { unit.own(mine, spent).await.map(drop) })
+    pub async fn own(
+        &self,
+        mine: ReservationKey,
+        spent: u32,
+        past_cut: bool,
+    ) -> Result<(), Trouble> {
+        self.each(|unit| async move { unit.own(mine, spent, past_cut).await.map(drop) })
             .await
     }
 
@@ -99,8 +104,12 @@ impl Units {
     ///
     /// # Errors
     /// The worst.
-    pub async fn hand_over(&self, mine: ReservationKey) -> Result<(), Trouble> {
-        self.each(|unit| async move { unit.hand_over(mine).await.map(drop) })
+    pub async fn hand_over(
+        &self,
+        mine: ReservationKey,
+        from: Option<ReservationKey>,
+    ) -> Result<(), Trouble> {
+        self.each(|unit| async move { unit.hand_over(mine, from).await.map(drop) })
             .await
     }
 
@@ -203,21 +212,80 @@ mod tests {
     async fn a_migration_hands_all_units_over_and_one_that_failed_gives_them_back() {
         let luns = [FakeLun::new(), FakeLun::new()];
         let (source, target) = (units(&luns, 1), units(&luns, 2));
-        source.own(key(1, 4), 4).await.unwrap();
+        source.own(key(1, 4), 4, true).await.unwrap();
         target.register(key(2, 5)).await.unwrap();
         assert_eq!(writers(&luns), [[1, 2], [1, 2]]);
-        target.hand_over(key(2, 5)).await.unwrap();
+        target.hand_over(key(2, 5), Some(key(1, 4))).await.unwrap();
         assert_eq!(writers(&luns), [[2], [2]]);
+        let pushed = luns.iter().map(|lun| lun.log().len());
+        // Again, as a call that arrives twice does; and by one that takes somebody else for the source.
+        target.hand_over(key(2, 5), Some(key(1, 4))).await.unwrap();
+        target.hand_over(key(2, 5), Some(key(3, 3))).await.unwrap();
+        assert!(
+            luns.iter()
+                .map(|lun| lun.log().len())
+                .eq(pushed.collect::<Vec<_>>())
+        );
         // Not without knowing that it was given up.
-        let error = source.own(key(1, 4), 4).await.unwrap_err();
+        let error = source.own(key(1, 4), 4, true).await.unwrap_err();
         assert!(matches!(error, Trouble::Superseded(_)), "{error}");
-        source.own(key(1, 4), 5).await.unwrap();
+        source.own(key(1, 4), 5, true).await.unwrap();
         assert_eq!(writers(&luns), [[1], [1]]);
         assert!(source.are_held_by(key(1, 4)).await.unwrap());
         // A later owner is never pushed out by what was given up before.
-        target.own(key(2, 6), 6).await.unwrap();
-        let error = source.own(key(1, 4), 5).await.unwrap_err();
+        target.own(key(2, 6), 6, true).await.unwrap();
+        let error = source.own(key(1, 4), 5, true).await.unwrap_err();
         assert!(error.to_string().contains("has taken over"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_cut_keeps_one_host_out_until_it_is_over_or_the_next_owner_comes() {
+        let luns = [FakeLun::new()];
+        let (owner, other, third) = (units(&luns, 1), units(&luns, 2), units(&luns, 3));
+        let unit = &third.units[0].1;
+        let cut = ReservationKey::fence(tag(), 4).unwrap();
+        owner.own(key(1, 4), 4, true).await.unwrap();
+        unit.cut(cut, 1).await.unwrap();
+        assert_eq!(writers(&luns), [[3]]);
+        assert!(unit.cut(cut, 1).await.unwrap().commands.is_empty());
+        let error = owner.own(key(1, 4), 4, false).await.unwrap_err();
+        assert!(error.to_string().contains("was cut off"), "{error}");
+        assert!(
+            matches!(error, Trouble::Refused(_)),
+            "it may be let in again"
+        );
+        owner.own(key(1, 4), 4, true).await.unwrap();
+        assert_eq!(writers(&luns), [[1]]);
+        // Again, and now somebody else becomes the owner.
+        unit.cut(cut, 1).await.unwrap();
+        other.own(key(2, 5), 5, false).await.unwrap();
+        assert_eq!(writers(&luns), [[2]]);
+        let error = owner.own(key(1, 4), 4, true).await.unwrap_err();
+        assert!(matches!(error, Trouble::Superseded(_)), "{error}");
+        // A cut of the old owner that comes late changes nothing for the new one.
+        assert!(unit.cut(cut, 1).await.unwrap().commands.is_empty());
+        assert_eq!(writers(&luns), [[2]]);
+    }
+
+    #[tokio::test]
+    async fn a_cut_of_a_migrations_source_leaves_its_target_alone() {
+        let luns = [FakeLun::new()];
+        let (source, target, third) = (units(&luns, 1), units(&luns, 2), units(&luns, 3));
+        source.own(key(1, 4), 4, true).await.unwrap();
+        target.register(key(2, 5)).await.unwrap();
+        let cut = ReservationKey::fence(tag(), 4).unwrap();
+        third.units[0].1.cut(cut, 1).await.unwrap();
+        assert_eq!(writers(&luns), [[2, 3]]);
+        target.hand_over(key(2, 5), None).await.unwrap();
+        assert_eq!(writers(&luns), [[2]]);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_never_registered_is_kept_out_by_a_cut_as_well() {
+        let luns = [FakeLun::new()];
+        let cut = ReservationKey::fence(tag(), 4).unwrap();
+        units(&luns, 3).units[0].1.cut(cut, 1).await.unwrap();
+        assert_eq!(writers(&luns), [[3]]);
     }
 
     #[tokio::test]
@@ -226,11 +294,11 @@ mod tests {
         luns[0].set_down(1, true);
         luns[1].put_key(3, 0xbad);
         let mine = units(&luns, 1);
-        let error = mine.own(key(1, 4), 4).await.unwrap_err();
+        let error = mine.own(key(1, 4), 4, true).await.unwrap_err();
         assert!(matches!(error, Trouble::Refused(_)), "{error}");
         assert!(error.to_string().starts_with("disk disk1"), "{error}");
-        units(&luns[2..], 2).own(key(2, 9), 9).await.unwrap();
-        let error = mine.own(key(1, 4), 4).await.unwrap_err();
+        units(&luns[2..], 2).own(key(2, 9), 9, true).await.unwrap();
+        let error = mine.own(key(1, 4), 4, true).await.unwrap_err();
         assert!(matches!(error, Trouble::Superseded(_)), "{error}");
     }
 
@@ -238,7 +306,7 @@ mod tests {
     async fn a_host_leaves_whatever_its_epochs_were() {
         let luns = [FakeLun::new()];
         let mine = units(&luns, 1);
-        mine.own(key(1, 4), 4).await.unwrap();
+        mine.own(key(1, 4), 4, true).await.unwrap();
         units(&luns, 2).register(key(2, 5)).await.unwrap();
         mine.leave(1).await.unwrap();
         assert!(!luns[0].is_reserved());

@@ -40,9 +40,11 @@ pub enum Mutation {
     /// Doors are opened whether the leader is sure of its lease or not. Rarely seen: the SAN must be slow just when leaders
     /// change.
     OpenWithoutLease,
-    /// The disks on the SAN have no lock that keeps a source which QEMU resumed by itself from writing beside its target, as
-    /// it is with QEMU's own iSCSI initiator: no broken variant, but what is missing at the switchover.
-    SanWithoutLocks,
+    /// The disks on the SAN are not taken from a source before its switchover: one that QEMU resumes by itself writes
+    /// beside its target.
+    SanWithoutHold,
+    /// An owner lets go of a copy that does not answer before the state says that it is out of step.
+    CopyDroppedEarly,
 }
 
 impl Mutation {
@@ -63,7 +65,8 @@ impl Mutation {
         Self::KeeperOldState,
         Self::RestoreDirty,
         Self::OpenWithoutLease,
-        Self::SanWithoutLocks,
+        Self::SanWithoutHold,
+        Self::CopyDroppedEarly,
     ];
 
     /// Its name on the command line.
@@ -85,7 +88,8 @@ impl Mutation {
             Self::KeeperOldState => "keeper-old-state",
             Self::RestoreDirty => "restore-dirty",
             Self::OpenWithoutLease => "open-without-lease",
-            Self::SanWithoutLocks => "san-without-locks",
+            Self::SanWithoutHold => "san-without-hold",
+            Self::CopyDroppedEarly => "copy-dropped-early",
         }
     }
 }

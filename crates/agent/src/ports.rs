@@ -44,6 +44,10 @@ pub trait PeerAsk: Send + Sync + 'static {
     /// [`crate::AgentHandle::export`]. Bounded by the caller.
     async fn ask_export(&self, to: HostName, request: ExportRequest)
     -> Result<ExportOffer, String>;
+
+    /// Asks the target of a migration, at the pause before the switchover, to take over what only one host may
+    /// have; answered there by [`crate::AgentHandle::hand_over`]. Bounded by the caller.
+    async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String>;
 }
 
 /// A pool's definition with the passwords that it names.
@@ -139,6 +143,7 @@ impl PoolFactory for Pools {
             PoolSpec::Block(spec) => Arc::new(BlockPoolDriver::new(BlockConfig {
                 pool: name.to_string(),
                 path: PathBuf::from(&spec.path),
+                reservations: spec.reservations,
                 cluster: self.cluster_id.clone(),
                 deadline: LOOK_WITHIN,
             })),

@@ -144,7 +144,20 @@ fn relocate(work: &mut Work<'_>, vm: usize, cause: &Cause) {
         return work.note(vm, |_| format!("{why}; {slots}"));
     }
     let reason = choice.reason(work, format!("{why}; {} fits best", work.hosts[best].name));
-    work.depart(&unit, best, &reason);
+    if work.copied(&unit, best, &reason) {
+        work.depart(&unit, best, &reason);
+    }
+}
+
+/// Whether a VM shall leave its host, whenever it can.
+pub(crate) fn leaves(work: &Work<'_>, vm: usize, host: usize) -> bool {
+    let one = |vm: usize| {
+        let asked = work.vms[vm].record.move_request.is_some();
+        asked || cause(work, vm, host).is_some()
+    };
+    let mut companions = work.groups.companions(vm);
+    let mut with = companions.by_ref().filter(|at| work.vms[*at].own.on(host));
+    work.vms[vm].wanted && (one(vm) || with.any(one))
 }
 
 /// The guest ends again and again under this epoch.

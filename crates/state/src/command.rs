@@ -229,6 +229,15 @@ pub enum Command {
         /// It goes.
         left: bool,
     },
+    /// An image was made on a host, in a pool of the hosts' own disks. Since format 3.
+    RecordDisk {
+        /// Which pool.
+        pool: PoolName,
+        /// The image.
+        image: String,
+        /// Where it is.
+        host: HostName,
+    },
 }
 
 /// What an applied command did.

@@ -167,6 +167,17 @@ impl PeerAsk for Asker {
         }
     }
 
+    async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String> {
+        let node = self.node(&to)?;
+        match peer::ask(&self.peers, node, &Ask::HandOver { vm, id }, ASK_TIMEOUT).await {
+            Ok(Answer::Done(_)) => Ok(()),
+            Ok(_) => Err(format!(
+                "{to} gave another kind of answer than was asked for"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
         let Ok(node) = self.node(&to) else {
             return TargetSays::Unknown;

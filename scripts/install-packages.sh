@@ -6,7 +6,7 @@
 # mirror that the machine already uses.
 set -eu
 
-plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
+plain="busybox-static ca-certificates ethtool gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
 # For the lab's Debian guest.
 plain="$plain debian-archive-keyring debootstrap e2fsprogs fdisk grub-common grub-pc-bin"
 qemu="qemu-system-x86 qemu-utils qemu-block-extra"

@@ -69,7 +69,30 @@ fn build_switch(site: &Site) -> Result<()> {
             );
         }
     }
-    batch(Some(&site.namespace("switch")), &lines)
+    batch(Some(&site.namespace("switch")), &lines)?;
+    cables_as_cards(site)
+}
+
+/// Makes the `lan` cables behave like network cards between machines, which service datapaths count on:
+/// - the end of a host or client sends frames with whole checksums: what a program steers, it does not mend;
+/// - the switch's end polls (GRO), or the kernel loses what a program at the other end sends back the way it came.
+fn cables_as_cards(site: &Site) -> Result<()> {
+    for part in site.plugged_into("lan") {
+        offload(&site.namespace(part), "lan0", &["tx", "off"])?;
+        offload(
+            &site.namespace("switch"),
+            &format!("lan-{part}"),
+            &["gro", "on"],
+        )?;
+    }
+    Ok(())
+}
+
+fn offload(space: &str, interface: &str, words: &[&str]) -> Result<()> {
+    let net = format!("--net={}", namespace_path(space));
+    let mut arguments = vec![net.as_str(), "ethtool", "-K", interface];
+    arguments.extend(words);
+    crate::process::run("nsenter", &arguments).map(drop)
 }
 
 fn build_client(site: &Site) -> Result<()> {

@@ -16,6 +16,7 @@ pub mod policy;
 pub mod pool;
 pub mod report;
 pub mod secret;
+pub mod service;
 pub mod settings;
 pub mod spec;
 pub mod units;
@@ -24,13 +25,14 @@ pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};
 pub use image::{FileFormat, ImageJob, ImageRef, ImageSnapshot, ImageTask, JobState};
 pub use name::{
     HostName, LabelName, NameError, NetworkName, PoolName, ResourceName, RuleName, SecretName,
-    VmName,
+    ServiceName, VmName,
 };
 pub use placement::{Dependency, HostSpec, LabelSelector, Preference, RuleKind, RuleSpec};
 pub use policy::{Admission, AdmissionMode, Balancing, BalancingMode, Preemption};
 pub use pool::{AccessControl, BlockPool, IscsiPool, Lun, PoolSpec, RbdPool};
 pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
 pub use secret::Secret;
+pub use service::{RingMember, RingVersion, ServiceId, ServiceReport, ServiceSpec, UplinkMode};
 pub use settings::{ClusterSettings, LeaseTimings};
 pub use spec::{Manifest, NetworkSpec, VmSpec};
 pub use units::{ByteSize, Millis, Timestamp};

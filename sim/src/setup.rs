@@ -185,6 +185,7 @@ impl Setup {
                 subnet: None,
                 subnet6: None,
                 guard: Guard::default(),
+                bgp: None,
             };
             manifest.networks.insert(network, bridge);
         }

@@ -86,6 +86,7 @@ pub(super) async fn make(
     let nics = nics(&state, cluster, vm, &plan.spec, plan.incoming)?;
     let mode = start_mode(shared, vm, &plan).await?;
     prepare_network(shared, &nics).await?;
+    crate::services::edges::attach(shared, vm, !plan.incoming).await;
     let layout = &shared.layout;
     note_serial_log(shared, vm).await?;
     let config = guest_config(

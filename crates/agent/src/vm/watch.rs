@@ -142,9 +142,15 @@ async fn on_event(
     if watching.awaits() {
         watching.ran |= tells_of_life(&event);
         if event == hypervisor::GuestEvent::Resume {
+            shared.services.note_running(vm, true);
             open_taps(shared, vm, live, watching).await;
         }
         return;
+    }
+    match event {
+        hypervisor::GuestEvent::Stop => shared.services.note_running(vm, false),
+        hypervisor::GuestEvent::Resume => shared.services.note_running(vm, true),
+        _ => {}
     }
     let event = match event {
         hypervisor::GuestEvent::Stop
@@ -180,6 +186,7 @@ async fn on_outcome(
             watching.ran = true;
             open_taps(shared, vm, live, watching).await;
             let running = state == GuestState::Running;
+            shared.services.note_running(vm, running);
             GuestEvent::Arrived { running }
         }
         IncomingOutcome::Failed { reason } => {
@@ -226,6 +233,7 @@ async fn open(shared: &Shared, vm: &VmName, live: &Live, taps: &[String]) {
             tracing::error!(%vm, tap, error = text(&error), "a tap stays mute");
         }
     }
+    crate::services::edges::open(shared, vm).await;
     announce(shared, vm, live);
 }
 

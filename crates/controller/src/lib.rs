@@ -23,6 +23,7 @@ mod leaving;
 mod operator;
 mod picture;
 mod power;
+mod services;
 mod storage;
 #[cfg(test)]
 mod tests;

@@ -491,5 +491,7 @@ fn empty_report(at: &crate::host::Host, local: Instant, state: &State) -> HostRe
             .collect(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     }
 }

@@ -208,6 +208,8 @@ fn empty_report(config: &AgentConfig) -> HostReport {
         pools: BTreeMap::new(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     }
 }
 

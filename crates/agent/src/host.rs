@@ -414,6 +414,8 @@ impl Host {
             pools: self.surroundings.pools.clone(),
             links: self.links.clone(),
             vms,
+            services: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
         };
         self.report.send_if_modified(|report| {
             next.sequence = report.sequence;

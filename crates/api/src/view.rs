@@ -381,6 +381,7 @@ impl From<&quorate_state::Event> for EventView {
             EventKind::Migration => "migration",
             EventKind::Refused => "refused",
             EventKind::Storage => "storage",
+            EventKind::Service => "service",
         };
         let subject = match &event.subject {
             Subject::Cluster => "cluster".to_owned(),

@@ -6,10 +6,12 @@ use crate::event::Event;
 use crate::model::{HostMode, StopMode};
 use crate::plan::Plan;
 use crate::quorum::WitnessChoice;
+use crate::service::HealthChange;
+use quorate_types::service::RingMember;
 use quorate_types::spec::Power;
 use quorate_types::{
     ClusterSettings, HostName, LabelName, Manifest, Millis, NetworkName, NodeId, PoolName,
-    Revision, RuleName, Secret, SecretName, Timestamp, VmName,
+    Revision, RuleName, Secret, SecretName, ServiceName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +22,9 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`; witnesses; hosts that left in
 /// order.
-pub const FORMAT: u32 = 3;
+///
+/// 4: services, labels of VMs, IPv6 addresses of NICs, subnets of networks.
+pub const FORMAT: u32 = 4;
 
 /// A command with its circumstances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,6 +232,80 @@ pub enum Command {
         host: HostName,
         /// It goes.
         left: bool,
+    },
+    /// Directors are to hold this ring beside the one in force. Since format 4.
+    PrepareRing {
+        /// Which service.
+        service: ServiceName,
+        /// The epoch after the last one handed out.
+        epoch: u64,
+        /// Its members, sorted by VM.
+        members: Vec<RingMember>,
+    },
+    /// Every live director holds the coming ring: it is in force. Since format 4.
+    ActivateRing {
+        /// Which service.
+        service: ServiceName,
+        /// The epoch of the coming ring.
+        epoch: u64,
+    },
+    /// The coming ring is not wanted any more. Since format 4.
+    AbandonRing {
+        /// Which service.
+        service: ServiceName,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// Another host answers for a service's address. Since format 4.
+    SetHolder {
+        /// Which service.
+        service: ServiceName,
+        /// The host.
+        host: HostName,
+        /// The generation of the holder that the proposer saw; 0: none.
+        expect: u64,
+        /// The old holder is alive and goes on until the new one answers.
+        planned: bool,
+    },
+    /// The new holder answers: the old one need not any more. Since format 4.
+    HolderSettled {
+        /// Which service.
+        service: ServiceName,
+        /// The new holder's generation.
+        generation: u64,
+    },
+    /// Which members serve and which do not, by service and VM. Since format 4.
+    RecordHealth {
+        /// What changed.
+        changes: BTreeMap<ServiceName, BTreeMap<VmName, HealthChange>>,
+    },
+    /// Give a member no new connections and let the old ones end. Since format 4.
+    DrainMember {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+    },
+    /// A member that was being drained has no connection left, or its time is over. Since format 4.
+    DrainEnded {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+        /// Connections that were left and end now.
+        cut: u64,
+    },
+    /// Give a drained member connections again. Since format 4.
+    ResumeMember {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+    },
+    /// Forget a service. Since format 4.
+    DeleteService {
+        /// Which.
+        service: ServiceName,
     },
 }
 

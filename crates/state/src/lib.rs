@@ -29,6 +29,7 @@ mod model;
 mod order;
 mod plan;
 mod quorum;
+mod service;
 mod stops;
 
 pub use command::{Command, Envelope, FORMAT, Outcome, Refusal};
@@ -41,6 +42,7 @@ pub use model::{
 pub use order::Order;
 pub use plan::{Action, ActionKind, Candidate, CopyOf, MigrationEnd, Plan, PlannedAction, Reason};
 pub use quorum::{Quorum, Witness, WitnessChoice};
+pub use service::{Drain, Health, HealthChange, Holder, RINGS_KEPT, ServiceRecord, slots_for};
 pub use stops::Stopped;
 
 #[cfg(test)]

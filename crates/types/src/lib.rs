@@ -4,12 +4,13 @@
 //! Owns: plain data and its validation rules that need no other data. Always holds: a value of a
 //! name type is a valid name; everything serialises with serde in one stable form. Must not:
 //! do I/O, read a clock, decide anything. Every other crate depends on this one, so it depends on
-//! nothing but serde.
+//! nothing but serde and a hash.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod conflict;
 pub mod ids;
 pub mod image;
+pub mod mac;
 pub mod name;
 pub mod placement;
 pub mod policy;
@@ -19,6 +20,7 @@ pub mod secret;
 pub mod service;
 pub mod settings;
 pub mod spec;
+pub mod subnet;
 pub mod units;
 
 pub use ids::{BootId, Epoch, MigrationId, NodeId, Revision};

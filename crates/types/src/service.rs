@@ -6,7 +6,7 @@
 //! to by MAC address, so a migration changes nothing here.
 
 use crate::placement::LabelSelector;
-use crate::{LabelName, Millis, NetworkName, ServiceName, VmName};
+use crate::{LabelName, Millis, NetworkName, VmName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;

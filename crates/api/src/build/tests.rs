@@ -180,6 +180,8 @@ fn report(name: &str) -> HostReport {
         pools: BTreeMap::new(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Always holds: a plan made before a change of something it touches is refused whole, so the
 //! planner looks again; **proof-before-start** is checked here, not believed.
 
-use super::{Change, copies, unknown};
+use super::{Change, copies, services, unknown};
 use crate::command::Refusal;
 use crate::event::EventKind;
 use crate::model::{
@@ -205,6 +205,7 @@ fn start(
     record.last_host = Some(host.clone());
     record.failed_moves = 0;
     copies::started(change, action, vm, host, epoch)?;
+    services::new_life(change.state, vm);
     Ok(EventKind::Start)
 }
 
@@ -418,6 +419,7 @@ fn forget(change: &mut Change<'_>, action: &Action, vm: &VmName) -> Result<(), R
     let last = record.last_epoch;
     change.state.forgotten_epoch = change.state.forgotten_epoch.max(last);
     change.state.vms.remove(vm);
+    services::forget_vm(change.state, vm);
     change.vm_event(EventKind::Changed, vm, format!("VM {vm} deleted"));
     Ok(())
 }

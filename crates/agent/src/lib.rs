@@ -31,5 +31,5 @@ pub use facts::{capacity, hypervisor_facts};
 pub use ledger::{LedgerError, LedgerStore};
 pub use ports::{AgentConfig, Drivers, GuestGuard, PeerAsk, PoolDefinition, PoolFactory, Pools};
 pub use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+pub use services::RefusingDatapath;
 pub use services::edges::ShippedFlows;
-pub use services::{RefusingDatapath, table as service_table};

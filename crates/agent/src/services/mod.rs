@@ -22,7 +22,6 @@ mod tls;
 mod wanted;
 
 pub use refusing::RefusingDatapath;
-pub use wanted::table;
 
 use crate::guard::sys::boottime_ns;
 use crate::host::Message;
@@ -176,7 +175,7 @@ impl Task {
         let me = &self.shared.config.host;
         if self.at != Some(state.revision) {
             self.at = Some(state.revision);
-            let wanted = wanted::wanted(state, me);
+            let wanted = quorate_agent_logic::services_wanted(state, me);
             edges::keep(&self.shared, state).await;
             if wanted != self.wanted {
                 self.wanted = wanted;

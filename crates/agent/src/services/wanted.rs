@@ -1,55 +1,23 @@
-//! What this host's datapath should hold, from the replicated state. Pure.
+//! What this host announces and which edges its taps need, from what its datapath should hold. Pure.
 //!
-//! Always holds: two hosts with the same state hold the same tables, but for who answers for an address.
+//! Always holds: an address is announced with one MAC, also when several services share it: the datapath answers with
+//! that of the lowest number.
 
-use quorate_balancer::{EdgeSpec, ServiceTable, UplinkWanted, Wanted};
+use quorate_balancer::{EdgeSpec, ServiceTable, Wanted};
 use quorate_network::attract::arp::Held;
 use quorate_network::{MacAddr, nic_mac, tap_name};
-use quorate_state::{ServiceRecord, State};
+use quorate_state::State;
 use quorate_types::service::Attractor;
-use quorate_types::{HostName, VmName, VmSpec};
+use quorate_types::{VmName, VmSpec};
 use std::net::{IpAddr, Ipv4Addr};
-
-/// A service as directors and edges of a host know it.
-#[must_use]
-pub fn table(service: &ServiceRecord, me: &HostName) -> ServiceTable {
-    let spec = &service.spec;
-    ServiceTable {
-        id: service.id,
-        network: spec.network.clone(),
-        addresses: spec.addresses(),
-        ports: spec.ports.clone(),
-        affinity: spec.affinity,
-        slots: service.slots,
-        history: service.history.clone(),
-        next: service.next.clone(),
-        holder: service.is_held_by(me),
-        attractor: spec.attractor,
-    }
-}
-
-/// All that one host should have loaded.
-pub(super) fn wanted(state: &State, me: &HostName) -> Wanted {
-    let mut wanted = Wanted::default();
-    for (name, service) in &state.services {
-        let network = &service.spec.network;
-        let Some(record) = state.networks.get(network) else {
-            continue;
-        };
-        let uplink = UplinkWanted {
-            bridge: record.spec.bridge.clone(),
-            uplink: record.spec.uplink.clone(),
-        };
-        wanted.networks.insert(network.clone(), uplink);
-        wanted.services.insert(name.clone(), table(service, me));
-    }
-    wanted
-}
 
 /// The addresses that a host announces on the wire: those it holds.
 pub(super) fn held(wanted: &Wanted) -> Vec<Held> {
-    let mut held = Vec::new();
-    for table in wanted.services.values().filter(|table| table.holder) {
+    let mut tables: Vec<&ServiceTable> = wanted.services.values().collect();
+    tables.retain(|table| table.holder);
+    tables.sort_by_key(|table| table.id);
+    let mut held: Vec<Held> = Vec::new();
+    for table in tables {
         let uplink = wanted.networks.get(&table.network);
         let Some(uplink) = uplink.and_then(|network| network.uplink.clone()) else {
             continue;
@@ -60,12 +28,17 @@ pub(super) fn held(wanted: &Wanted) -> Vec<Held> {
             Attractor::Igmp => MacAddr::new(quorate_balancer::mac::multicast(table.id).1),
             Attractor::Bgp => continue,
         };
-        held.extend(table.addresses.iter().map(|address| Held {
-            uplink: uplink.clone(),
-            address: *address,
-            source,
-            told,
-        }));
+        for address in &table.addresses {
+            let known = |one: &Held| one.uplink == uplink && one.address == *address;
+            if !held.iter().any(known) {
+                held.push(Held {
+                    uplink: uplink.clone(),
+                    address: *address,
+                    source,
+                    told,
+                });
+            }
+        }
     }
     held
 }

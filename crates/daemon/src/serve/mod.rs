@@ -10,6 +10,7 @@ mod backend;
 mod certs;
 mod console;
 mod core;
+mod datapath;
 mod doors;
 mod drill;
 mod group;
@@ -30,6 +31,7 @@ mod tls;
 mod wiring;
 mod witness;
 
+pub(crate) use datapath::watch_speaker;
 pub(crate) use remote::serve_witness;
 pub(crate) use setup::{init, join, join_witness};
 

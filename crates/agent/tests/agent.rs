@@ -205,12 +205,14 @@ impl World {
             migration_address: [10, 0, 0, n].into(),
             migration_tls: None,
             guard_command: vec![],
+            speaker_command: vec![],
             watchdog: None,
             watchdog_timeout: Duration::from_millis(500),
         };
         let drivers = Drivers {
             hypervisor: Arc::new(self.site.host()),
             network: self.networks[index].clone(),
+            datapath: Arc::new(quorate_balancer::FakeDatapath::new()),
             pools: Arc::new(Pools {
                 cluster_id: "c1".into(),
                 host: host(n),

@@ -9,8 +9,9 @@ use crate::event::{EventKind, Subject};
 use crate::model::State;
 use crate::service::{Drain, Health, Holder, RINGS_KEPT, ServiceRecord, slots_for};
 use quorate_types::service::{RingMember, RingVersion};
+use quorate_types::service_check::{ServiceProblem, Site, find};
 use quorate_types::{HostName, ServiceId, ServiceName, ServiceSpec, VmName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest sentence about a member's health, in characters.
 const PROBLEM_CHARS: usize = 200;
@@ -32,6 +33,31 @@ fn stale(what: &ServiceName, why: String) -> Refusal {
     Refusal::Action {
         action: format!("change service {what}"),
         why,
+    }
+}
+
+/// What is wrong with services as they are defined.
+pub(super) fn problems(state: &State) -> BTreeSet<ServiceProblem> {
+    let vms = state.vms.iter().filter(|(_, vm)| !vm.deleting);
+    let services = state.services.iter();
+    let site = Site {
+        networks: (state.networks.iter().map(|(name, of)| (name, &of.spec))).collect(),
+        vms: vms.map(|(name, vm)| (name, &vm.spec)).collect(),
+        services: services.map(|(name, of)| (name, &of.spec)).collect(),
+    };
+    find(&site).into_iter().collect()
+}
+
+/// Refuses what was not wrong before: a label that the last member lost elsewhere must not stop other changes.
+pub(super) fn still_right(state: &State, before: &BTreeSet<ServiceProblem>) -> Result<(), Refusal> {
+    let after = problems(state);
+    let new = after.difference(before);
+    let new: Vec<String> = new
+        .map(|problem| format!("service {}: {}", problem.service, problem.message))
+        .collect();
+    match new.is_empty() {
+        true => Ok(()),
+        false => Err(Refusal::Invalid(new)),
     }
 }
 

@@ -106,10 +106,10 @@ impl Checkers {
             same
         });
         for (key, what) in wanted {
-            if !self.running.contains_key(&key) {
+            self.running.entry(key).or_insert_with_key(|key| {
                 let checking = check_again_and_again(shared.clone(), key.clone(), what.clone());
-                self.running.insert(key, (what, shared.spawn(checking)));
-            }
+                (what, shared.spawn(checking))
+            });
         }
     }
 }

@@ -34,3 +34,5 @@ mod t15_debian;
 mod t16_mirrored;
 mod t17_storage_cut;
 mod t18_storage_loss;
+mod t19_services;
+mod t20_holder;

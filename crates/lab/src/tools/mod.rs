@@ -154,12 +154,18 @@ impl Lab {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Notes what the switch's ports of these parts receive on a network from virtual MAC addresses of services.
-    pub fn capture(&self, network: &str, parts: &[&str]) -> Result<Tool<capture::CaptureReport>> {
-        let ports: Vec<String> = parts
+    /// Notes what the switch's ports of these parts receive on a network from MAC addresses that begin with `source`.
+    pub fn capture(
+        &self,
+        network: &str,
+        parts: &[&str],
+        source: &str,
+    ) -> Result<Tool<capture::CaptureReport>> {
+        let mut ports: Vec<String> = parts
             .iter()
             .map(|part| format!("{network}-{part}"))
             .collect();
+        ports.push(format!("--source={source}"));
         Tool::start_in(self, "switch", "capture", &ports)
     }
 

@@ -51,3 +51,5 @@ mod copies_tests;
 mod tests;
 #[cfg(test)]
 mod tests_quorum;
+#[cfg(test)]
+mod tests_services;

@@ -11,7 +11,9 @@ use quorate_balancer::{TraceQuery, trace::trace};
 use quorate_membership::HostHealth;
 use quorate_state::{Ownership, ServiceRecord, State, VmRecord};
 use quorate_types::service::{Protocol, UplinkMode};
-use quorate_types::{HostName, ServiceName, ServiceReport, ServiceSpec, Timestamp, VmName, VmPhase};
+use quorate_types::{
+    HostName, ServiceName, ServiceReport, ServiceSpec, Timestamp, VmName, VmPhase,
+};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use utoipa::ToSchema;
@@ -315,7 +317,9 @@ fn standing(
     let report = alive.and_then(|of| of.report.as_ref()?.vms.get(vm));
     match report.map(|report| (report.phase, report.ready)) {
         Some((VmPhase::Running, true)) if in_ring => (MemberState::Serving, None),
-        Some((VmPhase::Running, true)) if record.spec.health.is_some() && !record.health.contains_key(vm) => {
+        Some((VmPhase::Running, true))
+            if record.spec.health.is_some() && !record.health.contains_key(vm) =>
+        {
             let why = "its first health check has not succeeded yet".to_owned();
             (MemberState::Joining, Some(why))
         }
@@ -370,7 +374,9 @@ fn director(
             UplinkMode::None => "none".to_owned(),
             UplinkMode::Problem(text) => text.clone(),
         }),
-        active: report.map(|report| report.active).filter(|epoch| *epoch > 0),
+        active: report
+            .map(|report| report.active)
+            .filter(|epoch| *epoch > 0),
         prepared: report.and_then(|report| report.prepared),
         holding: report.is_some_and(|report| report.holding),
         problem: report.and_then(|report| report.problem.clone()),
@@ -428,7 +434,10 @@ pub fn trace_client(
     };
     let answer = trace(&service_table(record, false), &query)
         .map_err(|text| ApiError::new(ErrorCode::BadRequest, text))?;
-    let host = answer.member.as_ref().and_then(|vm| state.vms.get(vm)?.ownership.host());
+    let host = answer
+        .member
+        .as_ref()
+        .and_then(|vm| state.vms.get(vm)?.ownership.host());
     let mut why = answer.why;
     if let (Some(member), Some(host)) = (&answer.member, host) {
         why.push(format!("{member} is on {host}"));

@@ -19,7 +19,10 @@ pub(crate) async fn list_services(
     State(api): State<Api>,
 ) -> Result<Json<Vec<ServiceView>>, ApiError> {
     let seen = api.backend.observed().await;
-    Ok(Json(services::services(&api.backend.state(), seen.as_ref())))
+    Ok(Json(services::services(
+        &api.backend.state(),
+        seen.as_ref(),
+    )))
 }
 
 /// One service.

@@ -20,9 +20,12 @@
 //! Must not: decide who is a member, healthy or holder; know of consensus. It is told a [`Wanted`] and says what it did.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod abi;
 mod error;
 pub mod fake;
 pub mod flow;
+#[cfg(target_os = "linux")]
+pub mod linux;
 pub mod mac;
 pub mod model;
 pub mod ring;
@@ -31,13 +34,14 @@ pub mod trace;
 pub use error::BalancerError;
 pub use fake::FakeDatapath;
 pub use flow::{Flow, FlowKey, Pin};
+#[cfg(target_os = "linux")]
+pub use linux::{Capacity, LinuxDatapath, LinuxOptions};
 pub use model::{
     Applied, Counters, Duplicate, EdgeSpec, Guard, Loaded, MemberCounters, ServiceCounters,
     ServiceTable, UplinkWanted, Wanted,
 };
+pub use quorate_types::service::{RingMember, RingVersion, UplinkMode};
 pub use trace::{TraceAnswer, TraceQuery};
-
-use quorate_types::service::{RingMember, RingVersion, UplinkMode};
 
 /// What an agent needs from the service datapath of its host. All operations are idempotent.
 #[async_trait::async_trait]

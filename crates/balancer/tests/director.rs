@@ -420,9 +420,8 @@ async fn routers_send_to_the_host_and_multicast_reaches_all_hosts() {
     );
     // No member is here: another host serves it.
     assert_eq!(director.run(&frame.clone().to(group).build()).code, DROP);
-    common::ip("link add qt-1 type dummy");
-    common::ip("link add qt-2 type dummy");
     for n in [1, 2] {
+        common::tap(n);
         director
             .0
             .datapath

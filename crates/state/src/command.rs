@@ -278,6 +278,9 @@ pub enum ServiceChange {
         service: ServiceName,
         /// The epoch of the coming ring.
         epoch: u64,
+        /// Members of earlier rings whose guest has ended: nobody asks them for old connections.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        dead: BTreeSet<VmName>,
     },
     /// The coming ring is not wanted any more.
     AbandonRing {

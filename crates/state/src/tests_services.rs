@@ -77,8 +77,12 @@ fn prepare(epoch: u64, members: Vec<RingMember>) -> Command {
 }
 
 fn activate(epoch: u64) -> Command {
-    let service = web();
-    change(ServiceChange::ActivateRing { service, epoch })
+    let (service, dead) = (web(), BTreeSet::new());
+    change(ServiceChange::ActivateRing {
+        service,
+        epoch,
+        dead,
+    })
 }
 
 fn abandon(epoch: u64) -> Command {
@@ -166,6 +170,7 @@ fn an_overtaken_change_does_not_hold_up_the_others() {
         ServiceChange::ActivateRing {
             service: web(),
             epoch: 7,
+            dead: BTreeSet::new(),
         },
         ServiceChange::PrepareRing {
             service: web(),
@@ -231,6 +236,42 @@ fn a_drained_member_is_forgotten_in_older_rings_but_never_in_the_one_in_force() 
     };
     world.ok(resume.clone());
     world.refused(resume);
+}
+
+#[test]
+fn nobody_looks_for_connections_at_a_guest_that_has_ended() {
+    let mut world = site();
+    world.start("a", 1);
+    world.ok(prepare(1, ring(&world, &["a", "b"])));
+    world.ok(activate(1));
+    world.ok(prepare(2, ring(&world, &["b"])));
+    world.ok(activate(2));
+    let knows = |world: &World| {
+        let mut rings = world.0.services[&web()].history.iter();
+        rings.any(|ring| ring.has(&vm("a")))
+    };
+    // It moves: its connections go on.
+    world.act(vec![crate::Action::Migrate {
+        vm: vm("a"),
+        to: host(2),
+    }]);
+    assert!(knows(&world));
+    let dead = BTreeSet::from([vm("a")]);
+    world.ok(prepare(3, ring(&world, &["a"])));
+    world.ok(change(ServiceChange::ActivateRing {
+        service: web(),
+        epoch: 3,
+        dead: dead.clone(),
+    }));
+    // The ring in force keeps its members whatever is said.
+    assert!(world.0.services[&web()].ring().unwrap().has(&vm("a")));
+    world.ok(prepare(4, ring(&world, &["b"])));
+    world.ok(change(ServiceChange::ActivateRing {
+        service: web(),
+        epoch: 4,
+        dead,
+    }));
+    assert!(!knows(&world));
 }
 
 #[test]
@@ -340,6 +381,7 @@ fn commands_are_written_in_one_form() {
     let written = json!({ "change_services": { "changes": [
         { "prepare_ring": { "service": "web", "epoch": 1, "members": [{ "vm": "a", "mac": [2, 0, 0, 0, 0, 1], "weight": 1 }] } },
         { "activate_ring": { "service": "web", "epoch": 1 } },
+        { "activate_ring": { "service": "web", "epoch": 1, "dead": ["b"] } },
         { "abandon_ring": { "service": "web", "epoch": 1 } },
         { "set_holder": { "service": "web", "host": "h1", "expect": 0, "planned": false } },
         { "holder_settled": { "service": "web", "generation": 1 } },

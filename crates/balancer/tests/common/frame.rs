@@ -237,7 +237,7 @@ pub fn neighbour(
 /// A frame that came out of a program.
 pub struct Seen<'a>(pub &'a [u8]);
 
-impl Seen<'_> {
+impl<'a> Seen<'a> {
     pub fn destination_mac(&self) -> &[u8] {
         &self.0[0..6]
     }
@@ -267,7 +267,7 @@ impl Seen<'_> {
     }
 
     /// The transport header, behind options and extension headers of [`Frame::build`].
-    pub fn payload(&self) -> (u8, &[u8]) {
+    pub fn payload(&self) -> (u8, &'a [u8]) {
         if !self.is_v6() {
             let header = usize::from(self.0[14] & 15) * 4;
             return (self.0[23], &self.0[14 + header..]);

@@ -1,5 +1,5 @@
 //! What the tests of the kernel's side share: a network namespace of a test's own, a datapath in it, frames.
-#![allow(dead_code, unsafe_code)]
+#![allow(dead_code, unsafe_code, unreachable_pub)]
 
 pub mod frame;
 
@@ -59,6 +59,11 @@ pub fn own_namespace() {
     // SAFETY: concerns this thread's namespaces only.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
     ip("link set lo up");
+}
+
+/// Makes a pair of interfaces, of which the first stands for the tap of member number `n`.
+pub fn tap(n: u8) {
+    ip(&format!("link add qt-{n} type veth peer name qg-{n}"));
 }
 
 /// Index of an interface here.

@@ -21,6 +21,8 @@ mod voters;
 mod wire;
 
 #[cfg(test)]
+mod services_tests;
+#[cfg(test)]
 mod tests;
 
 pub use addresses::{holder_steps, taken_from};

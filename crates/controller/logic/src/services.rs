@@ -176,6 +176,28 @@ fn desired(input: &ServiceInput<'_>, record: &ServiceRecord) -> Vec<RingMember> 
         .collect()
 }
 
+/// Members of the rings so far whose guest has ended, and with it the connections that it had. One that moves, or is
+/// frozen with its host, has them still.
+fn dead(input: &ServiceInput<'_>, record: &ServiceRecord) -> BTreeSet<VmName> {
+    let ended = |vm: &VmName| match input.state.vms.get(vm).map(|of| &of.ownership) {
+        None => true,
+        Some(Ownership::Free) => input.state.vms.get(vm).is_some_and(|of| of.saved.is_none()),
+        Some(Ownership::Migrating { .. }) => false,
+        Some(Ownership::Owned { host, epoch, .. }) => {
+            let report = vm_report(input, host, vm).filter(|report| report.epoch == *epoch);
+            let phase = report.map(|report| report.phase);
+            matches!(
+                phase,
+                Some(VmPhase::BackOff | VmPhase::Absent | VmPhase::Starting)
+            )
+        }
+    };
+    let stays = |vm: &VmName| record.next.as_ref().is_some_and(|next| next.has(vm));
+    let members = record.history.iter().flat_map(|ring| &ring.members);
+    let gone = members.map(|member| &member.vm).filter(|vm| !stays(vm));
+    gone.filter(|vm| ended(vm)).cloned().collect()
+}
+
 /// The next step of one service's ring, if there is one to make.
 fn ring_step(
     input: &ServiceInput<'_>,
@@ -190,7 +212,11 @@ fn ring_step(
             return Some(ServiceChange::AbandonRing { service, epoch });
         }
         let waits = !input.not_prepared(&service, epoch).is_empty();
-        return (!waits).then_some(ServiceChange::ActivateRing { service, epoch });
+        return (!waits).then(|| ServiceChange::ActivateRing {
+            dead: dead(input, record),
+            service,
+            epoch,
+        });
     }
     let same = record.ring().is_some_and(|ring| ring.members == members);
     if members.is_empty() || same || !input.all_steer_by(&service, record.active()) {

@@ -144,7 +144,7 @@ fn change_one(change: &mut Change<'_>, one: &ServiceChange) -> Result<(), Refusa
         ServiceChange::PrepareRing { epoch, members, .. } => {
             prepare(change, service, *epoch, members)
         }
-        ServiceChange::ActivateRing { epoch, .. } => activate(change, service, *epoch),
+        ServiceChange::ActivateRing { epoch, dead, .. } => activate(change, service, *epoch, dead),
         ServiceChange::AbandonRing { epoch, .. } => abandon(change, service, *epoch),
         ServiceChange::SetHolder {
             host,
@@ -222,7 +222,12 @@ fn check_members(state: &State, spec: &ServiceSpec, members: &[RingMember]) -> R
     Ok(())
 }
 
-fn activate(change: &mut Change<'_>, service: &ServiceName, epoch: u64) -> Result<(), Refusal> {
+fn activate(
+    change: &mut Change<'_>,
+    service: &ServiceName,
+    epoch: u64,
+    dead: &BTreeSet<VmName>,
+) -> Result<(), Refusal> {
     let record = service_mut(change, service)?;
     let next = record.next.take_if(|next| next.epoch == epoch);
     let Some(next) = next else {
@@ -236,6 +241,9 @@ fn activate(change: &mut Change<'_>, service: &ServiceName, epoch: u64) -> Resul
     record.history.push(next);
     if record.history.len() > RINGS_KEPT {
         record.history.remove(0);
+    }
+    for vm in dead {
+        forget_in_rings(record, vm);
     }
     tell(change, EventKind::Service, service, text);
     Ok(())
@@ -463,10 +471,11 @@ fn forget_in_rings(record: &mut ServiceRecord, vm: &VmName) {
     record.history.retain(|ring| !ring.members.is_empty());
 }
 
-/// A guest was started or ended: what was known of its health was about another life of it.
+/// A guest was started or ended: what was known of its health, and the connections that it had, were another life's.
 pub(super) fn new_life(state: &mut State, vm: &VmName) {
     for record in state.services.values_mut() {
         record.health.remove(vm);
+        forget_in_rings(record, vm);
     }
 }
 

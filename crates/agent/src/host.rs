@@ -234,6 +234,9 @@ impl Host {
             let before = self.timings.freeze_before.0;
             self.shared.guard.lease(deadline.0, before);
             self.shared.services.lease(deadline.0);
+            if granted.0 > 0 {
+                self.shared.services.granted(revision);
+            }
         }
         self.carry_out(effects).await
     }

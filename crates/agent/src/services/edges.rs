@@ -3,10 +3,14 @@
 //! ```text
 //!            attach           open (guest runs)          leave (pause before the switchover: flows go ahead)
 //!  tap made -------> closed -----------------> open ------------------------------------------> closed, stragglers out
-//!                      ^                        ^                                                     |
-//!                      |                        '------------- back (the migration failed) -----------'
-//!                      '-- target of a migration: flows are put in meanwhile
+//!                      |                        ^                                                     |
+//!                      | flows come ahead       '------------- back (the migration failed) -----------'
+//!                      '--> open, tap unmuted: at the target, while the guest's CPUs stand still on both hosts
 //! ```
+//! What clients send during the switchover would be lost at the source, and each of them would wait for a
+//! retransmission (0.2 s and more). So the target opens its tap when the flows arrive: the guest cannot send, since it
+//! does not run yet, and what comes for it waits in the tap until it does.
+//!
 //! Always holds: nothing here fails a VM's start or move: what goes wrong is kept as a problem of the service.
 
 use super::{lock, wanted};
@@ -129,6 +133,20 @@ pub(crate) async fn leave(shared: &Arc<Shared>, vm: &VmName) {
     }
 }
 
+/// The guest stays: its migration has failed. Frames may go to the target already.
+pub(crate) async fn back(shared: &Shared, vm: &VmName) {
+    let edges = of_vm(shared, vm);
+    if edges.is_empty() {
+        return;
+    }
+    for edge in &edges {
+        // It is open; the bridge is told again that the guest is here.
+        let _ = shared.drivers.network.unmute(&edge.ifname).await;
+    }
+    open(shared, vm).await;
+    crate::vm::announce_place(shared, vm);
+}
+
 fn target(state: &State, vm: &VmName) -> Option<(HostName, MigrationId)> {
     match &state.vms.get(vm)?.ownership {
         Ownership::Migrating { id, to, .. } => Some((to.clone(), *id)),
@@ -136,14 +154,24 @@ fn target(state: &State, vm: &VmName) -> Option<(HostName, MigrationId)> {
     }
 }
 
-/// A guest's flows come ahead of it.
+/// A guest's flows come ahead of it: it stands still at the source, and what clients send waits here from now on.
 pub(crate) async fn put(shared: &Shared, flows: &ShippedFlows) -> Result<(), String> {
+    let coming = target(&shared.state(), &flows.vm);
+    if coming != Some((shared.config.host.clone(), flows.id)) {
+        return Err(format!("{} does not come here by that migration", flows.vm));
+    }
+    let mut problem = None;
     for (number, flows_of_nic) in &flows.nics {
         let tap = tap_name(flows.vm.as_str(), *number);
         let put = shared.services.datapath.put_flows(&tap, flows_of_nic);
-        put.await.map_err(|error| text(&error))?;
+        problem = put.await.err().map(|error| text(&error)).or(problem);
+        if let Err(error) = shared.drivers.network.unmute(&tap).await {
+            problem = Some(text(&error));
+        }
     }
-    Ok(())
+    open(shared, &flows.vm).await;
+    crate::vm::announce_place(shared, &flows.vm);
+    problem.map_or(Ok(()), Err)
 }
 
 /// A tap is about to be removed.

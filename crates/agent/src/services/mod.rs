@@ -8,7 +8,9 @@
 //! ```
 //! Owns: the datapath's contents, the edges on taps ([`edges`]), health checks ([`health`]), how packets are attracted
 //! ([`attract`]). Always holds: an epoch is reported only when the datapath steers by it, and a coming one only when
-//! the flows that it would strand are pinned at every director; a VM starts, runs and migrates whatever goes wrong here.
+//! the flows that it would strand are pinned at every director; a VM starts, runs and migrates whatever goes wrong here. An
+//! agent that was started anew leaves the datapath as it is until its replica has reached the revision of a grant: an
+//! older one would take tables and the address back in time while the lease still runs.
 //!
 //! Must not: decide who is a member, healthy or holder; extend a lease: [`Services::lease`] is told by the host's task.
 
@@ -35,7 +37,7 @@ use quorate_types::service::MemberReport;
 use quorate_types::{Revision, ServiceName, VmName};
 pub(crate) use report::Reports;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -66,6 +68,8 @@ pub(crate) struct Services {
     send_problem: Mutex<Option<String>>,
     /// Something of the above is new.
     news: Notify,
+    /// The leader's revision with the first grant of this agent's life; 0: none yet.
+    granted: AtomicU64,
     desk: Option<Desk>,
     /// A speaker announces addresses: its watcher must know the lease.
     speaking: AtomicBool,
@@ -92,6 +96,7 @@ impl Services {
             attract_problem: Mutex::default(),
             send_problem: Mutex::default(),
             news: Notify::new(),
+            granted: AtomicU64::new(0),
             desk: desk.ok(),
             speaking: AtomicBool::new(false),
         }
@@ -112,6 +117,22 @@ impl Services {
         }
     }
 
+    /// A lease was granted by a leader that had applied this.
+    pub(crate) fn granted(&self, revision: Revision) {
+        let first =
+            self.granted
+                .compare_exchange(0, revision.0, Ordering::SeqCst, Ordering::SeqCst);
+        if first.is_ok() {
+            self.news.notify_one();
+        }
+    }
+
+    /// Whether the replica is not older than what the leader knew when it granted a lease.
+    fn is_current(&self, state: &State) -> bool {
+        let granted = self.granted.load(Ordering::SeqCst);
+        granted > 0 && state.revision.0 >= granted
+    }
+
     /// The guest's CPUs run, or not. Health checks follow.
     pub(crate) fn note_running(&self, vm: &VmName, running: bool) {
         let life = Life::new(running);
@@ -127,7 +148,6 @@ impl Services {
 
 /// Works for the life of the agent.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    edges::adopt(&shared).await;
     let mut state = shared.state.clone();
     let mut task = Task {
         attract: Attract::start(&shared),
@@ -142,6 +162,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         checkers: Checkers::default(),
         pins: pins::Exchanges::default(),
         last: None,
+        current: false,
     };
     loop {
         let now = state.borrow_and_update().clone();
@@ -172,10 +193,19 @@ struct Task {
     pins: pins::Exchanges,
     attract: Attract,
     last: Option<Reports>,
+    /// The replica has caught up, once.
+    current: bool,
 }
 
 impl Task {
     async fn look(&mut self, state: &State) {
+        if !self.current {
+            if !self.shared.services.is_current(state) {
+                return;
+            }
+            self.current = true;
+            edges::adopt(&self.shared).await;
+        }
         let me = &self.shared.config.host;
         if self.at != Some(state.revision) {
             self.at = Some(state.revision);

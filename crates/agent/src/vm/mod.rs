@@ -508,6 +508,17 @@ impl VmTask {
     }
 }
 
+/// Tells the switches that a VM's frames come here from now on; several rounds, in the background.
+pub(crate) fn announce_place(shared: &Shared, vm: &VmName) {
+    let state = shared.state();
+    let Some(record) = state.vms.get(vm) else {
+        return;
+    };
+    for announcement in make::announcements(shared, vm, record.effective()) {
+        watch::announce_one(shared, vm, &announcement);
+    }
+}
+
 /// Ends a process that is being made, wherever the making stands. Ended with the making.
 async fn reap(shared: Arc<Shared>, vm: VmName) {
     let runtime = shared.layout.runtime(&vm);

@@ -174,7 +174,7 @@ async fn follow(
             },
         };
         if matches!(event, GuestEvent::SendFailed { .. }) {
-            edges::open(shared, vm).await;
+            edges::back(shared, vm).await;
         }
         let last = matches!(
             event,

@@ -10,7 +10,7 @@ use quorate_hypervisor::{
     self as hypervisor, ExitInfo, GuestState, IncomingMigration, IncomingOutcome, MigrationStatus,
     Vm,
 };
-use quorate_network::tap_name;
+use quorate_network::{Announcement, tap_name};
 use quorate_types::VmName;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -192,6 +192,10 @@ async fn on_outcome(
         IncomingOutcome::Failed { reason } => {
             if let Some(arrival) = &mut watching.arrival {
                 arrival.incoming = None;
+                // They may have been opened for what waits for the guest.
+                for tap in &arrival.taps {
+                    let _ = shared.drivers.network.mute(tap).await;
+                }
             }
             let detail = reason;
             return shared
@@ -240,18 +244,22 @@ async fn open(shared: &Shared, vm: &VmName, live: &Live, taps: &[String]) {
 /// Tells the switches where the guest is; several rounds, in the background.
 pub(super) fn announce(shared: &Shared, vm: &VmName, live: &Live) {
     for announcement in &live.announcements {
-        let (network, vm) = (shared.drivers.network.clone(), vm.clone());
-        let announcement = announcement.clone();
-        shared.spawn(async move {
-            if let Err(error) = network.announce(&announcement).await {
-                tracing::warn!(%vm, error = text(&error), "a guest is not announced");
-            }
-        });
+        announce_one(shared, vm, announcement);
     }
     let (guest, vm) = (live.guest.clone(), vm.clone());
     shared.spawn(async move {
         if let Err(error) = guest.announce().await {
             tracing::debug!(%vm, error = text(&error), "QEMU does not announce it");
+        }
+    });
+}
+
+pub(super) fn announce_one(shared: &Shared, vm: &VmName, announcement: &Announcement) {
+    let (network, vm) = (shared.drivers.network.clone(), vm.clone());
+    let announcement = announcement.clone();
+    shared.spawn(async move {
+        if let Err(error) = network.announce(&announcement).await {
+            tracing::warn!(%vm, error = text(&error), "a guest is not announced");
         }
     });
 }

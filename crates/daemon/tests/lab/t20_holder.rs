@@ -153,11 +153,31 @@ fn another_host_takes_over_and_the_old_one_is_silent_by_itself() {
     }
 }
 
-/// The negative control: the same check finds a datapath that does not look at its lease.
+/// Somebody else claims the address: said with its MAC address and where it was heard, and no more once it is gone.
+fn impostor_is_named(cluster: &Cluster) {
+    let problems = || {
+        let web = cluster.web()?;
+        Ok::<_, String>(web["problems"].to_string())
+    };
+    assert!(!problems().unwrap().contains("claimed"), "too early");
+    let impostor = cluster.lab.impostor(ADDRESS).unwrap();
+    let named = cluster.eventually("the impostor is named", LONG, || {
+        let problems = problems()?;
+        let named = problems.contains("02:00:00:00:0b:ad") && problems.contains("lan0");
+        named.then(|| problems.clone()).ok_or(problems)
+    });
+    cluster.say(&format!("named: {named}"));
+    let report = impostor.finish().unwrap();
+    assert!(report.announced > 0, "{report:?}");
+}
+
+/// The negative controls: an impostor is found, and the check of silence finds a datapath that does not look at its
+/// lease.
 #[test]
-fn a_datapath_without_a_lease_check_is_found_out() {
+fn an_impostor_and_a_datapath_without_a_lease_check_are_found_out() {
     let cluster = site(&[("QUORATE_TEST_WITHOUT_LEASE_CHECK", "1")]);
     let holder = cluster.holder();
+    impostor_is_named(&cluster);
     members_elsewhere(&cluster, &holder);
     let (frames, at) = disturb(&cluster, Fault::Cut, &holder);
     let late = late(&frames, &holder, at);

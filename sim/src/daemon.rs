@@ -106,6 +106,7 @@ impl World {
             wake_at: 0,
             raft_at: 0,
             apply_at: 0,
+            caught_up: false,
             leader: Leader::default(),
             tasks: Default::default(),
         }));

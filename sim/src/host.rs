@@ -92,6 +92,8 @@ pub(crate) struct Daemon {
     pub(crate) wake_at: u64,
     pub(crate) raft_at: u64,
     pub(crate) apply_at: u64,
+    /// Its replica has reached the revision of a grant once: it began with an older one.
+    pub(crate) caught_up: bool,
     pub(crate) leader: Leader,
     /// Its tasks at the doors of the SAN.
     pub(crate) tasks: Tasks,

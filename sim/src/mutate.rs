@@ -44,6 +44,8 @@ pub enum Mutation {
     DatapathNoLease,
     /// A host that comes back serves with the tables that it had.
     DatapathStaleTables,
+    /// A daemon that starts tells the kernel what its old replica says.
+    DatapathOldReplica,
     /// The leader puts a ring into force without asking whether directors hold it.
     ActivateUnprepared,
     /// A member's edge takes whatever comes.
@@ -52,7 +54,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -70,6 +72,7 @@ impl Mutation {
         Self::SanWithoutLocks,
         Self::DatapathNoLease,
         Self::DatapathStaleTables,
+        Self::DatapathOldReplica,
         Self::ActivateUnprepared,
         Self::NoSecondChance,
     ];
@@ -95,6 +98,7 @@ impl Mutation {
             Self::SanWithoutLocks => "san-without-locks",
             Self::DatapathNoLease => "datapath-no-lease",
             Self::DatapathStaleTables => "datapath-stale-tables",
+            Self::DatapathOldReplica => "datapath-old-replica",
             Self::ActivateUnprepared => "activate-unprepared",
             Self::NoSecondChance => "no-second-chance",
         }

@@ -13,6 +13,7 @@
 //!
 //! Always holds: the clients' generator is their own, so a world without services does not see them. A connection is
 //! excused when its member's host was without a lease while a ring changed: nobody could ask it for what to pin.
+//! A daemon that starts leaves the kernel alone until its replica, which begins at an older revision, has caught up.
 //! Modelled as perfect: pins are everywhere at once, flows travel with their guest.
 
 use crate::event::{D, Event, HostId, W};
@@ -131,7 +132,10 @@ impl World {
 
     /// Loads what the replica says.
     pub(crate) fn load_services(&mut self, host: HostId) {
-        let Some(state) = self.hosts[host].daemon.as_ref().map(|d| d.state.clone()) else {
+        let daemon = self.hosts[host].daemon.as_ref();
+        let hasty = self.mutated(Mutation::DatapathOldReplica);
+        let ready = daemon.filter(|d| d.caught_up || hasty);
+        let Some(state) = ready.map(|d| d.state.clone()) else {
             return;
         };
         let name = self.hosts[host].name.clone();
@@ -192,8 +196,14 @@ impl World {
         let datapath = &mut self.hosts[host].datapath;
         datapath.granted = datapath.granted.max(Some(until));
         let held = datapath.deadline.is_some_and(|end| now < end);
-        if held || stale || datapath.revision >= revision {
+        let loaded = datapath.revision;
+        if held || stale || loaded >= revision {
             datapath.deadline = datapath.deadline.max(Some(until));
+        }
+        let daemon = self.hosts[host].daemon.as_mut();
+        if let Some(daemon) = daemon.filter(|d| !d.caught_up && d.state.revision >= revision) {
+            daemon.caught_up = true;
+            self.services_applied(host);
         }
     }
 
@@ -211,6 +221,19 @@ impl World {
     fn serves(&self, host: HostId, service: &ServiceName) -> bool {
         let loaded = self.hosts[host].datapath.loaded.get(service);
         loaded.is_some_and(|of| of.holder) && self.datapath_on(host)
+    }
+
+    /// Hosts that answer for a service's address, for scenarios.
+    pub(crate) fn answering(&self, service: &str) -> String {
+        let Ok(service) = ServiceName::new(service) else {
+            return "nobody".to_owned();
+        };
+        let hosts = (0..self.hosts.len()).filter(|host| self.serves(*host, &service));
+        let names: Vec<&str> = hosts.map(|host| self.hosts[host].name.as_str()).collect();
+        match names.is_empty() {
+            true => "nobody".to_owned(),
+            false => names.join(" "),
+        }
     }
 
     /// **one-address**.
@@ -276,9 +299,6 @@ impl World {
                 if let Some(from) = from.filter(|_| !planned) {
                     let key = (service.clone(), from.host.clone());
                     self.clients.taken.insert(key);
-                    let leaving = from.leaving.clone().filter(|leaving| leaving != host);
-                    let key = leaving.map(|leaving| (service.clone(), leaving));
-                    self.clients.taken.extend(key);
                 }
                 self.clients.taken.remove(&(service, host.clone()));
             }
@@ -321,8 +341,11 @@ impl World {
                 Reached::Member(_) if of.excused => {}
                 Reached::Member(vm) => {
                     let text = format!(
-                        "a connection of {} to {} (slot {}) reaches {vm}",
-                        of.member, of.service, of.slot
+                        "a connection of {} to {} (slot {}) reaches {vm}: {}",
+                        of.member,
+                        of.service,
+                        of.slot,
+                        self.tables(&of.service, of.slot)
                     );
                     self.fail("connections", text);
                 }
@@ -335,6 +358,34 @@ impl World {
         {
             self.open(service);
         }
+    }
+
+    /// What each host would do with a slot, for whoever has to find out.
+    fn tables(&self, service: &ServiceName, slot: u32) -> String {
+        let learned = self.clients.learned.get(service).map(|(_, host)| *host);
+        let one = |host: HostId| {
+            let loaded = self.hosts[host].datapath.loaded.get(service);
+            let entry = loaded.and_then(|of| {
+                let ring = of.ring.as_ref()?;
+                let slot = ring.slots[slot as usize];
+                let names = [slot.primary, slot.previous, slot.next];
+                let names = names.map(|member| vm_of(ring, member).map_or("-", VmName::as_str));
+                Some(format!("ring {} {}", of.active, names.join("/")))
+            });
+            format!(
+                "{}{}{} {}",
+                self.hosts[host].name,
+                if learned == Some(host) { "*" } else { "" },
+                if self.datapath_on(host) {
+                    ""
+                } else {
+                    " silent"
+                },
+                entry.unwrap_or_default()
+            )
+        };
+        let all: Vec<String> = (0..self.hosts.len()).map(one).collect();
+        all.join(", ")
     }
 
     /// Whether the guest that has the connection is still there; it may have moved.
@@ -504,7 +555,7 @@ impl World {
     pub(crate) fn service_op(&mut self) {
         if self.now >= self.chaos.until {
             self.clients.sick.clear();
-            return;
+            return (0..self.hosts.len()).for_each(|host| self.refresh_report(host));
         }
         let wait = self.clients.rng.range(1, 5) * SEC;
         self.after(wait, Event::World(W::ServiceOp));

@@ -59,7 +59,11 @@ pub fn plan(snapshot: &Snapshot, request: &PlanRequest) -> Result<PlanView, ApiE
     Ok(PlanView {
         revision: forecast.base,
         at: snapshot.saved,
-        stages: forecast.stages.into_iter().map(StageView::from).collect(),
+        stages: forecast
+            .stages
+            .into_iter()
+            .map(|stage| crate::services::told(&snapshot.state, stage.into()))
+            .collect(),
         placement: forecast.placement.into_iter().map(place).collect(),
         survives_then,
     })

@@ -4,6 +4,7 @@
 //! Always holds: pure; without observations (no leader) no member is said to serve. What is traced is what every
 //! director computes from the same state; pins are known to hosts only, and that is said.
 
+use crate::answers::StageView;
 use crate::build::Observed;
 use crate::error::{ApiError, ErrorCode};
 use quorate_agent_logic::service_table;
@@ -463,6 +464,43 @@ pub fn trace_client(
         next: answer.next,
         why,
     })
+}
+
+/// A stage of a plan with what it means for services.
+pub(crate) fn told(state: &State, mut stage: StageView) -> StageView {
+    let says = |(name, record): (&ServiceName, &ServiceRecord)| {
+        let members: Vec<&VmName> = state.members(&record.spec).map(|(vm, ..)| vm).collect();
+        let still = |vm: &&VmName| {
+            let stands = stage.outages.iter().any(|outage| outage.vm == **vm);
+            stands || stage.unplaced.iter().any(|missing| missing.vm == **vm)
+        };
+        let moves = |vm: &&VmName| stage.moved.iter().any(|moved| moved.vm == **vm);
+        let (still, others): (Vec<&VmName>, Vec<&VmName>) =
+            members.iter().partition(|vm| still(vm));
+        let moving: Vec<&VmName> = others.iter().copied().filter(moves).collect();
+        let names = |vms: &[&VmName]| {
+            let names: Vec<&str> = vms.iter().map(|vm| vm.as_str()).collect();
+            names.join(", ")
+        };
+        match (still.is_empty(), others.is_empty()) {
+            (true, _) if moving.is_empty() => None,
+            (true, _) => Some(format!(
+                "service {name}: its connections go on while members move live ({})",
+                names(&moving)
+            )),
+            (false, true) => Some(format!(
+                "service {name}: nobody serves while its members stand still ({})",
+                names(&still)
+            )),
+            (false, false) => Some(format!(
+                "service {name}: connections to members that stand still wait or end ({}); others serve on ({})",
+                names(&still),
+                names(&others)
+            )),
+        }
+    };
+    stage.services = state.services.iter().filter_map(says).collect();
+    stage
 }
 
 #[cfg(test)]

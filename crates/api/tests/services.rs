@@ -161,3 +161,40 @@ async fn services_are_in_the_view_and_the_metrics() {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
 }
+
+#[tokio::test]
+async fn a_plan_tells_what_it_means_for_services() {
+    use quorate_api::answers::{PlanRequest, PlanView, StepRequest};
+    let site = site().await;
+    let ask = |step: StepRequest| {
+        let client = site.client.clone();
+        async move {
+            let request = PlanRequest { steps: vec![step] };
+            let plan: PlanView = client.post("/api/v1/plan", &request).await.unwrap();
+            plan.stages[0].services.join("\n")
+        }
+    };
+    site.fake.settle().await;
+    let state = site.fake.state_now();
+    let at = |name: &str| {
+        state.vms[&common::vm(name)]
+            .ownership
+            .host()
+            .unwrap()
+            .clone()
+    };
+    let drained = StepRequest {
+        drain: vec![at("a")],
+        ..StepRequest::default()
+    };
+    let text = ask(drained).await;
+    let wanted = "service sticky: its connections go on while members move live (a)";
+    assert!(text.contains(wanted), "{text}");
+    let failed = StepRequest {
+        fail: vec![at("a")],
+        ..StepRequest::default()
+    };
+    let text = ask(failed).await;
+    let wanted = "service sticky: nobody serves while its members stand still (a)";
+    assert!(text.contains(wanted), "{text}");
+}

@@ -24,6 +24,8 @@ mod operator;
 mod picture;
 mod power;
 mod services;
+#[cfg(test)]
+mod services_tests;
 mod storage;
 #[cfg(test)]
 mod tests;

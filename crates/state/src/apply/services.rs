@@ -190,6 +190,7 @@ fn prepare(
     record.next = Some(RingVersion {
         epoch,
         members: members.to_vec(),
+        gone: BTreeSet::new(),
     });
     Ok(())
 }
@@ -308,6 +309,7 @@ fn set_holder(
         ));
     }
     let before = old.map(|holder| holder.host.clone());
+    let old_leaving = old.and_then(|holder| holder.leaving.clone());
     if before.as_ref() == Some(host) {
         return Err(stale(service, format!("{host} holds the address already")));
     }
@@ -326,7 +328,11 @@ fn set_holder(
         host: host.clone(),
         generation: generation + 1,
         since: at,
-        leaving: before.filter(|_| planned),
+        leaving: match planned {
+            true => before,
+            // Whoever answers still, because an earlier move has not ended, goes on.
+            false => old_leaving.filter(|leaving| leaving != host),
+        },
     });
     tell(change, EventKind::Service, service, text);
     Ok(())
@@ -464,11 +470,10 @@ pub(super) fn resume(
 fn forget_in_rings(record: &mut ServiceRecord, vm: &VmName) {
     let active = record.active();
     for ring in &mut record.history {
-        if ring.epoch != active {
-            ring.members.retain(|member| member.vm != *vm);
+        if ring.epoch != active && ring.has(vm) {
+            ring.gone.insert(vm.clone());
         }
     }
-    record.history.retain(|ring| !ring.members.is_empty());
 }
 
 /// A guest was started or ended: what was known of its health, and the connections that it had, were another life's.

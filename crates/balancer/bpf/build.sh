@@ -4,7 +4,7 @@
 set -eu
 
 cd "$(dirname "$0")"
-programs="quorate receive"
+programs="quorate receive refused"
 note=build.note
 
 compile() {

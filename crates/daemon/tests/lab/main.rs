@@ -36,3 +36,4 @@ mod t17_storage_cut;
 mod t18_storage_loss;
 mod t19_services;
 mod t20_holder;
+mod t21_routers;

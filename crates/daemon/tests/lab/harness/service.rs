@@ -30,10 +30,15 @@ pub(crate) fn web(members: &[&str], lines: &str) -> String {
 impl Cluster {
     /// Applies guests and a service.
     pub(crate) fn apply_service(&self, guests: &[Guest], service: &str) {
+        self.apply_service_on(guests, service, "subnet: 10.77.0.0/24");
+    }
+
+    /// The same, with something more to say of the network.
+    pub(crate) fn apply_service_on(&self, guests: &[Guest], service: &str, network: &str) {
         let text = manifest(guests, &self.image(), &self.pools());
         let text = text.replace(
             "lan: {bridge: br-lan}",
-            "lan: {bridge: br-lan, uplink: lan0, subnet: 10.77.0.0/24}",
+            &format!("lan: {{bridge: br-lan, uplink: lan0, {network}}}"),
         );
         self.apply_text(&format!("{text}{service}")).unwrap();
     }
@@ -82,10 +87,20 @@ impl Cluster {
 
     /// Holds connections to the service; returns when all of them answer.
     pub(crate) fn hold(&self, connections: u32, fresh_ms: u64) -> Tool<LoadReport> {
+        self.hold_at(ADDRESS, connections, fresh_ms)
+    }
+
+    /// The same for a service elsewhere.
+    pub(crate) fn hold_at(
+        &self,
+        address: Ipv4Addr,
+        connections: u32,
+        fresh_ms: u64,
+    ) -> Tool<LoadReport> {
         let load = self
             .lab
             .load(&LoadArgs {
-                target: (ADDRESS, quorate_guest::FLOW_PORT).into(),
+                target: (address, quorate_guest::FLOW_PORT).into(),
                 connections,
                 interval_us: 20_000,
                 fresh_ms,

@@ -47,6 +47,8 @@ pub(super) struct Host {
     pub(super) members: BTreeMap<[u8; 6], u16>,
     pub(super) edges: BTreeMap<String, Edge>,
     pub(super) vips: BTreeMap<(u32, abi::Address), abi::Vip>,
+    /// Indexes of services that the running step has freed.
+    pub(super) freed: BTreeSet<u16>,
     /// Number of pins by index of their service.
     pub(super) pins: BTreeMap<u32, u64>,
     pub(super) applied: bool,
@@ -74,6 +76,7 @@ impl Host {
             members: BTreeMap::new(),
             edges: BTreeMap::new(),
             vips: BTreeMap::new(),
+            freed: BTreeSet::new(),
             pins: BTreeMap::new(),
             applied: false,
         };
@@ -151,6 +154,8 @@ impl Host {
         self.expire_pins()?;
         let here: BTreeSet<u32> = self.scopes.values().map(|scope| scope.scope).collect();
         self.remove_vips(wanted, &here)?;
+        self.freed.clear();
+        self.retire_services(wanted)?;
         for (name, table) in &wanted.services {
             let loaded = match self.load_service(table) {
                 Ok(()) => Loaded {
@@ -170,7 +175,7 @@ impl Host {
         }
         self.wanted = wanted.clone();
         self.applied = true;
-        self.retire(wanted)?;
+        self.retire_members()?;
         self.refresh_edges()?;
         self.write_vips(wanted, &mut applied)?;
         self.attach_uplinks(wanted, &mut applied);

@@ -16,6 +16,7 @@ mod flows;
 mod host;
 mod links;
 mod object;
+mod receive;
 mod services;
 mod sys;
 
@@ -35,6 +36,7 @@ use host::Host;
 use object::{chain, kernel};
 
 pub use object::Capacity;
+pub use receive::Receivers;
 
 /// Where pins of all clusters of a machine are.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/quorate";

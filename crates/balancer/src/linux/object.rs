@@ -324,3 +324,24 @@ fn missing(name: &str) -> BalancerError {
         detail: "the object does not have it".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_keeps_the_verifier_s_words() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED verifier: needs root");
+            return;
+        }
+        let object = aya::include_bytes_aligned!("../../bpf/refused.bpf.o");
+        let error = load_bytes(object).unwrap_err();
+        let BalancerError::Verifier { program, log, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(program, "refused");
+        assert!(log.contains("invalid access to packet"), "{log}");
+        assert!(error.to_string().contains("invalid access to packet"));
+    }
+}

@@ -96,9 +96,11 @@ impl Host {
         if let Some((index, _)) = known.find(|(_, known)| known.entry.id == table.id.0) {
             return Ok(*index);
         }
-        // 0 is not given out, so that an entry of zeros means nothing.
-        let free =
-            (1..self.capacity.services).find(|index| !self.services.contains_key(&narrow(*index)));
+        // 0 is not given out, so that an entry of zeros means nothing. What this step has freed comes last: an address
+        // may still name it for a moment.
+        let free = (1..self.capacity.services)
+            .filter(|index| !self.services.contains_key(&narrow(*index)))
+            .min_by_key(|index| (self.freed.contains(&narrow(*index)), *index));
         free.map(narrow).ok_or(BalancerError::Full {
             table: "services",
             limit: u64::from(self.capacity.services),
@@ -287,6 +289,7 @@ impl Host {
             .services
             .set(u32::from(index), abi::Service::default(), 0)
             .map_err(kernel("clearing", "services"))?;
+        self.freed.insert(index);
         // The index may become another service's.
         self.forget_service(index)
     }
@@ -443,8 +446,8 @@ impl Host {
         Ok(())
     }
 
-    /// Frees what nothing points at any more: services that are not wanted, rings, members.
-    pub(super) fn retire(&mut self, wanted: &Wanted) -> Result<(), BalancerError> {
+    /// Frees services that are not wanted, and their rings.
+    pub(super) fn retire_services(&mut self, wanted: &Wanted) -> Result<(), BalancerError> {
         let ids: BTreeSet<u32> = wanted.services.values().map(|table| table.id.0).collect();
         let gone: Vec<u32> = self
             .services
@@ -455,6 +458,11 @@ impl Host {
         for id in gone {
             self.unload_service(ServiceId(id))?;
         }
+        Ok(())
+    }
+
+    /// Frees members that no ring names any more.
+    pub(super) fn retire_members(&mut self) -> Result<(), BalancerError> {
         let named: BTreeSet<[u8; 6]> = self
             .services
             .values()

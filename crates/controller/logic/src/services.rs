@@ -40,7 +40,7 @@ pub struct ServiceInput<'a> {
 pub struct ServiceMemory {
     /// Since when a coming ring is being prepared.
     preparing: BTreeMap<ServiceName, (u64, Instant)>,
-    /// Drains: first seen, and since when without connections.
+    /// Drains: since when no director gives the member new connections, and since when it has none.
     drains: BTreeMap<(ServiceName, VmName), (Instant, Option<Instant>)>,
     /// When an address was moved for the sake of balance last.
     pub(crate) balanced: Option<Instant>,
@@ -300,15 +300,20 @@ fn drain_steps(
         }
         let in_ring = record.ring().is_some_and(|ring| ring.has(vm))
             || record.next.as_ref().is_some_and(|next| next.has(vm));
+        // A director that lags gives it new connections still: both times count from the last of them.
+        if in_ring || !input.all_steer_by(service, record.active()) {
+            memory.drains.remove(&key);
+            continue;
+        }
         let flows = flows_left(input, service, vm);
         let (first, quiet) = memory.drains.entry(key).or_insert((input.now, None));
         let quiet_since = *quiet.get_or_insert(input.now);
-        if in_ring || flows != Some(0) {
+        if flows != Some(0) {
             *quiet = None;
         }
         let done = quiet.is_some() && input.now.since(quiet_since) >= QUIET;
         let late = input.now.since(*first) >= record.spec.drain_timeout;
-        if !in_ring && (done || late) {
+        if done || late {
             ended.push(ServiceChange::DrainEnded {
                 service: service.clone(),
                 vm: vm.clone(),

@@ -28,6 +28,7 @@ impl World {
         at.daemon_stopped_until = 0;
         at.guard_stopped_until = 0;
         at.fed = None;
+        at.datapath = Default::default();
         let (name, boots) = (at.name.clone(), at.boots);
         self.note(|| format!("{name}: boots"));
         let delay = self.rng.range(50, 300) * MS;
@@ -105,6 +106,7 @@ impl World {
             wake_at: 0,
             raft_at: 0,
             apply_at: 0,
+            caught_up: false,
             leader: Leader::default(),
             tasks: Default::default(),
         }));
@@ -144,6 +146,7 @@ impl World {
             daemon.runs = runs;
         }
         self.give_orders(host);
+        self.services_applied(host);
         self.refresh_report(host);
         self.daemon_after(host, MS, D::Heartbeat);
         self.pump(host);
@@ -181,6 +184,7 @@ impl World {
                 result,
             } => self.fence_done(host, off, generation, result),
             D::San { call, why } => self.san_answered(host, &call, why),
+            D::Datapath => self.load_services(host),
             D::RespawnGuard => {
                 if self.hosts[host].guard.is_none() {
                     self.start_guard(host);
@@ -302,6 +306,7 @@ impl World {
             self.proposal_applied(host, index);
         }
         self.give_orders(host);
+        self.services_applied(host);
         self.refresh_report(host);
         self.request_round(host, 0);
     }
@@ -379,6 +384,7 @@ impl World {
         }
         if granted.0 > 0 {
             self.guard_lease(host, sent.plus(granted));
+            self.datapath_lease(host, sent.plus(granted), reply.revision);
         }
         let revision = if self.mutated(Mutation::NoFreshnessCheck) {
             Revision(0)
@@ -399,6 +405,8 @@ impl World {
     /// Looks whether what the host says of itself has changed.
     pub(crate) fn refresh_report(&mut self, host: HostId) {
         let links = self.links_of(host);
+        let state = self.hosts[host].daemon.as_ref().map(|d| d.state.clone());
+        let services = state.map(|state| self.service_reports(host, &state));
         let at = &mut self.hosts[host];
         let armed = at.guard.is_some();
         let watchdog = at.watchdog.filter(|_| armed).map(|bound| bound.0);
@@ -414,6 +422,7 @@ impl World {
         report.watchdog_ms = watchdog;
         report.vms = logic.report(Timestamp(0));
         report.links = links;
+        report.services = services.unwrap_or_default();
         for (name, pool) in &mut report.pools {
             pool.usable = if Some(name) == san.as_ref() {
                 path
@@ -492,6 +501,6 @@ fn empty_report(at: &crate::host::Host, local: Instant, state: &State) -> HostRe
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
         services: BTreeMap::new(),
-        uplinks: BTreeMap::new(),
+        uplinks: crate::services::uplinks(),
     }
 }

@@ -36,6 +36,8 @@ mod rng;
 mod runner;
 mod san;
 mod scenario;
+mod serve;
+mod services;
 mod setup;
 mod stream;
 mod time;

@@ -40,11 +40,21 @@ pub enum Mutation {
     /// The disks on the SAN have no lock that keeps a source which QEMU resumed by itself from writing beside its target, as
     /// it is with QEMU's own iSCSI initiator: no broken variant, but what is missing at the switchover.
     SanWithoutLocks,
+    /// The datapath of a host serves past its lease.
+    DatapathNoLease,
+    /// A host that comes back serves with the tables that it had.
+    DatapathStaleTables,
+    /// A daemon that starts tells the kernel what its old replica says.
+    DatapathOldReplica,
+    /// The leader puts a ring into force without asking whether directors hold it.
+    ActivateUnprepared,
+    /// A member's edge takes whatever comes.
+    NoSecondChance,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -60,6 +70,11 @@ impl Mutation {
         Self::RestoreDirty,
         Self::OpenWithoutLease,
         Self::SanWithoutLocks,
+        Self::DatapathNoLease,
+        Self::DatapathStaleTables,
+        Self::DatapathOldReplica,
+        Self::ActivateUnprepared,
+        Self::NoSecondChance,
     ];
 
     /// Its name on the command line.
@@ -81,6 +96,11 @@ impl Mutation {
             Self::RestoreDirty => "restore-dirty",
             Self::OpenWithoutLease => "open-without-lease",
             Self::SanWithoutLocks => "san-without-locks",
+            Self::DatapathNoLease => "datapath-no-lease",
+            Self::DatapathStaleTables => "datapath-stale-tables",
+            Self::DatapathOldReplica => "datapath-old-replica",
+            Self::ActivateUnprepared => "activate-unprepared",
+            Self::NoSecondChance => "no-second-chance",
         }
     }
 }

@@ -264,6 +264,10 @@ impl Setup {
         if setup.preemption && setup.manifest.rules.is_empty() {
             setup.make_scarce();
         }
+        // Not drawn: the other seeds stay as they are.
+        if seed / 16 % 2 == 1 {
+            crate::services::add_services(&mut setup.manifest);
+        }
         setup
     }
 

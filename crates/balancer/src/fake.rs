@@ -282,7 +282,11 @@ mod tests {
             mac: [2, 0, 0, 0, 0, last],
             weight: 1,
         };
-        let version = |epoch, members| RingVersion { epoch, members };
+        let version = |epoch, members| RingVersion {
+            epoch,
+            members,
+            ..RingVersion::default()
+        };
         ServiceTable {
             id: ServiceId(1),
             network: NetworkName::new("lan").unwrap(),

@@ -165,11 +165,14 @@ impl Ring {
         let tables: Vec<Vec<u16>> = lists
             .iter()
             .map(|list| {
-                let own: Vec<u16> = list
+                let own = list
                     .members
                     .iter()
-                    .map(|member| index(&member.vm).unwrap_or(NONE))
-                    .collect();
+                    .map(|member| match list.gone.contains(&member.vm) {
+                        true => NONE,
+                        false => index(&member.vm).unwrap_or(NONE),
+                    });
+                let own: Vec<u16> = own.collect();
                 let mut table = table(&list.members, slots);
                 for slot in &mut table {
                     *slot = own[usize::from(*slot)];
@@ -189,7 +192,10 @@ impl Ring {
                 let mut before = older.iter().rev().filter_map(|table| table.get(slot));
                 Slot {
                     primary,
-                    previous: before.find(|one| **one != primary).copied().unwrap_or(NONE),
+                    previous: before
+                        .find(|one| **one != primary && **one != NONE)
+                        .copied()
+                        .unwrap_or(NONE),
                     next: coming.map_or(primary, |table| table[slot]),
                 }
             })
@@ -222,7 +228,11 @@ mod tests {
     }
 
     fn version(epoch: u64, members: Vec<RingMember>) -> RingVersion {
-        RingVersion { epoch, members }
+        RingVersion {
+            epoch,
+            members,
+            ..RingVersion::default()
+        }
     }
 
     fn counts(table: &[u16], members: usize) -> Vec<u64> {
@@ -242,6 +252,36 @@ mod tests {
             (count * total).abs_diff(fair) * 1000 / fair
         };
         list.iter().zip(counts).map(off).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn a_member_that_is_gone_is_asked_no_more_and_the_others_still_are() {
+        let two = || members([(1, 1), (2, 1)]);
+        let three = members([(1, 1), (2, 1), (3, 1)]);
+        let mut history = [version(1, two()), version(2, three), version(3, two())];
+        let before = Ring::build(&history, None, FEW_SLOTS).unwrap();
+        let gone = VmName::new("web3").unwrap();
+        history[1].gone.insert(gone.clone());
+        let after = Ring::build(&history, None, FEW_SLOTS).unwrap();
+        let mut asked = 0;
+        for (was, is) in before.slots.iter().zip(&after.slots) {
+            assert_eq!((was.primary, was.next), (is.primary, is.next));
+            match before.member(was.previous).map(|member| &member.vm) {
+                Some(vm) if *vm == gone => {
+                    let now = after.member(is.previous);
+                    assert!(now.is_none_or(|member| member.vm != gone));
+                }
+                Some(_) => {
+                    asked += 1;
+                    assert_eq!(was.previous, is.previous);
+                }
+                None => assert_eq!(is.previous, NONE),
+            }
+        }
+        assert!(
+            asked > 0,
+            "no slot went from one of the two to the other and back"
+        );
     }
 
     #[test]

@@ -178,6 +178,7 @@ mod tests {
         let version = |epoch, names: &[&str]| RingVersion {
             epoch,
             members: names.iter().map(|name| member(name)).collect(),
+            ..RingVersion::default()
         };
         ServiceTable {
             id: ServiceId(7),

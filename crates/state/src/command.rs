@@ -6,7 +6,6 @@ use crate::event::Event;
 use crate::model::{HostMode, StopMode};
 use crate::plan::Plan;
 use crate::quorum::WitnessChoice;
-use crate::service::HealthChange;
 use quorate_types::service::RingMember;
 use quorate_types::spec::Power;
 use quorate_types::{
@@ -233,51 +232,11 @@ pub enum Command {
         /// It goes.
         left: bool,
     },
-    /// Directors are to hold this ring beside the one in force. Since format 4.
-    PrepareRing {
-        /// Which service.
-        service: ServiceName,
-        /// The epoch after the last one handed out.
-        epoch: u64,
-        /// Its members, sorted by VM.
-        members: Vec<RingMember>,
-    },
-    /// Every live director holds the coming ring: it is in force. Since format 4.
-    ActivateRing {
-        /// Which service.
-        service: ServiceName,
-        /// The epoch of the coming ring.
-        epoch: u64,
-    },
-    /// The coming ring is not wanted any more. Since format 4.
-    AbandonRing {
-        /// Which service.
-        service: ServiceName,
-        /// Its epoch.
-        epoch: u64,
-    },
-    /// Another host answers for a service's address. Since format 4.
-    SetHolder {
-        /// Which service.
-        service: ServiceName,
-        /// The host.
-        host: HostName,
-        /// The generation of the holder that the proposer saw; 0: none.
-        expect: u64,
-        /// The old holder is alive and goes on until the new one answers.
-        planned: bool,
-    },
-    /// The new holder answers: the old one need not any more. Since format 4.
-    HolderSettled {
-        /// Which service.
-        service: ServiceName,
-        /// The new holder's generation.
-        generation: u64,
-    },
-    /// Which members serve and which do not, by service and VM. Since format 4.
-    RecordHealth {
-        /// What changed.
-        changes: BTreeMap<ServiceName, BTreeMap<VmName, HealthChange>>,
+    /// What the leader found about services. Each change is checked by itself; what does not fit any more is left out.
+    /// Since format 4.
+    ChangeServices {
+        /// In this order.
+        changes: Vec<ServiceChange>,
     },
     /// Give a member no new connections and let the old ones end. Since format 4.
     DrainMember {
@@ -285,15 +244,6 @@ pub enum Command {
         service: ServiceName,
         /// Its member.
         vm: VmName,
-    },
-    /// A member that was being drained has no connection left, or its time is over. Since format 4.
-    DrainEnded {
-        /// Which service.
-        service: ServiceName,
-        /// Its member.
-        vm: VmName,
-        /// Connections that were left and end now.
-        cut: u64,
     },
     /// Give a drained member connections again. Since format 4.
     ResumeMember {
@@ -307,6 +257,98 @@ pub enum Command {
         /// Which.
         service: ServiceName,
     },
+}
+
+/// A change of a service that the leader makes by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceChange {
+    /// Directors are to hold this ring beside the one in force.
+    PrepareRing {
+        /// Which service.
+        service: ServiceName,
+        /// The epoch after the last one handed out.
+        epoch: u64,
+        /// Its members, sorted by VM.
+        members: Vec<RingMember>,
+    },
+    /// Every live director holds the coming ring: it is in force.
+    ActivateRing {
+        /// Which service.
+        service: ServiceName,
+        /// The epoch of the coming ring.
+        epoch: u64,
+    },
+    /// Members of earlier rings whose guest has ended, after every director gave them up: nobody asks them for old
+    /// connections any more.
+    MembersGone {
+        /// Which service.
+        service: ServiceName,
+        /// Which members.
+        vms: BTreeSet<VmName>,
+    },
+    /// The coming ring is not wanted any more.
+    AbandonRing {
+        /// Which service.
+        service: ServiceName,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// Another host answers for a service's address.
+    SetHolder {
+        /// Which service.
+        service: ServiceName,
+        /// The host.
+        host: HostName,
+        /// The generation of the holder that the proposer saw; 0: none.
+        expect: u64,
+        /// The old holder is alive and goes on until the new one answers.
+        planned: bool,
+    },
+    /// The new holder answers: the old one need not any more.
+    HolderSettled {
+        /// Which service.
+        service: ServiceName,
+        /// The new holder's generation.
+        generation: u64,
+    },
+    /// A member serves, or does not.
+    RecordHealth {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+        /// It serves.
+        healthy: bool,
+        /// Why it does not.
+        problem: Option<String>,
+    },
+    /// A member that was being drained has no connection left, or its time is over.
+    DrainEnded {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+        /// Connections that were left and end now.
+        cut: u64,
+    },
+}
+
+impl ServiceChange {
+    /// The service that it is about.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        match self {
+            Self::PrepareRing { service, .. }
+            | Self::ActivateRing { service, .. }
+            | Self::MembersGone { service, .. }
+            | Self::AbandonRing { service, .. }
+            | Self::SetHolder { service, .. }
+            | Self::HolderSettled { service, .. }
+            | Self::RecordHealth { service, .. }
+            | Self::DrainEnded { service, .. } => service,
+        }
+    }
 }
 
 /// What an applied command did.

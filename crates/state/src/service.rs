@@ -103,16 +103,6 @@ pub struct Health {
     pub problem: Option<String>,
 }
 
-/// A change of a member's health.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HealthChange {
-    /// It serves.
-    pub healthy: bool,
-    /// Why it does not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
 impl ServiceRecord {
     /// The ring in force.
     #[must_use]

@@ -18,6 +18,7 @@ pub mod pool;
 pub mod report;
 pub mod secret;
 pub mod service;
+pub mod service_check;
 pub mod settings;
 pub mod spec;
 pub mod subnet;

@@ -8,7 +8,7 @@
 use crate::placement::LabelSelector;
 use crate::{LabelName, Millis, NetworkName, VmName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -453,6 +453,10 @@ pub struct RingVersion {
     pub epoch: u64,
     /// Its members, sorted by VM.
     pub members: Vec<RingMember>,
+    /// Of these, members that no old connection is looked for at any more: drained, or ended. Where the shares of the
+    /// others lie does not change by that.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub gone: BTreeSet<VmName>,
 }
 
 /// A member in a ring.

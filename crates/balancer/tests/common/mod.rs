@@ -135,6 +135,7 @@ pub fn version(epoch: u64, members: &[u8]) -> RingVersion {
     RingVersion {
         epoch,
         members: members.collect(),
+        ..RingVersion::default()
     }
 }
 

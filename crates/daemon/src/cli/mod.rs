@@ -23,6 +23,7 @@ mod quorum;
 mod reservation;
 mod saved;
 mod secret;
+mod service;
 mod setup;
 mod show;
 mod status;
@@ -173,6 +174,7 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Delete(command) => vm::delete(&context, command).await,
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Service(command) => service::run(&context, command).await,
         Command::Storage(command) => storage::run(&context, command).await,
         Command::Image(command) => image::run(&context, command).await,
         Command::Secret(command) => secret::run(&context, command).await,

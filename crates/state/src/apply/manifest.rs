@@ -27,6 +27,7 @@ pub(super) fn apply(
         }
     }
     let before = conflicts(change.state);
+    let wrong = super::services::problems(change.state);
     if let Some(settings) = &manifest.cluster {
         settings
             .check()
@@ -58,6 +59,7 @@ pub(super) fn apply(
         put_vm(change, name, spec)?;
     }
     super::services::put(change, &manifest.services);
+    super::services::still_right(change.state, &wrong)?;
     still_holds(change, &before)
 }
 

@@ -139,50 +139,10 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         } => quorum::admit(change, token, name, address),
         Command::RenewDiskWitness { old, why } => quorum::renew_disk(change, *old, why),
         Command::HostLeft { host, left } => quorum::left(change, host, *left),
-        Command::PrepareRing { .. }
-        | Command::ActivateRing { .. }
-        | Command::AbandonRing { .. }
-        | Command::SetHolder { .. }
-        | Command::HolderSettled { .. }
-        | Command::RecordHealth { .. }
-        | Command::DrainMember { .. }
-        | Command::DrainEnded { .. }
-        | Command::ResumeMember { .. }
-        | Command::DeleteService { .. } => service_command(change, &envelope.command),
-    }
-}
-
-fn service_command(change: &mut Change<'_>, command: &Command) -> Result<(), Refusal> {
-    match command {
-        Command::PrepareRing {
-            service,
-            epoch,
-            members,
-        } => services::prepare(change, service, *epoch, members),
-        Command::ActivateRing { service, epoch } => services::activate(change, service, *epoch),
-        Command::AbandonRing { service, epoch } => services::abandon(change, service, *epoch),
-        Command::SetHolder {
-            service,
-            host,
-            expect,
-            planned,
-        } => services::set_holder(change, service, host, *expect, *planned),
-        Command::HolderSettled {
-            service,
-            generation,
-        } => services::holder_settled(change, service, *generation),
-        Command::RecordHealth { changes } => {
-            services::record_health(change, changes);
-            Ok(())
-        }
+        Command::ChangeServices { changes } => services::change_all(change, changes),
         Command::DrainMember { service, vm } => services::drain(change, service, vm),
-        Command::DrainEnded { service, vm, cut } => {
-            services::drain_ended(change, service, vm, *cut)
-        }
         Command::ResumeMember { service, vm } => services::resume(change, service, vm),
         Command::DeleteService { service } => services::delete(change, service),
-        // `dispatch` hands over the commands above only.
-        _ => Ok(()),
     }
 }
 

@@ -192,6 +192,7 @@ fn start(
     let epoch = record.last_epoch.next();
     record.last_epoch = epoch;
     // A saved memory belongs to the definition it was saved with.
+    let restored = record.saved.is_some() && record.active.is_some();
     if record.saved.is_none() || record.active.is_none() {
         record.active = Some(record.spec.clone());
         record.abi = Some(abi.clone());
@@ -205,7 +206,9 @@ fn start(
     record.last_host = Some(host.clone());
     record.failed_moves = 0;
     copies::started(change, action, vm, host, epoch)?;
-    services::new_life(change.state, vm);
+    if !restored {
+        services::new_life(change.state, vm);
+    }
     Ok(EventKind::Start)
 }
 
@@ -247,6 +250,7 @@ fn release(
     if record.saved.is_none() {
         record.active = None;
         record.abi = None;
+        services::new_life(change.state, vm);
     }
     Ok(EventKind::Release)
 }

@@ -4,13 +4,17 @@
 //! with the addresses that they have; a holder changes only where the proposer saw the one before.
 
 use super::{Change, unknown};
-use crate::command::Refusal;
+use crate::command::{Refusal, ServiceChange};
 use crate::event::{EventKind, Subject};
 use crate::model::State;
-use crate::service::{Drain, Health, HealthChange, Holder, RINGS_KEPT, ServiceRecord, slots_for};
+use crate::service::{Drain, Health, Holder, RINGS_KEPT, ServiceRecord, slots_for};
 use quorate_types::service::{RingMember, RingVersion};
+use quorate_types::service_check::{ServiceProblem, Site, find};
 use quorate_types::{HostName, ServiceId, ServiceName, ServiceSpec, VmName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Longest sentence about a member's health, in characters.
+const PROBLEM_CHARS: usize = 200;
 
 fn service_mut<'c>(
     change: &'c mut Change<'_>,
@@ -29,6 +33,31 @@ fn stale(what: &ServiceName, why: String) -> Refusal {
     Refusal::Action {
         action: format!("change service {what}"),
         why,
+    }
+}
+
+/// What is wrong with services as they are defined.
+pub(super) fn problems(state: &State) -> BTreeSet<ServiceProblem> {
+    let vms = state.vms.iter().filter(|(_, vm)| !vm.deleting);
+    let services = state.services.iter();
+    let site = Site {
+        networks: (state.networks.iter().map(|(name, of)| (name, &of.spec))).collect(),
+        vms: vms.map(|(name, vm)| (name, &vm.spec)).collect(),
+        services: services.map(|(name, of)| (name, &of.spec)).collect(),
+    };
+    find(&site).into_iter().collect()
+}
+
+/// Refuses what was not wrong before: a label that the last member lost elsewhere must not stop other changes.
+pub(super) fn still_right(state: &State, before: &BTreeSet<ServiceProblem>) -> Result<(), Refusal> {
+    let after = problems(state);
+    let new = after.difference(before);
+    let new: Vec<String> = new
+        .map(|problem| format!("service {}: {}", problem.service, problem.message))
+        .collect();
+    match new.is_empty() {
+        true => Ok(()),
+        false => Err(Refusal::Invalid(new)),
     }
 }
 
@@ -89,7 +118,55 @@ pub(super) fn delete(change: &mut Change<'_>, service: &ServiceName) -> Result<(
     Ok(())
 }
 
-pub(super) fn prepare(
+/// Each by itself: one that was overtaken does not hold up the others. Refused when none of them fits.
+pub(super) fn change_all(
+    change: &mut Change<'_>,
+    changes: &[ServiceChange],
+) -> Result<(), Refusal> {
+    let mut first = None;
+    let mut done = false;
+    for one in changes {
+        match change_one(change, one) {
+            Ok(()) => done = true,
+            Err(refusal) => first = first.or(Some(refusal)),
+        }
+    }
+    match first {
+        Some(refusal) if !done => Err(refusal),
+        _ => Ok(()),
+    }
+}
+
+/// Changes nothing where it is refused.
+fn change_one(change: &mut Change<'_>, one: &ServiceChange) -> Result<(), Refusal> {
+    let service = one.service();
+    match one {
+        ServiceChange::PrepareRing { epoch, members, .. } => {
+            prepare(change, service, *epoch, members)
+        }
+        ServiceChange::ActivateRing { epoch, .. } => activate(change, service, *epoch),
+        ServiceChange::MembersGone { vms, .. } => gone(change, service, vms),
+        ServiceChange::AbandonRing { epoch, .. } => abandon(change, service, *epoch),
+        ServiceChange::SetHolder {
+            host,
+            expect,
+            planned,
+            ..
+        } => set_holder(change, service, host, *expect, *planned),
+        ServiceChange::HolderSettled { generation, .. } => {
+            holder_settled(change, service, *generation)
+        }
+        ServiceChange::RecordHealth {
+            vm,
+            healthy,
+            problem,
+            ..
+        } => record_health(change, service, vm, *healthy, problem.as_deref()),
+        ServiceChange::DrainEnded { vm, cut, .. } => drain_ended(change, service, vm, *cut),
+    }
+}
+
+fn prepare(
     change: &mut Change<'_>,
     service: &ServiceName,
     epoch: u64,
@@ -114,6 +191,7 @@ pub(super) fn prepare(
     record.next = Some(RingVersion {
         epoch,
         members: members.to_vec(),
+        gone: BTreeSet::new(),
     });
     Ok(())
 }
@@ -146,11 +224,7 @@ fn check_members(state: &State, spec: &ServiceSpec, members: &[RingMember]) -> R
     Ok(())
 }
 
-pub(super) fn activate(
-    change: &mut Change<'_>,
-    service: &ServiceName,
-    epoch: u64,
-) -> Result<(), Refusal> {
+fn activate(change: &mut Change<'_>, service: &ServiceName, epoch: u64) -> Result<(), Refusal> {
     let record = service_mut(change, service)?;
     let next = record.next.take_if(|next| next.epoch == epoch);
     let Some(next) = next else {
@@ -166,6 +240,22 @@ pub(super) fn activate(
         record.history.remove(0);
     }
     tell(change, EventKind::Service, service, text);
+    Ok(())
+}
+
+fn gone(
+    change: &mut Change<'_>,
+    service: &ServiceName,
+    vms: &BTreeSet<VmName>,
+) -> Result<(), Refusal> {
+    let record = service_mut(change, service)?;
+    let in_use = |vm: &&VmName| record.ring().is_some_and(|ring| ring.has(vm));
+    if let Some(vm) = vms.iter().find(in_use) {
+        return Err(stale(service, format!("{vm} gets connections")));
+    }
+    for vm in vms {
+        forget_in_rings(record, vm);
+    }
     Ok(())
 }
 
@@ -191,11 +281,7 @@ fn describe(service: &ServiceName, before: &[RingMember], ring: &RingVersion) ->
     )
 }
 
-pub(super) fn abandon(
-    change: &mut Change<'_>,
-    service: &ServiceName,
-    epoch: u64,
-) -> Result<(), Refusal> {
+fn abandon(change: &mut Change<'_>, service: &ServiceName, epoch: u64) -> Result<(), Refusal> {
     let record = service_mut(change, service)?;
     match record.next.take_if(|next| next.epoch == epoch) {
         Some(_) => Ok(()),
@@ -206,7 +292,7 @@ pub(super) fn abandon(
     }
 }
 
-pub(super) fn set_holder(
+fn set_holder(
     change: &mut Change<'_>,
     service: &ServiceName,
     host: &HostName,
@@ -232,6 +318,7 @@ pub(super) fn set_holder(
         ));
     }
     let before = old.map(|holder| holder.host.clone());
+    let old_leaving = old.and_then(|holder| holder.leaving.clone());
     if before.as_ref() == Some(host) {
         return Err(stale(service, format!("{host} holds the address already")));
     }
@@ -250,13 +337,17 @@ pub(super) fn set_holder(
         host: host.clone(),
         generation: generation + 1,
         since: at,
-        leaving: before.filter(|_| planned),
+        leaving: match planned {
+            true => before,
+            // Whoever answers still, because an earlier move has not ended, goes on.
+            false => old_leaving.filter(|leaving| leaving != host),
+        },
     });
     tell(change, EventKind::Service, service, text);
     Ok(())
 }
 
-pub(super) fn holder_settled(
+fn holder_settled(
     change: &mut Change<'_>,
     service: &ServiceName,
     generation: u64,
@@ -271,43 +362,40 @@ pub(super) fn holder_settled(
     }
 }
 
-pub(super) fn record_health(
+fn record_health(
     change: &mut Change<'_>,
-    changes: &BTreeMap<ServiceName, BTreeMap<VmName, HealthChange>>,
-) {
+    service: &ServiceName,
+    vm: &VmName,
+    healthy: bool,
+    problem: Option<&str>,
+) -> Result<(), Refusal> {
     let at = change.envelope.at;
-    for (service, members) in changes {
-        let mut texts = Vec::new();
-        // A service or a VM that was deleted meanwhile has no health.
-        let Some(record) = change.state.services.get_mut(service) else {
-            continue;
-        };
-        for (vm, new) in members {
-            let labels = change.state.vms.get(vm).map(|vm| &vm.spec.labels);
-            if labels.is_none_or(|labels| record.spec.weight(vm, labels).is_none()) {
-                continue;
-            }
-            let old = record.health.get(vm);
-            let same = old.is_some_and(|old| old.healthy == new.healthy);
-            let since = old.filter(|_| same).map_or(at, |old| old.since);
-            let health = Health {
-                healthy: new.healthy,
-                since,
-                problem: new.problem.clone().filter(|_| !new.healthy),
-            };
-            record.health.insert(vm.clone(), health);
-            if !same {
-                texts.push(match (new.healthy, &new.problem) {
-                    (true, _) => format!("service {service}: {vm} is healthy"),
-                    (false, Some(why)) => format!("service {service}: {vm} does not serve: {why}"),
-                    (false, None) => format!("service {service}: {vm} does not serve"),
-                });
-            }
-        }
-        for text in texts {
-            tell(change, EventKind::Service, service, text);
-        }
+    let labels = change.state.vms.get(vm).map(|vm| vm.spec.labels.clone());
+    let record = service_mut(change, service)?;
+    let is_member = labels.is_some_and(|labels| record.spec.weight(vm, &labels).is_some());
+    if !is_member {
+        return Err(stale(service, format!("{vm} is not a member")));
     }
+    let old = record.health.get(vm);
+    let same = old.is_some_and(|old| old.healthy == healthy);
+    let since = old.filter(|_| same).map_or(at, |old| old.since);
+    let short = |why: &str| why.chars().take(PROBLEM_CHARS).collect::<String>();
+    let problem = problem.filter(|_| !healthy).map(short);
+    let text = match (healthy, &problem) {
+        (true, _) => format!("service {service}: {vm} is healthy"),
+        (false, Some(why)) => format!("service {service}: {vm} does not serve: {why}"),
+        (false, None) => format!("service {service}: {vm} does not serve"),
+    };
+    let health = Health {
+        healthy,
+        since,
+        problem,
+    };
+    record.health.insert(vm.clone(), health);
+    if !same {
+        tell(change, EventKind::Service, service, text);
+    }
+    Ok(())
 }
 
 pub(super) fn drain(
@@ -342,7 +430,7 @@ pub(super) fn drain(
     Ok(())
 }
 
-pub(super) fn drain_ended(
+fn drain_ended(
     change: &mut Change<'_>,
     service: &ServiceName,
     vm: &VmName,
@@ -391,17 +479,17 @@ pub(super) fn resume(
 fn forget_in_rings(record: &mut ServiceRecord, vm: &VmName) {
     let active = record.active();
     for ring in &mut record.history {
-        if ring.epoch != active {
-            ring.members.retain(|member| member.vm != *vm);
+        if ring.epoch != active && ring.has(vm) {
+            ring.gone.insert(vm.clone());
         }
     }
-    record.history.retain(|ring| !ring.members.is_empty());
 }
 
-/// A guest was started or ended: what was known of its health was about another life of it.
+/// A guest was started or ended: what was known of its health, and the connections that it had, were another life's.
 pub(super) fn new_life(state: &mut State, vm: &VmName) {
     for record in state.services.values_mut() {
         record.health.remove(vm);
+        forget_in_rings(record, vm);
     }
 }
 

@@ -7,8 +7,10 @@ mod common;
 use common::frame::{ACK, Frame, SYN};
 use common::{CLIENT4, CLIENT6, Site, VIP4, VIP6, own_namespace, permitted, version};
 use quorate_balancer::linux::{How, Receivers};
-use quorate_balancer::{Capacity, Datapath as _};
+use quorate_balancer::{Capacity, Datapath as _, ring};
 use quorate_bench::Report;
+use quorate_types::ServiceName;
+use quorate_types::service::ServiceId;
 
 const PASS: u32 = 2;
 const TX: u32 = 3;
@@ -95,11 +97,17 @@ fn one_core() {
     }
 }
 
-/// Million frames per second: `frame` comes in at `ifname`, for the director or for the kernel.
+/// Million frames per second: `frame` comes in at `ifname`, for the director or for the kernel, from 65,536 client ports
+/// in turn.
 fn rate(site: &Site, program: &'static str, frame: &Frame, ifname: &str, frames: u32) -> f64 {
     let mut bytes = frame.build();
     bytes.resize(96, 0);
-    site.datapath.series(&bytes, 0, 0, PASS).unwrap();
+    let last: [u8; 4] = match frame.destination {
+        std::net::IpAddr::V4(v4) => v4.octets(),
+        std::net::IpAddr::V6(v6) => v6.octets()[12..].try_into().unwrap(),
+    };
+    let first = u32::from_be_bytes(last);
+    site.datapath.series(&bytes, first, 1, PASS).unwrap();
     let how = How {
         ifindex: common::index(ifname),
         repeat: frames,
@@ -138,7 +146,6 @@ async fn packets_per_second_of_one_core() {
         sink(other);
     }
     common::ip("link set br0 up");
-    common::ip("link set b3 address 02:00:00:00:09:09");
     std::process::Command::new("bridge")
         .args("fdb add 02:00:00:00:09:09 dev b1 master static".split(' '))
         .status()
@@ -173,6 +180,10 @@ async fn packets_per_second_of_one_core() {
         200_000
     };
     let mut samples: [Vec<f64>; 6] = Default::default();
+    // Connections are known to conntrack before its packets are counted.
+    for protocol in [6, 17] {
+        rate(&site, "calibrate", &dnat(protocol), "n0", 65_536);
+    }
     for _ in 0..rounds() {
         let plain = tcp.clone().to([2, 0, 0, 0, 9, 9]);
         let runs = [
@@ -254,4 +265,86 @@ async fn packets_per_second_of_one_core() {
     report.add("nftables DNAT, TCP", "Mpps", &samples[4], None);
     report.add("nftables DNAT, UDP", "Mpps", &samples[5], None);
     report.publish("services-rate").unwrap();
+}
+
+/// The cost of finding one of many services: the director on frames to each in turn.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn ten_thousand_services_cost_hardly_more_than_one() {
+    if !permitted("speed") {
+        return;
+    }
+    own_namespace();
+    common::ip("link add br0 type bridge");
+    let site = Site::with(Capacity {
+        services: 16_384,
+        addresses: 16_384,
+        ..Capacity::default()
+    })
+    .await;
+    site.datapath.lease(u64::MAX);
+    // 10,000 services x 50 members; what many services have in common is one table.
+    let services = |count: u32| {
+        let mut wanted = common::wanted(common::table(Vec::new()));
+        wanted.services.clear();
+        for number in 0..count {
+            let from = u8::try_from(number % 200).unwrap();
+            let members: Vec<u8> = (0..50).map(|n| (from + n) % 250).collect();
+            let mut table = common::table(vec![version(1, &members)]);
+            for list in &mut table.history {
+                list.members.sort();
+            }
+            table.id = ServiceId(number + 1);
+            table.slots = ring::FEW_SLOTS;
+            let address = std::net::Ipv4Addr::from_bits(FIRST4 + number);
+            table.addresses = vec![address.into()];
+            let name = ServiceName::new(format!("s{number}")).unwrap();
+            wanted.services.insert(name, table);
+        }
+        wanted
+    };
+    let mut bytes = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK).build();
+    bytes.resize(96, 0);
+    let mut samples = Vec::new();
+    // Loaded, of which frames go to so many.
+    for (count, used) in [(1, 1), (10_000, 1), (10_000, 10_000)] {
+        let begun = std::time::Instant::now();
+        let applied = site.datapath.apply(&services(count)).await.unwrap();
+        println!(
+            "{count} services applied in {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
+        assert!(applied.services.values().all(|loaded| loaded.active == 1));
+        let mut all = Vec::new();
+        for _ in 0..rounds() {
+            let run = |program| {
+                site.datapath
+                    .series(&bytes, FIRST4 + count / 2, used, TX)
+                    .unwrap();
+                if used > 1 {
+                    site.datapath.series(&bytes, FIRST4, used, TX).unwrap();
+                }
+                let verdict = site.datapath.test_run(program, &bytes, 0, RUNS).unwrap();
+                assert_eq!(verdict.code, TX);
+                f64::from(verdict.ns)
+            };
+            all.push(run("measure") - run("calibrate"));
+        }
+        samples.push(all);
+    }
+    let mut report = Report::new();
+    let base = quorate_bench::median(&samples[0]);
+    report.add(
+        "the only service, without calibration",
+        "ns",
+        &samples[0],
+        None,
+    );
+    report.add(
+        "10,000 services x 50 members, without calibration",
+        "ns",
+        &samples[1],
+        base,
+    );
+    report.publish("services-many").unwrap();
 }

@@ -89,8 +89,6 @@ impl Host {
             pins: BTreeMap::new(),
             applied: false,
         };
-        host.capacity.services = host.tables.services.len().min(u32::from(u16::MAX));
-        host.capacity.members = host.tables.members.len().min(u32::from(abi::NO_MEMBER));
         host.read_back()?;
         Ok(host)
     }

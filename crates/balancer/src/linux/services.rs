@@ -285,10 +285,10 @@ impl Host {
             .filter(|known| known.entry.slots > 0)
             .map(|known| known.entry.ring)
             .collect();
-        let free = (0..self.tables.rings.len()).find(|index| !used.contains(index));
+        let free = (0..self.capacity.services).find(|index| !used.contains(index));
         let index = free.ok_or(BalancerError::Full {
             table: "rings",
-            limit: u64::from(self.tables.rings.len()),
+            limit: u64::from(self.capacity.services),
             advice: "delete services, or raise the datapath's capacity and restart the host",
         })?;
         self.tables

@@ -6,10 +6,10 @@ mod common;
 
 use common::frame::arp;
 use common::site::{Host, Spaces, WAIT, arrive, build, leave, receivers, send, serve};
-use common::{VIP4, edge, permitted};
+use common::{VIP4, VIP6, edge, permitted};
 use quorate_balancer::Datapath as _;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -24,8 +24,8 @@ struct Connection {
 }
 
 impl Connection {
-    fn open() -> Self {
-        let address = format!("{VIP4}:80").parse().unwrap();
+    fn open(vip: &str) -> Self {
+        let address = SocketAddr::new(vip.parse().unwrap(), 80);
         let mut stream = TcpStream::connect_timeout(&address, WAIT).unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -70,13 +70,19 @@ fn connections_survive_moves_restarts_and_a_take_over() {
     serve(&spaces, 1);
     serve(&spaces, 2);
     let mut connections: Vec<Connection> =
-        spaces.inside("c", || (0..24).map(|_| Connection::open()).collect());
+        spaces.inside("c", || (0..24).map(|_| Connection::open(VIP4)).collect());
     for n in [1, 2] {
         let have = connections.iter().filter(|one| one.member == n).count();
         assert!(have > 0, "member {n} serves nobody");
     }
     let all = |connections: &mut Vec<Connection>| connections.iter_mut().for_each(Connection::echo);
     all(&mut connections);
+
+    let mut six: Vec<Connection> =
+        spaces.inside("c", || (0..24).map(|_| Connection::open(VIP6)).collect());
+    all(&mut six);
+    assert!(six.iter().any(|one| one.member == 1) && six.iter().any(|one| one.member == 2));
+    drop(six);
 
     // Traffic goes on while member 1 moves and the first host's daemon restarts.
     let stop = Arc::new(AtomicBool::new(false));

@@ -1,7 +1,7 @@
 //! A site of two hosts, two guests, a client and a switch, each a network namespace. A guest has a network card at each
 //! host.
 
-use super::{CLIENT4, mac, own4, version};
+use super::{CLIENT4, CLIENT6, mac, own4, own6, version};
 use quorate_balancer::linux::Receivers;
 use quorate_balancer::{
     Capacity, Datapath as _, LinuxDatapath, LinuxOptions, ServiceTable, UplinkWanted, Wanted,
@@ -221,6 +221,7 @@ pub fn build(spaces: &Spaces) {
         spaces.ip(name, &format!("link set {own} up"));
     }
     spaces.ip("c", &format!("addr add {CLIENT4}/24 dev eth0"));
+    spaces.ip("c", &format!("addr add {CLIENT6}/64 dev eth0 nodad"));
     for host in ["h1", "h2"] {
         spaces.ip(host, "link add br0 type bridge");
         spaces.ip(host, "link set br0 up");
@@ -252,6 +253,11 @@ pub fn arrive(spaces: &Spaces, n: u8, host: &str) {
     let guest = format!("g{n}");
     spaces.ip(&guest, &format!("addr add {}/24 dev at-{host}", own4(n)));
     spaces.ip(&guest, &format!("link set at-{host} up"));
+    // It goes by itself with the link.
+    spaces.ip(
+        &guest,
+        &format!("addr add {}/64 dev at-{host} nodad", own6(n)),
+    );
 }
 
 pub fn leave(spaces: &Spaces, n: u8, host: &str) {
@@ -262,9 +268,7 @@ pub fn leave(spaces: &Spaces, n: u8, host: &str) {
 
 /// Says who it is, then echoes, on port 80 of a guest; ends with the process.
 pub fn serve(spaces: &Spaces, n: u8) {
-    let listener = spaces.inside(&format!("g{n}"), || {
-        TcpListener::bind("0.0.0.0:80").unwrap()
-    });
+    let listener = spaces.inside(&format!("g{n}"), || TcpListener::bind("[::]:80").unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { return };

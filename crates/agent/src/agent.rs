@@ -14,6 +14,8 @@ use crate::guest_config::Layout;
 use crate::host::{self, Host, Message};
 use crate::ledger::{LedgerError, LedgerStore};
 use crate::ports::{AgentConfig, Drivers, GuestGuard, PoolDefinition};
+use crate::services::edges::{self, ShippedFlows};
+use crate::services::{self, Services};
 use crate::vm::{self, Command, Shared, text};
 use quorate_agent_logic::{
     Adopted, ExportOffer, ExportRequest, HostLogic, Observed, ObservedMigration, TargetSays, Token,
@@ -24,7 +26,7 @@ use quorate_state::State;
 use quorate_storage::Pool;
 use quorate_types::report::LinkReport;
 use quorate_types::{
-    HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
+    Epoch, HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
 };
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
@@ -101,6 +103,7 @@ impl Agent {
         };
         let (inbox, inbox_rx) = mpsc::channel(INBOX);
         let timings = state.borrow().settings().lease;
+        let services = Services::new(drivers.datapath.clone(), &layout.speaker());
         let (exports, export_calls) = crate::exports::queue();
         let shared = Arc::new(Shared {
             config,
@@ -111,8 +114,10 @@ impl Agent {
             pools: Mutex::new(OpenPools::default()),
             pids: Mutex::new(BTreeMap::new()),
             guests: Mutex::new(BTreeMap::new()),
+            units: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             exports,
+            services,
             deadline_ns: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -134,6 +139,7 @@ impl Agent {
             resident: BTreeMap::new(),
             links: BTreeMap::new(),
             mirrors: BTreeMap::new(),
+            services: services::Reports::default(),
             booted: booted(),
             timings,
             asks: BTreeMap::new(),
@@ -143,11 +149,16 @@ impl Agent {
         for (adopted, guest) in found {
             let run = adopted.run;
             shared.set_pid(&adopted.vm, Some(guest.identity().pid));
+            if adopted.observed != Observed::InMigrate {
+                let running = adopted.observed == Observed::Running;
+                shared.services.note_running(&adopted.vm, running);
+            }
             host.order(adopted.vm, Command::Adopted { run, guest });
         }
         shared.spawn(crate::exports::run(shared.clone(), export_calls));
         shared.spawn(host.run(effects, inbox_rx, guard_rx));
         shared.spawn(host::look_around(shared.clone()));
+        shared.spawn(services::run(shared.clone()));
         Ok(AgentHandle {
             inner: Arc::new(Inner {
                 shared,
@@ -371,12 +382,53 @@ impl AgentHandle {
         answer.await.unwrap_or(TargetSays::Unknown)
     }
 
+    /// For the source of a migration, whose guest stands still: takes over what only one host may have.
+    ///
+    /// # Errors
+    /// A sentence; the source goes on with its guest.
+    pub async fn hand_over(&self, vm: VmName, id: MigrationId) -> Result<(), String> {
+        vm::handoff::take_over(&self.inner.shared, &vm, id).await
+    }
+
+    /// For the leader: cuts a host off from units of a pool, by image with the epoch up to which it may have written.
+    pub async fn cut_units(
+        &self,
+        pool: &PoolName,
+        host: &HostName,
+        epochs: BTreeMap<String, Epoch>,
+    ) -> crate::UnitsCut {
+        crate::cut::cut(&self.inner.shared, pool, host, epochs).await
+    }
+
     /// For the owner of a disk: where to write its copy on this host to.
     ///
     /// # Errors
     /// A sentence; the owner asks again.
     pub async fn export(&self, request: ExportRequest) -> Result<ExportOffer, String> {
         crate::exports::open(&self.inner.shared.exports, request).await
+    }
+
+    /// For the source of a migration: flows of its guest's edges.
+    ///
+    /// # Errors
+    /// A sentence; the edges here learn by themselves what they need.
+    pub async fn put_flows(&self, flows: &ShippedFlows) -> Result<(), String> {
+        edges::put(&self.inner.shared, flows).await
+    }
+
+    /// For other directors: pins before a ring change.
+    ///
+    /// # Errors
+    /// A sentence; the other host tries again.
+    pub async fn pin(&self, pins: &[quorate_balancer::Pin]) -> Result<(), String> {
+        let datapath = &self.inner.shared.services.datapath;
+        datapath.pin(pins).await.map_err(|error| text(&error))
+    }
+
+    /// This host's service datapath.
+    #[must_use]
+    pub fn datapath(&self) -> Arc<dyn quorate_balancer::Datapath> {
+        self.inner.shared.services.datapath.clone()
     }
 
     /// Marks a pool as this cluster's, once, when an operator defines it: a path without the mark, such as an

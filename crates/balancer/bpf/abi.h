@@ -244,6 +244,14 @@ struct cpu {
 	__u64 causes[32];
 };
 
+/* What measurements vary: the service's address counts from `first` on. */
+struct series {
+	__u32 first;
+	__u32 services;
+	__u32 number;
+	__u32 zero;
+};
+
 struct config {
 	__u8 director_mac[6];
 	__u8 bounced_mac[6];

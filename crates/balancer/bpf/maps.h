@@ -38,6 +38,8 @@ MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096
 MAP(duplicates, BPF_MAP_TYPE_LRU_HASH, struct duplicate_key, struct duplicate, 256);
 SPARSE_MAP(pairs, BPF_MAP_TYPE_PERCPU_HASH, struct pair_key, struct pair_count, 16384);
 
+MAP(measures, BPF_MAP_TYPE_ARRAY, __u32, struct series, 1);
+
 struct ring {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(key_size, sizeof(__u32));

@@ -6,7 +6,8 @@
  *   announcements   tcx egress of an uplink: nothing claims a service's address past the lease
  *   edge_from_guest tcx ingress of a tap: guards, replies of members, packets of guests to services
  *   edge_to_guest   tcx egress of a tap: packets of services to their member
- *   calibrate       XDP, for measurements: what a packet costs that no decision is made about
+ *   measure         XDP, loaded for measurements only: the director on a series of frames
+ *   calibrate       XDP, the same: a series of frames that no decision is made about
  */
 #include "abi.h"
 #include "kernel.h"
@@ -142,8 +143,7 @@ COLD int tagged(int virtual)
 	return XDP_PASS;
 }
 
-SEC("xdp")
-int director(struct xdp_md *ctx)
+INLINE int direct(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ether *ether = data;
@@ -173,14 +173,50 @@ int director(struct xdp_md *ctx)
 }
 
 SEC("xdp")
-int calibrate(struct xdp_md *ctx)
+int director(struct xdp_md *ctx)
+{
+	return direct(ctx);
+}
+
+/* Makes the frame the next one of a series: another service, another client port, and the virtual MAC again. */
+INLINE int vary(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ether *ether = data;
+	__u32 zero = 0, service, number;
+	struct series *series = bpf_map_lookup_elem(&measures, &zero);
+	struct udp *ports;
 
-	if ((void *)(ether + 1) > end)
-		return XDP_PASS;
-	return XDP_TX;
+	if (!series || data + ETHER + sizeof(struct ipv6) + sizeof(struct tcp) > end)
+		return -1;
+	number = series->number++;
+	service = bpf_htonl(series->first + number % (series->services ? series->services : 1));
+	*(__u32 *)ether->destination = bpf_htonl(0x02515600);
+	if (ether->type == bpf_htons(TYPE_IPV4)) {
+		struct ipv4 *ip = data + ETHER;
+
+		ip->destination = service;
+		ports = (void *)(ip + 1);
+	} else {
+		struct ipv6 *ip = data + ETHER;
+
+		ip->destination.low = (__u64)service << 32;
+		ports = (void *)(ip + 1);
+	}
+	ports->source = number;
+	return 0;
+}
+
+SEC("xdp")
+int measure(struct xdp_md *ctx)
+{
+	return vary(ctx) ? XDP_ABORTED : direct(ctx);
+}
+
+SEC("xdp")
+int calibrate(struct xdp_md *ctx)
+{
+	return vary(ctx) ? XDP_ABORTED : XDP_TX;
 }
 
 /* The frame's head in one piece. */

@@ -422,6 +422,20 @@ pub struct Config {
     pub zero: [u8; 5],
 }
 
+/// What measurements vary.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Series {
+    /// The last four octets of the first service's address, as a number.
+    pub first: u32,
+    /// Services in turn.
+    pub services: u32,
+    /// Frames so far.
+    pub number: u32,
+    /// Zero.
+    pub zero: u32,
+}
+
 macro_rules! sizes {
     ($($name:ident = $size:expr),* $(,)?) => {
         $(const _: () = assert!(size_of::<$name>() == $size);)*
@@ -450,6 +464,7 @@ sizes!(
     PairCount = 40,
     Cpu = 280,
     Config = 24,
+    Series = 16,
 );
 
 #[cfg(test)]

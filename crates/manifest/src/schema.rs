@@ -430,6 +430,11 @@ static NETWORK: Struct = Struct {
             Kind::Struct(&services::GUARD),
             "What its guests may not do; everything else is left alone.",
         ),
+        optional(
+            "bgp",
+            Kind::Struct(&services::BGP),
+            "How its hosts announce addresses of services to routers.",
+        ),
     ],
 };
 

@@ -145,6 +145,57 @@ pub(crate) static GUARD: Struct = Struct {
     ],
 };
 
+pub(crate) static BGP: Struct = Struct {
+    what: "how hosts speak to routers",
+    fields: &[
+        optional(
+            "daemon",
+            Kind::Choice(&["bird", "frr"]),
+            "The program that speaks.",
+        ),
+        required(
+            "as",
+            Kind::Int(1, 4_294_967_294),
+            "as: 65001",
+            "The hosts' autonomous system.",
+        ),
+        required(
+            "neighbors",
+            Kind::List(&Kind::Struct(&NEIGHBOR)),
+            "neighbors: [{address: 10.0.0.254, as: 65000}]",
+            "The routers.",
+        ),
+        optional(
+            "hold_time",
+            Kind::Duration,
+            "A host that is silent for so long is gone; whole seconds, 3 or more.",
+        ),
+        optional(
+            "bfd",
+            Kind::Bool,
+            "Finds a host that went silent within a second, where the routers can do it.",
+        ),
+    ],
+};
+
+static NEIGHBOR: Struct = Struct {
+    what: "a router",
+    fields: &[
+        required(
+            "address",
+            Kind::Address,
+            "address: 10.0.0.254",
+            "Its address.",
+        ),
+        required(
+            "as",
+            Kind::Int(1, 4_294_967_294),
+            "as: 65000",
+            "Its autonomous system.",
+        ),
+    ],
+};
+
 /// Labels of a VM.
 pub(crate) const VM_LABELS: Field = optional(
     "labels",

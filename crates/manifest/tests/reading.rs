@@ -31,7 +31,8 @@ hosts:
   h1: {labels: {rack: r1, room: a}, resources: {gpu: 2}, cpu_overcommit_percent: 100, parallel_migrations: 1}
   h2: {labels: {rack: r2}}
 networks:
-  lan: {bridge: br-lan, uplink: eth0, mtu: 9000, parallel_migrations: 3, subnet: 10.77.0.0/24, subnet6: "fd77::/64", guard: {source: true, dhcp: true, router: true}}
+  lan: {bridge: br-lan, uplink: eth0, mtu: 9000, parallel_migrations: 3, subnet: 10.77.0.0/24, subnet6: "fd77::/64", guard: {source: true, dhcp: true, router: true},
+    bgp: {daemon: frr, as: 65001, neighbors: [{address: 10.77.0.254, as: 65000}], hold_time: 9s, bfd: true}}
 pools:
   shared: {kind: directory, path: /srv/vms, hosts: [h1, h2]}
 vms:

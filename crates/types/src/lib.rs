@@ -7,6 +7,7 @@
 //! nothing but serde and a hash.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bgp;
 pub mod conflict;
 pub mod ids;
 pub mod image;

@@ -4,7 +4,8 @@
 //! the state (which refuses what was not wrong before). Must not: know which VMs run.
 
 use crate::service::{
-    AffinityKind, HealthCheck, HealthKind, MAX_MEMBER_WEIGHT, MAX_MEMBERS, MAX_PORTS, ServiceSpec,
+    AffinityKind, Attractor, HealthCheck, HealthKind, MAX_MEMBER_WEIGHT, MAX_MEMBERS, MAX_PORTS,
+    ServiceSpec,
 };
 use crate::{NetworkName, NetworkSpec, ServiceName, VmName, VmSpec};
 use std::collections::BTreeMap;
@@ -110,7 +111,9 @@ impl Finder<'_> {
                 self.report(&[field], message, "choose a free address of the network");
                 continue;
             }
-            if let Some(subnet) = of.subnet_for(address)
+            // What routers are told of may be anywhere.
+            if self.spec.attractor != Attractor::Bgp
+                && let Some(subnet) = of.subnet_for(address)
                 && !subnet.contains(address)
             {
                 let message = format!("{address} is not in network `{network}` ({subnet})");
@@ -127,6 +130,11 @@ impl Finder<'_> {
                 self.report(&[field], message, hint);
             }
             self.same_as_a_vm(field, address);
+        }
+        if self.spec.attractor == Attractor::Bgp && of.bgp.is_none() {
+            let message = format!("network `{network}` does not say who its routers are");
+            let hint = "give it `bgp: {as: 65001, neighbors: [{address: ..., as: ...}]}`";
+            self.report(&["attractor"], message, hint);
         }
     }
 
@@ -498,8 +506,22 @@ mod tests {
         });
         one("with the attractor `arp`", |v| {
             v["services"]["web-b"] = second(json!(["53"]));
+            v["networks"]["lan"]["bgp"] = json!({ "as": 1, "neighbors": [] });
             v["services"]["web-b"]["attractor"] = json!("bgp");
         });
+    }
+
+    #[test]
+    fn routers_are_told_of_any_address_when_they_are_known() {
+        one("does not say who its routers are", |v| {
+            v["services"]["web"]["attractor"] = json!("bgp");
+        });
+        let routed = problems(|v| {
+            v["services"]["web"]["attractor"] = json!("bgp");
+            v["services"]["web"]["address"] = json!("192.0.2.1");
+            v["networks"]["lan"]["bgp"] = json!({ "as": 1, "neighbors": [] });
+        });
+        assert_eq!(routed, Vec::<String>::new());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! object (an unknown pool, a cycle of dependencies) are checked where the whole is known: by the
 //! `manifest` crate for positions and hints, by `state` before a change is accepted.
 
+pub use crate::bgp::{BgpDaemon, BgpNeighbor, BgpSpec};
 pub use crate::placement::{
     Condition, Dependency, HostSpec, LabelSelector, OnTimeout, Preference, RuleKind, RuleSpec,
     Tolerates,
@@ -67,6 +68,9 @@ pub struct NetworkSpec {
     /// What its guests may not do.
     #[serde(default, skip_serializing_if = "Guard::is_off")]
     pub guard: Guard,
+    /// How its hosts announce addresses to routers; absent: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bgp: Option<BgpSpec>,
 }
 
 impl NetworkSpec {

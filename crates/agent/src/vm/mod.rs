@@ -11,10 +11,12 @@
 //!
 //! Must not: decide anything; retry anything but a kill that is under way.
 
+pub(crate) mod handoff;
 mod make;
 mod mirror;
 mod outgoing;
 mod probe;
+mod reserve;
 mod watch;
 
 use crate::exports::Exports;
@@ -22,12 +24,14 @@ use crate::facts::OpenPools;
 use crate::guest_config::Layout;
 use crate::host::Message;
 use crate::ports::{AgentConfig, Drivers, GuestGuard, PoolDefinition};
+use crate::services::{Services, edges};
 use make::{Making, Plan, Prepared};
 use quorate_agent_logic::{Act, Exit, GuestEvent, Observed, Token};
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationControl, Vm};
 use quorate_network::Announcement;
 use quorate_state::State;
 use quorate_storage::Pool;
+use quorate_storage::reservation::Units;
 use quorate_types::{PoolName, VmName};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -61,8 +65,11 @@ pub(crate) struct Shared {
     pub(crate) pids: Mutex<BTreeMap<VmName, i32>>,
     /// The guests that the tasks are in charge of, for work on their disks.
     pub(crate) guests: Mutex<BTreeMap<VmName, Arc<dyn Vm>>>,
+    /// The units of guests that have reservations.
+    pub(crate) units: Mutex<BTreeMap<VmName, Units>>,
     pub(crate) inbox: mpsc::Sender<Message>,
     pub(crate) exports: Exports,
+    pub(crate) services: Services,
     /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
     pub(crate) deadline_ns: AtomicU64,
     pub(crate) tasks: TaskTracker,
@@ -338,6 +345,9 @@ impl VmTask {
                     Ok((live, watching)) => {
                         let incoming = watching.awaits();
                         self.take_charge(live, watching);
+                        if !incoming {
+                            self.shared.services.note_running(&self.vm, true);
+                        }
                         if reaping {
                             self.kill(Token(0), run).await;
                         } else if !incoming {
@@ -363,6 +373,7 @@ impl VmTask {
                     }
                     self.shared.set_pid(&self.vm, None);
                     self.shared.set_guest(&self.vm, None);
+                    self.shared.services.note_gone(&self.vm);
                 }
                 let (shared, vm) = (self.shared.clone(), self.vm.clone());
                 self.shared.spawn(async move {
@@ -379,6 +390,7 @@ impl VmTask {
         self.shared
             .set_pid(&self.vm, Some(live.guest.identity().pid));
         mirror::spawn(&self.shared, &self.vm, &live);
+        reserve::spawn(&self.shared, &self.vm, &live);
         self.shared.set_guest(&self.vm, Some(live.guest.clone()));
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
         self.shared
@@ -451,12 +463,10 @@ impl VmTask {
         if *token != send {
             return;
         }
-        let (vm, control) = (self.vm.clone(), control.clone());
+        let (shared, vm, control) = (self.shared.clone(), self.vm.clone(), control.clone());
+        let guest = self.live.as_ref().map(|live| live.guest.clone());
         self.shared.spawn(async move {
-            // The last phase tells the outcome.
-            if let Err(error) = control.continue_switchover().await {
-                tracing::warn!(%vm, error = text(&error), "the switchover was not ordered");
-            }
+            handoff::hand_over(&shared, &vm, guest, &control).await;
         });
     }
 
@@ -475,12 +485,13 @@ impl VmTask {
         });
     }
 
-    /// Removes the taps of a VM without a process. Done before the next act, so that it cannot remove
+    /// Removes the taps of a VM without a process, and its registrations. Done before the next act, so that it cannot remove
     /// the next guest's.
     async fn clean(&self, run: Token) {
         if self.live.is_some() || self.making.is_some() {
             return;
         }
+        reserve::release(&self.shared, &self.vm).await;
         let network = &self.shared.drivers.network;
         let prefix = format!("{}/", self.vm);
         let taps = network.list_taps().await.unwrap_or_else(|error| {
@@ -489,6 +500,9 @@ impl VmTask {
         });
         for tap in taps {
             let ours = tap.nic.as_ref().is_some_and(|nic| nic.starts_with(&prefix));
+            if ours {
+                edges::detach(&self.shared, &tap.ifname).await;
+            }
             if ours && let Err(error) = network.delete_tap(&tap.ifname).await {
                 tracing::warn!(vm = %self.vm, error = text(&error), "a tap stays");
             }
@@ -496,6 +510,17 @@ impl VmTask {
         let (shared, vm) = (self.shared.clone(), self.vm.clone());
         self.shared
             .spawn(async move { shared.guard.unregister(&vm, run.0).await });
+    }
+}
+
+/// Tells the switches that a VM's frames come here from now on; several rounds, in the background.
+pub(crate) fn announce_place(shared: &Shared, vm: &VmName) {
+    let state = shared.state();
+    let Some(record) = state.vms.get(vm) else {
+        return;
+    };
+    for announcement in make::announcements(shared, vm, record.effective()) {
+        watch::announce_one(shared, vm, &announcement);
     }
 }
 
@@ -514,6 +539,9 @@ async fn reap(shared: Arc<Shared>, vm: VmName) {
 }
 
 async fn thaw(shared: &Shared, vm: &VmName, live: &Live, until_ns: u64) -> GuestEvent {
+    if let Err(event) = reserve::before_thaw(shared, vm).await {
+        return event;
+    }
     if let Err(error) = shared.guard.thawing(vm, live.run.0, until_ns).await {
         let detail = error.to_string();
         return GuestEvent::ThawRefused { detail };

@@ -15,6 +15,7 @@ mod edges;
 mod flows;
 mod host;
 mod links;
+mod measure;
 mod object;
 mod receive;
 mod services;
@@ -25,7 +26,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, MapData};
-use aya::{TestRun as _, TestRunOptions};
 use quorate_types::NodeId;
 
 use crate::flow::{Flow, Pin};
@@ -33,8 +33,9 @@ use crate::model::{Applied, Counters, EdgeSpec, ServiceTable, Wanted};
 use crate::trace::{TraceAnswer, TraceQuery};
 use crate::{BalancerError, Datapath};
 use host::Host;
-use object::{chain, kernel};
+use object::kernel;
 
+pub use measure::{How, Verdict};
 pub use object::Capacity;
 pub use receive::Receivers;
 
@@ -73,17 +74,6 @@ pub struct LinuxDatapath {
     host: Arc<Mutex<Host>>,
     lease: Mutex<Array<MapData, u64>>,
     deadline_ns: AtomicU64,
-}
-
-/// What a program made of a frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
-    /// What the program returned.
-    pub code: u32,
-    /// The frame afterwards.
-    pub frame: Vec<u8>,
-    /// Mean time of a run in nanoseconds.
-    pub ns: u32,
 }
 
 async fn run<T: Send + 'static>(
@@ -147,55 +137,6 @@ impl LinuxDatapath {
         let host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
         std::fs::remove_dir_all(&host.root)
             .map_err(kernel("removing", host.root.display().to_string()))
-    }
-
-    /// Runs a program on a frame, `repeat` times, without any interface: for tests and measurements. `ifindex` is where
-    /// a tcx program takes the frame to be; XDP programs run at the loopback interface.
-    ///
-    /// # Errors
-    /// When there is no such program or the kernel refuses.
-    pub fn test_run(
-        &self,
-        program: &'static str,
-        frame: &[u8],
-        ifindex: u32,
-        repeat: u32,
-    ) -> Result<Verdict, BalancerError> {
-        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut out = vec![0; frame.len().max(64) + 256];
-        // `struct __sk_buff`: all but the interface's index is zero.
-        let mut context = [0_u8; 192];
-        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut out);
-        options.repeat = repeat;
-        let result = match host.ebpf.program_mut(program) {
-            Some(aya::programs::Program::Xdp(xdp)) => xdp.test_run(options),
-            Some(aya::programs::Program::SchedClassifier(classifier)) => {
-                options.ctx_in = Some(&context);
-                classifier.test_run(options)
-            }
-            _ => {
-                return Err(BalancerError::Kernel {
-                    operation: "finding",
-                    object: program.to_owned(),
-                    detail: "no such program".to_owned(),
-                });
-            }
-        };
-        let result = result.map_err(|error| BalancerError::Kernel {
-            operation: "running",
-            object: program.to_owned(),
-            detail: chain(&error),
-        })?;
-        let size = result.data_size_out as usize;
-        out.truncate(size);
-        Ok(Verdict {
-            code: result.return_value,
-            frame: out,
-            ns: u32::try_from(result.duration.as_nanos()).unwrap_or(u32::MAX),
-        })
     }
 }
 

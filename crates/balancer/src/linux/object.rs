@@ -21,6 +21,9 @@ const BPFFS: u64 = 0xcafe_4a11;
 /// So much of the verifier's account is kept: its end says what is wrong.
 const LOG_BYTES: usize = 4000;
 
+/// Loaded when they are asked for only.
+pub(super) const MEASURING: [&str; 2] = ["measure", "calibrate"];
+
 /// Entries of the tables. Those of flows, pins and clients are memory: about 100 bytes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
@@ -56,6 +59,7 @@ impl Default for Capacity {
 
 /// The typed maps.
 pub(super) struct Tables {
+    pub(super) measures: Array<MapData, abi::Series>,
     pub(super) settings: Array<MapData, abi::Config>,
     pub(super) cpus: PerCpuArray<MapData, abi::Cpu>,
     pub(super) vips4: HashMap<MapData, abi::Vip4Key, abi::Vip>,
@@ -247,6 +251,9 @@ fn program_refused(program: &str, error: ProgramError) -> BalancerError {
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), BalancerError> {
     for (name, program) in ebpf.programs_mut() {
+        if MEASURING.contains(&name) {
+            continue;
+        }
         let result = match program {
             aya::programs::Program::Xdp(xdp) => xdp.load(),
             aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
@@ -281,6 +288,7 @@ fn tables(ebpf: &mut Ebpf, maps: &Path) -> Result<Tables, BalancerError> {
         MapData::from_pin(maps.join(name)).map_err(kernel("opening", format!("map `{name}`")))
     };
     Ok(Tables {
+        measures: typed(ebpf, "measures")?,
         settings: typed(ebpf, "settings")?,
         cpus: typed(ebpf, "cpus")?,
         vips4: typed(ebpf, "vips4")?,

@@ -35,7 +35,8 @@ pod!(
     PairKey,
     PairCount,
     Cpu,
-    Config
+    Config,
+    Series
 );
 
 const LOOKUP_BATCH: libc::c_long = 24;

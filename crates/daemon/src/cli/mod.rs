@@ -100,7 +100,11 @@ fn now_ms() -> u64 {
 pub(crate) fn main() -> ExitCode {
     // The guard takes little memory and has no threads of an async runtime: it comes before all else.
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|word| word == "guard") {
+    let first = arguments.next();
+    if first.as_ref().is_some_and(|word| word == "bgp-speaker") {
+        return crate::serve::watch_speaker(arguments.next());
+    }
+    if first.is_some_and(|word| word == "guard") {
         return quorate_agent::guard::main(arguments);
     }
     match completion::answer() {

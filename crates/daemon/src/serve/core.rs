@@ -164,6 +164,26 @@ impl Core {
                     .map(Answer::Export)
                     .map_err(|error| RpcStatus::new(409, error))
             }
+            Ask::HandOver { vm, id } => {
+                let handed = self.agent.hand_over(vm, id).await;
+                handed
+                    .map(|()| Answer::Done("handed over".to_owned()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
+            Ask::CutUnits { pool, host, epochs } => Ok(Answer::UnitsCut(
+                self.agent.cut_units(&pool, &host, epochs).await,
+            )),
+            Ask::Flows(flows) => {
+                let put = self.agent.put_flows(&flows).await;
+                put.map(|()| Answer::Done(String::new()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
+            Ask::Pins(pins) => {
+                let pinned = self.agent.pin(&pins).await;
+                pinned
+                    .map(|()| Answer::Done(String::new()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,

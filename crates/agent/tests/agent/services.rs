@@ -51,7 +51,6 @@ impl World {
         self.change(ServiceChange::ActivateRing {
             service: web(),
             epoch,
-            dead: std::collections::BTreeSet::new(),
         });
     }
 

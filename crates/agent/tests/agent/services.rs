@@ -37,6 +37,7 @@ impl World {
         RingVersion {
             epoch,
             members: member.into_iter().collect(),
+            ..RingVersion::default()
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::answers::{
     BalanceView, BoundView, BrokenView, CapacityView, PlaceView, PlanRequest, PlanView,
-    RestartPlanView, StageView, StepRequest, ThenView,
+    RestartPlanView, StepRequest, ThenView,
 };
 use crate::build::{Answering, Observed, ObservedHost, build};
 use crate::error::{ApiError, ErrorCode};

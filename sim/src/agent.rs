@@ -216,7 +216,7 @@ impl World {
                 let event = GuestEvent::TargetSaid(says);
                 self.give(to, Input::Guest { vm, token, event });
             }
-            _ => {}
+            other => self.own_wire(from, to, other),
         }
     }
 
@@ -382,9 +382,14 @@ impl World {
             Spawn::Incoming { id } => (Some(*id), None),
             Spawn::Boot { restore } => (None, restore.clone()),
         };
+        if let Err(detail) = self.own_before_start(host, &vm, incoming.is_some()) {
+            let refused = incoming.is_none();
+            return self.say(host, vm, token, GuestEvent::StartFailed { detail, refused });
+        }
         let memory = restore.as_ref().map(Self::file_name);
         let memory = memory.map(|file| self.files.get(&file).copied().unwrap_or(u64::MAX));
         let (targets, shared) = self.disks_of(&vm);
+        let own = self.has_own_disk(&vm);
         let obeys = !self.rng.chance(self.setup.ignores_powerdown_permille);
         let now = self.now;
         let proc = self.make_guest(Guest {
@@ -404,6 +409,7 @@ impl World {
             ready_at: now,
             targets,
             shared,
+            own,
             hangs: None,
             unreached: None,
             started_at: now,

@@ -60,6 +60,7 @@ impl World {
             net: Net::new(count),
             bmcs,
             san: San::new(count),
+            own: Default::default(),
             guests: BTreeMap::new(),
             next_proc: 1,
             disks: BTreeMap::new(),

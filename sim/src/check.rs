@@ -299,7 +299,7 @@ impl World {
                     let returned = plan.actions.iter().any(|planned| {
                         matches!(&planned.action, Action::FinishMigration {
                             vm: returned,
-                            end: MigrationEnd::TargetDead(_),
+                            end: MigrationEnd::TargetDead(_) | MigrationEnd::TargetLost(_),
                             ..
                         } if returned == vm)
                     });

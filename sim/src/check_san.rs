@@ -147,7 +147,7 @@ impl World {
                 }
                 Action::FinishMigration {
                     vm,
-                    end: MigrationEnd::TargetDead(proof),
+                    end: MigrationEnd::TargetDead(proof) | MigrationEnd::TargetLost(proof),
                     ..
                 } if proof.kind() == ProofKind::StorageCut => {
                     let record = before.vms.get(vm).map(|record| &record.ownership);

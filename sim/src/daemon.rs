@@ -43,6 +43,7 @@ impl World {
         let mine = self.guests.iter().filter(|(_, guest)| guest.host == host);
         let mine: Vec<_> = mine.map(|(proc, _)| *proc).collect();
         self.lose_writes(host);
+        self.own_power_cut(host);
         let at = &mut self.hosts[host];
         at.on = false;
         at.daemon = None;
@@ -149,6 +150,9 @@ impl World {
         self.services_applied(host);
         self.refresh_report(host);
         self.daemon_after(host, MS, D::Heartbeat);
+        if self.setup.own {
+            self.daemon_after(host, MS, D::Mirrors);
+        }
         self.pump(host);
     }
 
@@ -175,6 +179,8 @@ impl World {
             D::Probe(proc) => self.probe(host, proc),
             D::PeerTimeout { vm, token, outcome } => self.peer_timeout(host, vm, token, outcome),
             D::SwitchoverFailed(proc) => self.switchover_failed(proc),
+            D::Mirrors => self.own_look(host),
+            D::HandOverTimeout(proc, id) => self.own_hand_over_timeout(proc, id),
             D::SwitchoverWait(proc, token) => self.switchover_wait(proc, token),
             D::Round => self.round_due(host),
             D::ProposalTimeout(index) => self.proposal_timeout(host, index),
@@ -305,6 +311,9 @@ impl World {
         for index in applied + 1..=commit {
             self.proposal_applied(host, index);
         }
+        if self.setup.own {
+            self.own_sweep(host);
+        }
         self.give_orders(host);
         self.services_applied(host);
         self.refresh_report(host);
@@ -405,13 +414,14 @@ impl World {
     /// Looks whether what the host says of itself has changed.
     pub(crate) fn refresh_report(&mut self, host: HostId) {
         let links = self.links_of(host);
+        let mirrors = self.own_reports(host);
         let state = self.hosts[host].daemon.as_ref().map(|d| d.state.clone());
         let services = state.map(|state| self.service_reports(host, &state));
         let at = &mut self.hosts[host];
         let armed = at.guard.is_some();
         let watchdog = at.watchdog.filter(|_| armed).map(|bound| bound.0);
         let (usable, path) = (!at.storage_lost, self.san.path(host));
-        let san = crate::san::pool();
+        let (san, own) = (crate::san::pool(), crate::copies::pool());
         let Some(daemon) = at.daemon.as_mut() else {
             return;
         };
@@ -421,11 +431,18 @@ impl World {
         report.guard_armed = armed;
         report.watchdog_ms = watchdog;
         report.vms = logic.report(Timestamp(0));
+        for (vm, said) in mirrors {
+            if let Some(vm) = report.vms.get_mut(&vm) {
+                vm.mirrors.push(said);
+            }
+        }
         report.links = links;
         report.services = services.unwrap_or_default();
         for (name, pool) in &mut report.pools {
             pool.usable = if Some(name) == san.as_ref() {
                 path
+            } else if Some(name) == own.as_ref() {
+                true
             } else {
                 usable
             };
@@ -496,7 +513,13 @@ fn empty_report(at: &crate::host::Host, local: Instant, state: &State) -> HostRe
         pools: state
             .pools
             .keys()
-            .map(|name| (name.clone(), pool.clone()))
+            .map(|name| {
+                let mut pool = pool.clone();
+                if Some(name) == crate::copies::pool().as_ref() {
+                    pool.marker = Some(at.name.to_string());
+                }
+                (name.clone(), pool)
+            })
             .collect(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),

@@ -4,7 +4,7 @@ use crate::faults::Fault;
 use crate::guest::ProcId;
 use crate::raft::Msg;
 use crate::san::Call;
-use quorate_agent_logic::{GuestEvent, Observed, TargetSays, Token};
+use quorate_agent_logic::{ExportRequest, GuestEvent, Observed, TargetSays, Token};
 use quorate_controller_logic::{HeartbeatReply, HeartbeatRequest};
 use quorate_membership::{Instant, PowerOffEvidence};
 use quorate_types::report::SavedState;
@@ -41,6 +41,27 @@ pub(crate) enum Wire {
         inc: u32,
         vm: VmName,
         result: Result<String, String>,
+    },
+    /// Where shall the copy be written to?
+    AskExport {
+        proc: ProcId,
+        inc: u32,
+        request: ExportRequest,
+    },
+    ExportOpen {
+        proc: ProcId,
+        inc: u32,
+        request: ExportRequest,
+    },
+    /// The guest is paused: its target takes its copy over.
+    HandOver {
+        proc: ProcId,
+        vm: VmName,
+        id: MigrationId,
+    },
+    HandedOver {
+        proc: ProcId,
+        id: MigrationId,
     },
     AskOutcome {
         token: Token,
@@ -92,6 +113,10 @@ pub(crate) enum D {
     },
     /// The source's driver hears that an ordered switchover failed.
     SwitchoverFailed(ProcId),
+    /// Mirrors are looked at.
+    Mirrors,
+    /// The target of a migration has not taken over.
+    HandOverTimeout(ProcId, MigrationId),
     /// Nobody ordered the switchover.
     SwitchoverWait(ProcId, Token),
     Round,

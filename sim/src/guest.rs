@@ -74,6 +74,8 @@ pub(crate) struct Guest {
     pub(crate) targets: Vec<String>,
     /// It has disks that all hosts share, with locks.
     pub(crate) shared: bool,
+    /// Its disk is its host's own.
+    pub(crate) own: bool,
     /// Since when a write hangs.
     pub(crate) hangs: Option<u64>,
     /// When a disk was last seen not to be there.

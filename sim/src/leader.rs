@@ -175,6 +175,7 @@ impl World {
         let free = self.mutated(Mutation::GrantWithoutQuorum);
         let leads = at.raft.leads(local.0) || (free && at.raft.role == Role::Leader);
         let (term, first) = (at.raft.term, at.raft.first);
+        let quiet_since = at.raft.quiet_since();
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return false;
         };
@@ -195,10 +196,14 @@ impl World {
             return false;
         }
         let mut since = local;
+        let mut silent = Millis(local.0.saturating_sub(quiet_since) / MS);
+        if self.mutation == Some(Mutation::VotersHeardNobody) {
+            silent = Millis::secs(10);
+        }
         if self.mutation == Some(Mutation::NoWaitAfterElection) {
             since = local.minus(Millis::secs(10));
         }
-        daemon.leader.leases = Some(Leases::new(term, &daemon.state, since));
+        daemon.leader.leases = Some(Leases::new(term, &daemon.state, silent, since));
         self.check_leader(host);
         true
     }

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Owns: models of what the pure crates stand on: Raft, network, QEMU, guard, watchdog, fence devices,
-//! a SAN, operators. Always holds: a seed replays exactly (one queue ordered by time and number, one generator,
+//! a SAN, disks of hosts with copies, operators. Always holds: a seed replays exactly (one queue ordered by time and number, one generator,
 //! no hash map); the checks look at what really happened. Must not: decide anything that production
 //! decides, nor switch anything off inside it: the broken variants ([`Mutation`]) are hooks of the models.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -18,6 +18,7 @@ mod agent;
 mod build;
 mod check;
 mod check_san;
+mod copies;
 mod daemon;
 mod doors;
 mod event;

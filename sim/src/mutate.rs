@@ -21,6 +21,9 @@ pub enum Mutation {
     GuardOff,
     /// A new leader judges from the leases of its predecessor's time on.
     NoWaitAfterElection,
+    /// A new leader takes its voters to have heard no other leader for long. Rarely seen: the difference is a few tenths of
+    /// a second.
+    VotersHeardNobody,
     /// A new leader grants before it has applied what its predecessors committed. Rarely seen: it takes a replica
     /// that lags, a change of leaders and a host that comes back, all within a second.
     NoBarrier,
@@ -37,9 +40,11 @@ pub enum Mutation {
     /// Doors are opened whether the leader is sure of its lease or not. Rarely seen: the SAN must be slow just when leaders
     /// change.
     OpenWithoutLease,
-    /// The disks on the SAN have no lock that keeps a source which QEMU resumed by itself from writing beside its target, as
-    /// it is with QEMU's own iSCSI initiator: no broken variant, but what is missing at the switchover.
-    SanWithoutLocks,
+    /// The disks on the SAN are not taken from a source before its switchover: one that QEMU resumes by itself writes
+    /// beside its target.
+    SanWithoutHold,
+    /// An owner lets go of a copy that does not answer before the state says that it is out of step.
+    CopyDroppedEarly,
     /// The datapath of a host serves past its lease.
     DatapathNoLease,
     /// A host that comes back serves with the tables that it had.
@@ -54,7 +59,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -62,6 +67,7 @@ impl Mutation {
         Self::StaleMigrationId,
         Self::GuardOff,
         Self::NoWaitAfterElection,
+        Self::VotersHeardNobody,
         Self::NoBarrier,
         Self::GrantWithoutQuorum,
         Self::LeaseFromAnswer,
@@ -69,7 +75,8 @@ impl Mutation {
         Self::KeeperOldState,
         Self::RestoreDirty,
         Self::OpenWithoutLease,
-        Self::SanWithoutLocks,
+        Self::SanWithoutHold,
+        Self::CopyDroppedEarly,
         Self::DatapathNoLease,
         Self::DatapathStaleTables,
         Self::DatapathOldReplica,
@@ -88,6 +95,7 @@ impl Mutation {
             Self::StaleMigrationId => "stale-migration-id",
             Self::GuardOff => "guard-off",
             Self::NoWaitAfterElection => "no-wait-after-election",
+            Self::VotersHeardNobody => "voters-heard-nobody",
             Self::NoBarrier => "no-barrier",
             Self::GrantWithoutQuorum => "grant-without-quorum",
             Self::LeaseFromAnswer => "lease-from-answer",
@@ -95,7 +103,8 @@ impl Mutation {
             Self::KeeperOldState => "keeper-old-state",
             Self::RestoreDirty => "restore-dirty",
             Self::OpenWithoutLease => "open-without-lease",
-            Self::SanWithoutLocks => "san-without-locks",
+            Self::SanWithoutHold => "san-without-hold",
+            Self::CopyDroppedEarly => "copy-dropped-early",
             Self::DatapathNoLease => "datapath-no-lease",
             Self::DatapathStaleTables => "datapath-stale-tables",
             Self::DatapathOldReplica => "datapath-old-replica",

@@ -145,11 +145,18 @@ impl World {
             self.fail_start(proc, "another process has the image's lock");
             return;
         }
-        let counter = self
-            .guests
-            .get(&proc)
-            .and_then(|guest| self.disks.get(&guest.vm));
-        let counter = counter.map_or(0, |disk| disk.counter);
+        let own = self.guests.get(&proc).is_some_and(|guest| guest.own);
+        let counter = match own {
+            true => match self.own_boots(proc) {
+                Ok(counter) => counter,
+                Err(why) => return self.fail_start(proc, &why),
+            },
+            false => {
+                let guest = self.guests.get(&proc);
+                let disk = guest.and_then(|guest| self.disks.get(&guest.vm));
+                disk.map_or(0, |disk| disk.counter)
+            }
+        };
         let ready = self.now + self.rng.range(self.setup.ready_ns.0, self.setup.ready_ns.1);
         if let Some(guest) = self.guests.get_mut(&proc) {
             guest.memory = guest.restore.unwrap_or(counter);
@@ -204,7 +211,10 @@ impl World {
                     "QEMU aborted: it wrote to a disk that it does not have",
                 );
             }
-            self.write_or_fail(proc);
+            match guest.own {
+                true => self.own_write(proc),
+                false => self.write_or_fail(proc),
+            }
         }
         self.after(WRITE_EVERY, Event::Guest(proc, Q::Write));
     }
@@ -283,6 +293,7 @@ impl World {
     /// Takes a process out; the other end of its stream notices.
     pub(crate) fn remove_guest(&mut self, proc: ProcId) {
         self.unlock_disks(proc);
+        self.own_forget(proc);
         let Some(guest) = self.guests.remove(&proc) else {
             return;
         };
@@ -374,6 +385,7 @@ impl World {
         let device = |out: &crate::guest::Outgoing| out.phase == StreamPhase::Device;
         let bad = matches!(guest.vcpu, Vcpu::Starting | Vcpu::InMigrate)
             || guest.out.as_ref().is_some_and(device)
+            || self.own_waits(proc)
             || self.rng.chance(self.setup.freeze_fail_permille);
         if bad {
             return false;

@@ -8,8 +8,8 @@
 //! ```
 //! Always holds: what a call does, it does before its deadline, also if its caller has ended by then; who is not on a
 //! target's list has no session and writes nothing; the list survives a loss of power. A guest's write that does not get
-//! through hangs for a while, then fails, and QEMU pauses the guest. There are no locks of images here, but for
-//! one: see `stream.rs` on what a source that QEMU resumed may do.
+//! through hangs for a while, then fails, and QEMU pauses the guest. There are no locks of images here:
+//! see `stream.rs` on what a source that QEMU resumed may do.
 
 use crate::event::{D, Event, HostId, W};
 use crate::guest::Guest;
@@ -130,6 +130,7 @@ impl World {
                 Some(PoolSpec::Iscsi(pool)) => {
                     targets.extend(pool.lun_of(&disk.image).map(|unit| unit.target));
                 }
+                Some(PoolSpec::Local(_) | PoolSpec::Mirrored(_)) => {}
                 _ => shared = true,
             }
         }

@@ -95,6 +95,8 @@ pub struct Setup {
     pub witness: bool,
     /// There are disks on a SAN.
     pub san: bool,
+    /// Disks are the hosts' own.
+    pub own: bool,
 }
 
 /// The one pool.
@@ -213,6 +215,34 @@ impl Setup {
             preemption: false,
             witness: false,
             san: false,
+            own: false,
+        }
+    }
+
+    /// What is on files is on the hosts' own ones: with a copy, or in one place.
+    pub fn with_own_disks(&mut self, local: bool) {
+        self.own = true;
+        let kind = if local { "local" } else { "mirrored" };
+        let spec = serde_json::json!({ "kind": kind, "path": "/srv/own" });
+        let spec = serde_json::from_value::<PoolSpec>(spec).ok();
+        let Some(own) = crate::copies::pool() else {
+            return;
+        };
+        self.manifest.pools.extend(Some(own.clone()).zip(spec));
+        for spec in self.manifest.vms.values_mut() {
+            let files = spec
+                .disks
+                .iter()
+                .all(|disk| Some(&disk.pool) == pool().as_ref());
+            if !files {
+                continue;
+            }
+            for disk in &mut spec.disks {
+                disk.pool = own.clone();
+            }
+            if spec.migration == MigrationPolicy::Quick {
+                spec.migration = MigrationPolicy::Live;
+            }
         }
     }
 
@@ -256,6 +286,10 @@ impl Setup {
         setup.habits(rng);
         if rng.chance(450) {
             setup.random_san(rng);
+        }
+        // Not drawn, for the sake of the other seeds.
+        if seed / 8 % 4 == 3 {
+            setup.with_own_disks(seed / 32 % 3 == 2);
         }
         // In calm nothing moves but what an operator moves.
         if setup.profile != Profile::Calm {

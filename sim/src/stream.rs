@@ -40,6 +40,10 @@ impl World {
         }
     }
 
+    pub(crate) fn phase_of(&self, proc: ProcId) -> Option<StreamPhase> {
+        self.phase(proc)
+    }
+
     /// The stream's ends can hear each other, and both exist.
     fn stream_up(&self, proc: ProcId) -> Option<bool> {
         let guest = self.guests.get(&proc)?;
@@ -151,6 +155,16 @@ impl World {
         if self.phase(proc) != Some(StreamPhase::PreSwitchover) {
             return;
         }
+        let Some(out) = self.out(proc) else { return };
+        let (id, target) = (out.id, out.target);
+        if self.guests.get(&proc).is_some_and(|guest| guest.own) {
+            return self.own_hand_over(proc, id, target);
+        }
+        self.stream_ordered(proc);
+    }
+
+    /// What the target must have it has.
+    pub(crate) fn stream_ordered(&mut self, proc: ProcId) {
         let Some(out) = self.out(proc) else { return };
         out.phase = StreamPhase::Device;
         let id = out.id;
@@ -285,20 +299,15 @@ impl World {
         self.after(MS, Event::Guard(host, inc, crate::event::G::Look));
     }
 
-    /// A lock keeps a source that QEMU resumed from disks that its target has. QEMU's own iSCSI initiator takes none: what that
-    /// means is shown by [`Mutation::SanWithoutLocks`].
+    /// A lock keeps a source that QEMU resumed from image files that its target has. A unit of a SAN has none: the driver
+    /// takes it from the source before it orders the switchover, and gives it back with a thaw only.
     fn takes_back_disks(&mut self, proc: ProcId) -> bool {
-        let locks = !self.mutated(Mutation::SanWithoutLocks);
-        let Some(guest) = self.guests.get(&proc) else {
-            return false;
-        };
-        let has = |(id, other): (&ProcId, &crate::guest::Guest)| {
-            *id != proc && other.vm == guest.vm && other.disks
-        };
-        if locks && !guest.shared && self.guests.iter().any(has) {
-            return false;
+        let held = !self.mutated(Mutation::SanWithoutHold);
+        match self.guests.get(&proc) {
+            Some(guest) if held && !guest.shared => false,
+            Some(_) => self.lock_disks(proc).is_ok(),
+            None => false,
         }
-        self.lock_disks(proc).is_ok()
     }
 
     /// The driver on the source hears of it: pauses the guest, then says so.

@@ -4,6 +4,7 @@
 //! process that has ended is dropped; after each event every promise is checked.
 
 use crate::check::Checker;
+use crate::copies::Own;
 use crate::event::{D, Event, H, HostId, W, Wire};
 use crate::faults::Chaos;
 use crate::guest::{Disk, Guest, ProcId};
@@ -65,6 +66,7 @@ pub struct World {
     pub(crate) net: Net,
     pub(crate) bmcs: Vec<Bmc>,
     pub(crate) san: San,
+    pub(crate) own: Own,
     pub(crate) guests: BTreeMap<ProcId, Guest>,
     pub(crate) next_proc: ProcId,
     pub(crate) disks: BTreeMap<VmName, Disk>,

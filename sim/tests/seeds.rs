@@ -38,6 +38,11 @@ fn a_start_without_proof_is_caught() {
 }
 
 #[test]
+fn a_copy_that_is_dropped_before_the_state_says_so_is_caught() {
+    caught(Mutation::CopyDroppedEarly, 0, 400);
+}
+
+#[test]
 fn a_missing_seal_is_caught() {
     caught(Mutation::NoSeal, 0, 200);
 }
@@ -92,10 +97,9 @@ fn a_door_opened_without_a_lease_is_caught() {
     caught(Mutation::OpenWithoutLease, 0, 100);
 }
 
-/// Not a broken variant but a known gap: see docs/decisions/0008. This test ends when it is closed.
 #[test]
-fn a_source_that_qemu_resumes_writes_to_a_disk_without_a_lock() {
-    caught(Mutation::SanWithoutLocks, 60, 50);
+fn a_source_that_qemu_resumes_with_its_disks_is_caught() {
+    caught(Mutation::SanWithoutHold, 60, 50);
 }
 
 #[test]

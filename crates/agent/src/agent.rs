@@ -26,7 +26,7 @@ use quorate_state::State;
 use quorate_storage::Pool;
 use quorate_types::report::LinkReport;
 use quorate_types::{
-    HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
+    Epoch, HostName, HostReport, MigrationId, Millis, PoolName, Revision, Timestamp, VmName,
 };
 use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
@@ -114,6 +114,7 @@ impl Agent {
             pools: Mutex::new(OpenPools::default()),
             pids: Mutex::new(BTreeMap::new()),
             guests: Mutex::new(BTreeMap::new()),
+            units: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             exports,
             services,
@@ -379,6 +380,24 @@ impl AgentHandle {
             return TargetSays::Unknown;
         }
         answer.await.unwrap_or(TargetSays::Unknown)
+    }
+
+    /// For the source of a migration, whose guest stands still: takes over what only one host may have.
+    ///
+    /// # Errors
+    /// A sentence; the source goes on with its guest.
+    pub async fn hand_over(&self, vm: VmName, id: MigrationId) -> Result<(), String> {
+        vm::handoff::take_over(&self.inner.shared, &vm, id).await
+    }
+
+    /// For the leader: cuts a host off from units of a pool, by image with the epoch up to which it may have written.
+    pub async fn cut_units(
+        &self,
+        pool: &PoolName,
+        host: &HostName,
+        epochs: BTreeMap<String, Epoch>,
+    ) -> crate::UnitsCut {
+        crate::cut::cut(&self.inner.shared, pool, host, epochs).await
     }
 
     /// For the owner of a disk: where to write its copy on this host to.

@@ -3,14 +3,16 @@
 //! Owns: the directories below `exports/`, one for each copy; the task that opens and closes them.
 //!
 //! Always holds: one export of an image at most; it is closed when the replica says that its owner, or its life as a
-//! copy, has passed, and before a guest of this host starts on the image; exports outlive the agent.
+//! copy, has passed, and before a guest of this host starts on the image; exports outlive the agent. An image of a
+//! `local` pool is removed when the replica, which had this host's copy on record, has it on another host only.
 
 use crate::vm::{Shared, text};
 use quorate_agent_logic::{ExportOffer, ExportRequest, keeps_export, may_export};
 use quorate_hypervisor::qemu::export::{self, Export, ExportConfig};
+use quorate_state::State;
 use quorate_storage::{DiskFormat, DiskSpec};
-use quorate_types::PoolName;
-use std::collections::BTreeMap;
+use quorate_types::{HostName, PoolName, PoolSpec};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +60,8 @@ type Key = (PoolName, String);
 struct Task {
     shared: Arc<Shared>,
     open: BTreeMap<Key, ExportRequest>,
+    /// Copies of this host in `local` pools, as they were on record the last time.
+    local: BTreeSet<Key>,
 }
 
 /// Runs for the life of the agent.
@@ -65,6 +69,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut calls: mpsc::Receiver<Call>) {
     let mut states = shared.state.clone();
     let mut task = Task {
         open: found(&shared.layout.exports()),
+        local: BTreeSet::new(),
         shared,
     };
     loop {
@@ -121,7 +126,7 @@ impl Task {
 
     async fn sweep(&mut self) {
         let state = self.shared.state();
-        let me = &self.shared.config.host;
+        let me = &self.shared.config.host.clone();
         let over = |(_, request): &(&Key, &ExportRequest)| !keeps_export(&state, me, request);
         let over: Vec<Key> = self
             .open
@@ -134,6 +139,24 @@ impl Task {
                 tracing::error!(pool = %key.0, image = key.1, error, "an export stays open");
             }
         }
+        let now = local_copies(&state, me);
+        let before = std::mem::replace(&mut self.local, now);
+        for key in before.difference(&self.local) {
+            if moved_away(&state, me, key)
+                && let Err(error) = self.remove(key).await
+            {
+                tracing::warn!(pool = %key.0, image = key.1, error, "an image that has moved stays");
+            }
+        }
+    }
+
+    /// Nobody needs the image here any more.
+    async fn remove(&self, key: &Key) -> Result<(), String> {
+        let pool = self.shared.pool(&key.0)?;
+        let removed = pool.delete_disk(&key.1).await;
+        removed.map_err(|error| text(&error))?;
+        tracing::info!(pool = %key.0, image = key.1, "an image is removed: it is on another host now");
+        Ok(())
     }
 
     async fn serve(&mut self, request: ExportRequest) -> Result<ExportOffer, String> {
@@ -194,6 +217,31 @@ impl Task {
             )),
         }
     }
+}
+
+/// This host's copies in `local` pools, by the replica.
+fn local_copies(state: &State, me: &HostName) -> BTreeSet<Key> {
+    let pools = state.disk_copies.iter().filter(|(pool, _)| {
+        let pool = state.pools.get(*pool);
+        pool.is_some_and(|pool| matches!(pool.spec, PoolSpec::Local(_)))
+    });
+    let disks = pools.flat_map(|(pool, disks)| disks.iter().map(move |disk| (pool, disk)));
+    disks
+        .filter(|(_, (_, record))| record.hosts.contains_key(me))
+        .map(|(pool, (image, _))| (pool.clone(), image.clone()))
+        .collect()
+}
+
+/// Whether a disk is on record, in step on another host and not on this one.
+fn moved_away(state: &State, me: &HostName, (pool, image): &Key) -> bool {
+    let local = state.pools.get(pool);
+    let local = local.is_some_and(|pool| matches!(pool.spec, PoolSpec::Local(_)));
+    let record = state.copies(pool, image);
+    local
+        && record.is_some_and(|record| {
+            let whole = record.hosts.values().any(|copy| copy.in_step);
+            whole && !record.hosts.contains_key(me)
+        })
 }
 
 fn take(path: &Path, size: u64) -> std::io::Result<()> {

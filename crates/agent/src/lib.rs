@@ -16,6 +16,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod agent;
+mod cut;
 mod exports;
 mod facts;
 pub mod guard;
@@ -27,6 +28,7 @@ mod services;
 mod vm;
 
 pub use agent::{Agent, AgentError, AgentHandle};
+pub use cut::UnitsCut;
 pub use facts::{capacity, hypervisor_facts};
 pub use ledger::{LedgerError, LedgerStore};
 pub use ports::{AgentConfig, Drivers, GuestGuard, PeerAsk, PoolDefinition, PoolFactory, Pools};

@@ -47,6 +47,9 @@ pub trait PeerAsk: Send + Sync + 'static {
     async fn ask_export(&self, to: HostName, request: ExportRequest)
     -> Result<ExportOffer, String>;
 
+    /// Asks the target of a migration, at the pause before the switchover, to take over what only one host may
+    /// have; answered there by [`crate::AgentHandle::hand_over`]. Bounded by the caller.
+    async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String>;
     /// Sends the flows of a VM's edges ahead of it; taken there by [`crate::AgentHandle::put_flows`]. Bounded by the
     /// caller.
     async fn ship_flows(&self, to: HostName, flows: ShippedFlows) -> Result<(), String> {
@@ -154,6 +157,7 @@ impl PoolFactory for Pools {
             PoolSpec::Block(spec) => Arc::new(BlockPoolDriver::new(BlockConfig {
                 pool: name.to_string(),
                 path: PathBuf::from(&spec.path),
+                reservations: spec.reservations,
                 cluster: self.cluster_id.clone(),
                 deadline: LOOK_WITHIN,
             })),

@@ -197,6 +197,7 @@ pub struct ImageSeen {
 pub fn fence(spec: &PoolSpec) -> FenceView {
     let by = match spec {
         PoolSpec::Rbd(pool) => pool.blocklist.then_some("blocklist"),
+        PoolSpec::Block(pool) => pool.reservations.then_some("reservation"),
         _ => spec.access().map(|access| access.name()),
     };
     let meaning = match spec {
@@ -213,6 +214,13 @@ pub fn fence(spec: &PoolSpec) -> FenceView {
         }
     };
     match by {
+        Some("reservation") => FenceView {
+            proof: Some("storage-cut".to_owned()),
+            by: Some("reservation".to_owned()),
+            meaning: "a host that is lost is shut out by the units themselves, which a host that reaches them tells; VMs \
+                      with all their disks in such pools then start elsewhere, with no need to power it off"
+                .to_owned(),
+        },
         Some(by) => FenceView {
             proof: Some("storage-cut".to_owned()),
             by: Some(by.to_owned()),

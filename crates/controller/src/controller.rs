@@ -307,8 +307,16 @@ impl Loop {
             return false;
         }
         let state = self.inner.group.state();
-        *lock(&self.inner.leases) = Some(Leases::new(leading.term, &state, boot_now()));
-        info!(term = leading.term, "leading");
+        let now = boot_now();
+        // Asked after the clock was read: what passes in between makes the bound later, not earlier.
+        let silent = self.inner.group.predecessors_silent_for();
+        let silent = Millis(u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+        *lock(&self.inner.leases) = Some(Leases::new(leading.term, &state, silent, now));
+        info!(
+            term = leading.term,
+            silent_ms = silent.0,
+            "leading; no earlier leader had a majority for so long"
+        );
         true
     }
 

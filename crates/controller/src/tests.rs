@@ -104,6 +104,9 @@ impl Group for FakeGroup {
     fn quorum_ack_age(&self) -> Option<Duration> {
         Some(Duration::ZERO)
     }
+    fn predecessors_silent_for(&self) -> Duration {
+        Duration::ZERO
+    }
     async fn barrier(&self) -> Result<(), String> {
         Ok(())
     }

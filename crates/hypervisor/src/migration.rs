@@ -229,6 +229,8 @@ impl MigrationPhase {
 pub(crate) enum Order {
     Continue(oneshot::Sender<Result<(), HypervisorError>>),
     Cancel(oneshot::Sender<Result<(), HypervisorError>>),
+    Wait(oneshot::Sender<Result<(), HypervisorError>>),
+    Forsake(oneshot::Sender<Result<(), HypervisorError>>),
 }
 
 /// Steers an outgoing migration; cheap to clone.
@@ -258,6 +260,24 @@ impl MigrationControl {
     /// When it does not wait there, or QEMU refuses.
     pub async fn continue_switchover(&self) -> Result<(), HypervisorError> {
         self.send(Order::Continue).await
+    }
+
+    /// Makes sure that it waits in [`MigrationPhase::PreSwitchover`], and goes on waiting for as long as it does by
+    /// itself, counted from now.
+    ///
+    /// # Errors
+    /// When it does not wait there.
+    pub async fn waits(&self) -> Result<(), HypervisorError> {
+        self.send(Order::Wait).await
+    }
+
+    /// Gives up a migration that waits in [`MigrationPhase::PreSwitchover`] after what belongs to the guest was handed
+    /// over: it ends as if the switchover had begun, with the guest frozen.
+    ///
+    /// # Errors
+    /// When QEMU does not take the order; the source then counts as handed over all the same.
+    pub async fn forsake(&self) -> Result<(), HypervisorError> {
+        self.send(Order::Forsake).await
     }
 
     /// Gives the migration up. Returns when QEMU has taken the order; the phases tell the outcome.

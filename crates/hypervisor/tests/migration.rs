@@ -271,17 +271,20 @@ async fn killed_at_the_pause(bench: &Bench, pair: &Pair) {
         event(&mut events, |event| *event == GuestEvent::Stop).await;
         resumed.elapsed()
     });
+    let disk = pair.from.disks[0].source.path().unwrap();
+    let before = disk_seq(disk);
     let sent = migration.continue_switchover().await;
     let last = until(&mut migration, MigrationPhase::is_final).await;
     println!("target killed at the pause: {sent:?}, {last:?}");
     println!("QEMU let the source run for {:?}", window.await.unwrap());
+    assert_eq!(disk_seq(disk), before, "the source wrote after the pause");
     // The target might have run, for all the source knows: it is frozen until somebody knows better.
     assert!(
         matches!(
             last,
             MigrationPhase::Failed {
                 switchover_begun: true,
-                source: Some(GuestState::Paused),
+                source: Some(GuestState::Paused | GuestState::IoError),
                 ..
             }
         ),
@@ -292,6 +295,54 @@ async fn killed_at_the_pause(bench: &Bench, pair: &Pair) {
     assert_eq!(ticks(&pair.from), at);
     pair.source.thaw(LONG).await.unwrap();
     counts_on(&pair.from).await;
+}
+
+/// The daemon dies when it has ordered the switchover, and the target dies with the guest's last state. QEMU lets the
+/// source go on, and there is nobody to stop it: it must not write all the same.
+#[test]
+fn a_source_that_qemu_resumes_by_itself_writes_nothing() {
+    let Some(bench) = bench() else { return };
+    let daemon = || tokio::runtime::Runtime::new().unwrap();
+    let first = daemon();
+    let Pair {
+        from,
+        source,
+        target,
+        incoming,
+        ..
+    } = first.block_on(pair(&bench, ""));
+    let disk = from.disks[0].source.path().unwrap().to_owned();
+    let pid = rustix::process::Pid::from_raw(target.identity().pid).unwrap();
+    first.block_on(async {
+        let request = MigrationRequest::new(incoming.address);
+        let mut migration = source.migrate(request).await.unwrap();
+        until(&mut migration, is_pre_switchover).await;
+        // It takes in what fits into the socket, and answers nothing.
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        migration.continue_switchover().await.unwrap();
+        std::mem::forget(migration); // a daemon that dies drops nothing
+    });
+    drop((source, target, incoming));
+    first.shutdown_background();
+    let (at, ticked) = (disk_seq(&disk), ticks(&from));
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+
+    daemon().block_on(async {
+        let found = bench.driver.adopt_guest(&from.runtime_dir, LONG).await;
+        let guest = found.unwrap().expect("the source has ended");
+        let deadline = Instant::now() + LONG;
+        while guest.status().await.unwrap() != GuestState::IoError {
+            assert!(Instant::now() < deadline, "QEMU did not resume it");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        println!("it ran from tick {ticked} to {}", ticks(&from));
+        assert_eq!(disk_seq(&disk), at, "it wrote");
+        // It turned out that the target never ran it.
+        guest.thaw(LONG).await.unwrap();
+        counts_on(&from).await;
+        eventually("it writes again", || disk_seq(&disk) > at).await;
+        guest.kill(LONG).await.unwrap();
+    });
 }
 
 #[tokio::test]

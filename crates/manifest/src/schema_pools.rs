@@ -124,6 +124,11 @@ pub(super) static BLOCK: Struct = Struct {
             "Directory of the devices' names; absent: /dev/disk/by-id.",
         ),
         optional(
+            "reservations",
+            Kind::Bool,
+            "Whether the devices decide who writes, by SCSI persistent reservations; absent: true.",
+        ),
+        optional(
             "hosts",
             Kind::Names("host"),
             "Hosts that reach the devices; empty: all.",

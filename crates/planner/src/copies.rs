@@ -6,14 +6,25 @@
 //! owner: it cannot be kept in step -----> CopyOutOfStep; only then the guest goes on without it
 //! its host is silent past its lease ----> CopyOutOfStep, while the owner is up
 //! ```
+//! A disk of a `local` pool has one copy, and a second one for the time of a move:
+//!
+//! ```text
+//! it shall leave --> AddCopy at its target --> CopyInStep --> Migrate --> the target's is the only one
+//!                        | not wanted any more, or the target is lost
+//!                        v
+//!                    RemoveCopy
+//! ```
 //! Always holds: a copy is called in step on its owner's word only; it is dropped only while the owner is up, so
 //! that what is dropped is never the last good copy; all disks of a VM have their copies on one host.
 
+use crate::fit::mib;
+use crate::moves::Unit;
+use crate::relocate;
 use crate::work::{Own, Work};
 use quorate_membership::HostHealth;
-use quorate_state::{Action, COPIES, CopyOf, PlannedAction, Reason};
+use quorate_state::{Action, COPIES, CopyOf, DiskCopy, PlannedAction, Reason};
 use quorate_types::report::{MirrorPhase, MirrorReport};
-use quorate_types::spec::DiskSpec;
+use quorate_types::spec::{DiskFormat, DiskSpec};
 use quorate_types::{Epoch, HostName, LabelName, VmPhase};
 
 /// Labels that say what fails together, the smallest first.
@@ -22,6 +33,10 @@ const DOMAINS: [&str; 8] = [
 ];
 
 pub(crate) fn run(work: &mut Work<'_>) {
+    let mut pools = work.input.state.pools.values();
+    if !pools.any(|pool| pool.spec.is_mirrored()) {
+        return;
+    }
     for vm in 0..work.vms.len() {
         let Own::Owned {
             host,
@@ -35,11 +50,7 @@ pub(crate) fn run(work: &mut Work<'_>) {
             continue;
         }
         let state = work.input.state;
-        let mirrored = |disk: &&DiskSpec| {
-            let pool = state.pools.get(&disk.pool);
-            pool.is_some_and(|pool| pool.spec.is_mirrored())
-        };
-        let disks: Vec<&DiskSpec> = work.vms[vm].spec.disks.iter().filter(mirrored).collect();
+        let disks: Vec<&DiskSpec> = state.own_disks(work.vms[vm].spec).collect();
         for disk in disks {
             look(work, vm, host, epoch, disk);
         }
@@ -47,47 +58,85 @@ pub(crate) fn run(work: &mut Work<'_>) {
 }
 
 fn look(work: &mut Work<'_>, vm: usize, owner: usize, epoch: Epoch, disk: &DiskSpec) {
-    let Some(record) = work.input.state.copies(&disk.pool, &disk.image) else {
+    let state = work.input.state;
+    let Some(record) = state.copies(&disk.pool, &disk.image) else {
         return;
     };
     let name = work.hosts[owner].name;
-    if record.hosts.len() < COPIES && record.hosts.contains_key(name) {
+    // After a move that ended badly another one may be the only one that counts.
+    if !record.hosts.get(name).is_some_and(|copy| copy.in_step) {
+        return;
+    }
+    let pool = state.pools.get(&disk.pool);
+    let mirrored = pool.is_some_and(|pool| pool.spec.is_mirrored());
+    if mirrored && record.hosts.len() < COPIES {
         return add(work, vm, owner, epoch, disk);
     }
     for (host, copy) in record.hosts.iter().filter(|(host, _)| *host != name) {
-        let of = copy_of(work, vm, disk, host);
-        let said = mirror(work, vm, owner, epoch, &of);
-        let said = said.filter(|said| said.since == copy.since);
-        let at = work.host_index.get(host);
-        let since = copy.since;
-        if copy.in_step {
-            let health = work.input.health.get(host);
-            let lost = matches!(health, Some(HostHealth::Expired | HostHealth::Dead));
-            let failed = said.filter(|said| said.phase == MirrorPhase::Failed);
-            let why = match failed {
-                _ if lost => format!("{host} is silent: the guest must not wait for it"),
-                Some(said) => {
-                    let why = said.problem.as_deref().unwrap_or("no cause was reported");
-                    format!("{name} cannot keep it in step: {why}")
-                }
-                None => continue,
-            };
-            let action = Action::CopyOutOfStep { of, epoch, since };
-            work.copy_action(vm, action, why);
-        } else if said.is_some_and(|said| said.phase == MirrorPhase::Ready)
-            && let Some(report) =
-                at.and_then(|at| work.hosts[at].report.filter(|_| work.hosts[at].up))
-        {
-            let boot = report.boot.clone();
-            let action = Action::CopyInStep {
-                of,
-                epoch,
-                since,
-                boot,
-            };
-            let why = format!("{name} says that every write reaches it now");
-            work.copy_action(vm, action, why);
+        if mirrored || still_wanted(work, vm, owner, host) {
+            follow(work, vm, owner, epoch, disk, (host, copy));
+        } else {
+            let of = copy_of(work, vm, disk, host);
+            let since = copy.since;
+            let action = Action::RemoveCopy { of, epoch, since };
+            work.copy_action(vm, action, format!("it does not move to {host}"));
         }
+    }
+}
+
+/// Whether a VM shall go where its disk is copied to.
+fn still_wanted(work: &Work<'_>, vm: usize, owner: usize, host: &HostName) -> bool {
+    let Some(at) = work.host_index.get(host) else {
+        return false;
+    };
+    let asked = work.vms[vm].record.move_request.as_ref();
+    let elsewhere = asked.and_then(|asked| asked.to.as_ref());
+    let elsewhere = elsewhere.is_some_and(|to| to != host);
+    let takes = work.hosts[at].good() && work.hosts[at].proof.is_none();
+    takes && !elsewhere && relocate::leaves(work, vm, owner)
+}
+
+/// A copy that there shall be.
+fn follow(
+    work: &mut Work<'_>,
+    vm: usize,
+    owner: usize,
+    epoch: Epoch,
+    disk: &DiskSpec,
+    (host, copy): (&HostName, &DiskCopy),
+) {
+    let name = work.hosts[owner].name;
+    let of = copy_of(work, vm, disk, host);
+    let said = mirror(work, vm, owner, epoch, &of);
+    let said = said.filter(|said| said.since == copy.since);
+    let at = work.host_index.get(host);
+    let since = copy.since;
+    if copy.in_step {
+        let health = work.input.health.get(host);
+        let lost = matches!(health, Some(HostHealth::Expired | HostHealth::Dead));
+        let failed = said.filter(|said| said.phase == MirrorPhase::Failed);
+        let why = match failed {
+            _ if lost => format!("{host} is silent: the guest must not wait for it"),
+            Some(said) => {
+                let why = said.problem.as_deref().unwrap_or("no cause was reported");
+                format!("{name} cannot keep it in step: {why}")
+            }
+            None => return,
+        };
+        let action = Action::CopyOutOfStep { of, epoch, since };
+        work.copy_action(vm, action, why);
+    } else if said.is_some_and(|said| said.phase == MirrorPhase::Ready)
+        && let Some(report) = at.and_then(|at| work.hosts[at].report.filter(|_| work.hosts[at].up))
+    {
+        let boot = report.boot.clone();
+        let action = Action::CopyInStep {
+            of,
+            epoch,
+            since,
+            boot,
+        };
+        let why = format!("{name} says that every write reaches it now");
+        work.copy_action(vm, action, why);
     }
 }
 
@@ -192,11 +241,160 @@ fn owner_pool<'a>(work: &Work<'a>, owner: usize, disk: &DiskSpec) -> Option<&'a 
     report.pools.get(&disk.pool)?.marker.as_ref()
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
     fn copy_action(&mut self, vm: usize, action: Action, why: String) {
         let reason = Reason::new(why);
         self.actions.push(PlannedAction { action, reason });
         // The next look decides what else there is to do about it.
         self.vms[vm].touched = true;
+    }
+
+    /// Why a host cannot be given copies of a VM's disks, for a move.
+    pub(crate) fn takes_copies(&self, vm: usize, at: usize) -> Result<(), String> {
+        let (state, name) = (self.input.state, self.hosts[at].name);
+        let Own::Owned { host: owner, .. } = self.vms[vm].own else {
+            return state.check_copies(self.vms[vm].spec, name, None);
+        };
+        let report = self.hosts[at].report;
+        for disk in state.own_disks(self.vms[vm].spec) {
+            let Some(record) = state.copies(&disk.pool, &disk.image) else {
+                continue;
+            };
+            let boot = report.map(|report| &report.boot);
+            let Err(missing) = record.check(&disk.image, name, boot) else {
+                continue;
+            };
+            let pool = state.pools.get(&disk.pool);
+            if pool.is_none_or(|pool| pool.spec.is_mirrored()) {
+                return Err(missing);
+            }
+            if disk.format != DiskFormat::Raw {
+                let text = "is not raw: only raw disks can be copied under a running guest";
+                return Err(format!("disk {} {text}", disk.image));
+            }
+            if record.hosts.contains_key(name) {
+                continue; // it is being copied
+            }
+            if let Some(other) = record
+                .hosts
+                .keys()
+                .find(|host| *host != self.hosts[owner].name)
+            {
+                return Err(format!("disk {} is being copied to {other}", disk.image));
+            }
+            let seen = report.and_then(|report| report.pools.get(&disk.pool));
+            let mark = seen.and_then(|seen| seen.marker.as_ref());
+            if mark.is_some() && mark == owner_pool(self, owner, disk) {
+                let text = "is the same directory there and where the disk is";
+                return Err(format!("pool {} {text}", disk.pool));
+            }
+            let free = seen.map_or(0, |seen| seen.free.0);
+            if let Some(size) = disk.size.filter(|size| size.0 > free) {
+                let text = format!("disk {} needs {}", disk.image, mib(size.0));
+                return Err(format!(
+                    "{text}, pool {} has {} there",
+                    disk.pool,
+                    mib(free)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies of disks that are missing or not in step on the host that a unit goes to.
+    fn not_there(&self, unit: &Unit, to: usize) -> Vec<(usize, &'a DiskSpec, bool)> {
+        let (state, name) = (self.input.state, self.hosts[to].name);
+        let mut missing = Vec::new();
+        if !unit.live() {
+            return missing;
+        }
+        for vm in unit.vms() {
+            for disk in state.own_disks(self.vms[vm].spec) {
+                let record = state.copies(&disk.pool, &disk.image);
+                let copy = record.and_then(|record| record.hosts.get(name));
+                if !copy.is_some_and(|copy| copy.in_step) {
+                    missing.push((vm, disk, copy.is_some()));
+                }
+            }
+        }
+        missing
+    }
+
+    /// Whether the disks of a unit are all on the host that it goes to; if not, they are copied there.
+    pub(crate) fn copied(&mut self, unit: &Unit, to: usize, reason: &Reason) -> bool {
+        let missing = self.not_there(unit, to);
+        let name = self.hosts[to].name;
+        for (vm, disk, begun) in &missing {
+            let Own::Owned {
+                host,
+                epoch: Some(epoch),
+                ..
+            } = self.vms[*vm].own
+            else {
+                continue;
+            };
+            let of = copy_of(self, *vm, disk, name);
+            if !begun {
+                let action = Action::AddCopy { of, epoch };
+                let why = format!("{}; its disk is copied first", reason.summary);
+                self.copy_action(*vm, action, why);
+                continue;
+            }
+            let said = mirror(self, *vm, host, epoch, &of);
+            let done = said.and_then(|said| (said.done.0 * 100).checked_div(said.total.0));
+            let done = done.map_or(String::new(), |done| format!(": {done} %"));
+            let text = format!("disk {} is copied to {name} first{done}", disk.image);
+            self.note(*vm, |_| text);
+        }
+        missing.is_empty()
+    }
+
+    /// Takes back what was begun to be copied for a unit.
+    pub(crate) fn remove_copies(&mut self, unit: &Unit, to: usize, why: &str) {
+        let (state, name) = (self.input.state, self.hosts[to].name);
+        for (vm, disk, _) in self.not_there(unit, to) {
+            let record = state.copies(&disk.pool, &disk.image);
+            let copy = record.and_then(|record| record.hosts.get(name));
+            if let (
+                Some(copy),
+                Own::Owned {
+                    epoch: Some(epoch), ..
+                },
+            ) = (copy, self.vms[vm].own)
+            {
+                let of = copy_of(self, vm, disk, name);
+                let since = copy.since;
+                let action = Action::RemoveCopy { of, epoch, since };
+                self.copy_action(vm, action, why.to_owned());
+            }
+        }
+    }
+
+    /// Why a disk of a unit cannot be copied to a host, after it was tried for a while.
+    pub(crate) fn copy_fails(&self, unit: &Unit, to: usize) -> Option<String> {
+        let (memory, now) = (self.input.memory, self.input.now);
+        self.not_there(unit, to)
+            .into_iter()
+            .find_map(|(vm, disk, begun)| {
+                let name = self.vms[vm].name;
+                let Own::Owned {
+                    host,
+                    epoch: Some(epoch),
+                    ..
+                } = self.vms[vm].own
+                else {
+                    return None;
+                };
+                if !begun || !memory.copy_fails(name, now) {
+                    return None;
+                }
+                let to = self.hosts[to].name;
+                let said = mirror(self, vm, host, epoch, &copy_of(self, vm, disk, to))?;
+                let why = said.problem.as_deref()?;
+                Some(format!(
+                    "disk {} cannot be copied to {to}: {why}",
+                    disk.image
+                ))
+            })
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Query<'q> {
     pub(crate) not: Option<usize>,
     /// Room for the companions that have no place yet is not asked for.
     pub(crate) alone: bool,
+    /// Disks of `local` pools are copied to it first.
+    pub(crate) copies: bool,
     /// It moves: companions on a host that is no good hold nobody there.
     pub(crate) moves: bool,
 }
@@ -219,7 +221,7 @@ impl<'a> Work<'a> {
     /// Rules about one VM and one host.
     fn fits_one(&self, vm: usize, at: usize, query: &Query<'_>) -> Result<(), Reject> {
         let from = self.memory_from(vm, query);
-        self.reaches(vm, at, from)?;
+        self.reaches(vm, at, from, query.copies)?;
         if let Some(from) = from.filter(|_| query.live) {
             self.linked(from, at)?;
         }
@@ -244,7 +246,13 @@ impl<'a> Work<'a> {
     }
 
     /// What does not change while a plan is made.
-    fn reaches(&self, vm: usize, at: usize, from: Option<usize>) -> Result<(), Reject> {
+    fn reaches(
+        &self,
+        vm: usize,
+        at: usize,
+        from: Option<usize>,
+        copies: bool,
+    ) -> Result<(), Reject> {
         let Some(report) = self.hosts[at].report else {
             return Err(Reject::NoReport);
         };
@@ -267,7 +275,7 @@ impl<'a> Work<'a> {
                 }
             }
         }
-        self.reaches_pools(vm, at, from)?;
+        self.reaches_pools(vm, at, from, copies)?;
         for nic in &seen.spec.nics {
             if !report.networks.contains(&nic.network) {
                 let text = format!("network {} is not up there", nic.network);
@@ -301,7 +309,13 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn reaches_pools(&self, vm: usize, at: usize, from: Option<usize>) -> Result<(), Reject> {
+    fn reaches_pools(
+        &self,
+        vm: usize,
+        at: usize,
+        from: Option<usize>,
+        copies: bool,
+    ) -> Result<(), Reject> {
         let name = self.hosts[at].name;
         let Some(report) = self.hosts[at].report else {
             return Err(Reject::NoReport);
@@ -344,8 +358,11 @@ impl<'a> Work<'a> {
                 return Err(Reject::Pool(text));
             }
         }
-        let copies = state.check_copies(self.vms[vm].spec, name, Some(&report.boot));
-        copies.map_err(Reject::Pool)
+        let there = state.check_copies(self.vms[vm].spec, name, Some(&report.boot));
+        match there {
+            Err(_) if copies => self.takes_copies(vm, at).map_err(Reject::Pool),
+            there => there.map_err(Reject::Pool),
+        }
     }
 
     /// The identity that a pool must have for a VM's disk: the one where the guest ran last; where
@@ -388,6 +405,7 @@ impl<'a> Work<'a> {
                 .own_disks(seen.spec)
                 .map(|disk| (&disk.pool, disk.image.as_str()))
                 .collect(),
+            copies: query.copies,
             networks: seen.spec.nics.iter().map(|nic| &nic.network).collect(),
             needs,
             accel: source.map(|source| source.hypervisor.accel.as_str()),
@@ -395,7 +413,8 @@ impl<'a> Work<'a> {
         if let Some(known) = self.reach.borrow().known.get(&kind) {
             return Rc::clone(known);
         }
-        let takes = |at: usize| self.hosts[at].good() && self.reaches(vm, at, from).is_ok();
+        let takes =
+            |at: usize| self.hosts[at].good() && self.reaches(vm, at, from, query.copies).is_ok();
         let set = Rc::new(HostSet::of(self.hosts.len(), takes));
         self.reach.borrow_mut().known.insert(kind, Rc::clone(&set));
         set

@@ -5,6 +5,7 @@
 
 use quorate_membership::Instant;
 use quorate_state::{ActionKind, OrderKind, Ownership, State, VmRecord};
+use quorate_types::report::MirrorPhase;
 use quorate_types::{
     Epoch, HostName, HostReport, MigrationId, Millis, PoolName, Revision, VmName, VmPhase, VmReport,
 };
@@ -38,6 +39,8 @@ const BALANCED_WITHIN: Millis = Millis::secs(3600);
 pub(crate) const LOST_FOR: Millis = Millis::secs(5);
 /// After this long a guest that could not be moved live is ended, to start where its disks are.
 pub(crate) const LOST_FOR_GOOD: Millis = Millis::secs(45);
+/// A disk that could not begin to be copied for so long is not copied there.
+const NOT_COPIED_FOR: Millis = Millis::secs(15);
 /// How long a source may take to act on a cancel.
 const CANCEL_WITHIN: Millis = Millis::secs(30);
 
@@ -60,6 +63,8 @@ struct VmMemory {
     target: Option<HostName>,
     failed_targets: BTreeMap<HostName, u32>,
     migration: Option<MigrationMemory>,
+    /// Since when a disk of it is to be copied and cannot be.
+    copy_failing: Option<Instant>,
     /// First and last epoch of an unbroken run in which it was ready.
     ready: Option<(Epoch, Epoch)>,
     ends: u32,
@@ -114,6 +119,7 @@ impl Memory {
             memory.observe_run(record, &of, now);
             memory.observe_wait(record, now);
             memory.observe_migration(record, &of, now);
+            memory.observe_copies(record, &of, now);
         }
     }
 
@@ -143,6 +149,11 @@ impl Memory {
                 self.dark.insert(pool.clone(), now);
             }
         }
+    }
+
+    /// Whether a host has lost any pool at all.
+    pub(crate) fn loses(&self, host: &HostName) -> bool {
+        self.lost.get(host).is_some_and(|pools| !pools.is_empty())
     }
 
     /// Since when a host cannot use a pool that others can, as far as this leader saw it: when a SAN comes back, hosts notice
@@ -232,6 +243,12 @@ impl Memory {
         let converges = now <= seen.lowest_at.plus(CONVERGE_WITHIN);
         (now > seen.began.plus(OLD_AFTER) && !converges)
             .then_some("it has run for 30 minutes and does not come nearer to its end")
+    }
+
+    /// A disk of the VM cannot be copied, for longer than a hiccup.
+    pub(crate) fn copy_fails(&self, vm: &VmName, now: Instant) -> bool {
+        let since = self.vm(vm).and_then(|memory| memory.copy_failing);
+        since.is_some_and(|since| now > since.plus(NOT_COPIED_FOR))
     }
 
     /// The source had time enough to act on the cancel.
@@ -399,6 +416,19 @@ impl VmMemory {
             .is_some_and(|(first, last)| (first..=last).contains(&epoch))
     }
 
+    fn observe_copies<'r>(
+        &mut self,
+        record: &VmRecord,
+        of: &impl Fn(&HostName) -> Option<&'r VmReport>,
+        now: Instant,
+    ) {
+        let owner = record.ownership.host().and_then(of);
+        let mut mirrors = owner.into_iter().flat_map(|report| &report.mirrors);
+        let fails =
+            mirrors.any(|said| said.phase == MirrorPhase::Waiting && said.problem.is_some());
+        self.copy_failing = fails.then(|| self.copy_failing.unwrap_or(now));
+    }
+
     fn observe_migration<'r>(
         &mut self,
         record: &VmRecord,
@@ -474,7 +504,11 @@ impl VmMemory {
         let avoided = self.crashed_on.values().map(|at| at.plus(AVOID_FOR));
         let failing = self.failing.map(|(_, at)| just_after(at.plus(NOT_UP_FOR)));
         let limit = self.waiting.and_then(|(_, due)| due);
+        let copied = self
+            .copy_failing
+            .map(|at| just_after(at.plus(NOT_COPIED_FOR)));
         waits
+            .chain(copied)
             .chain(avoided)
             .chain(failing)
             .chain(limit)

@@ -9,6 +9,9 @@
 //!  target proven gone: source before the switchover ---------------------> TargetDead, goes on
 //!                      source past it -> TargetDead and power off: its memory may be older than its disk
 //!                      source not to be heard ---------------------------> wait
+//!                      disks are the hosts' own, source past it ---------> TargetLost, only the target's disk counts
+//!                      ..., before it: cancel, wait for its word --------> StayedAtSource
+//!  disks are the hosts' own, target silent or copy lost ----------------> cancel: the guest's writes wait for it
 //!  source proven gone: target has said nothing -> cancel, wait for its word
 //! ```
 //! Always holds: only a report that names this migration's id counts; what has arrived is adopted
@@ -19,9 +22,9 @@
 //! disk loses acknowledged writes (**nothing-lost**), so the guest is started anew from its disk.
 
 use crate::work::{Moving, Own, Work};
-use quorate_membership::FenceProof;
+use quorate_membership::{FenceProof, HostHealth};
 use quorate_state::{MigrationEnd, Reason, StopMode};
-use quorate_types::report::MigrationOutcome;
+use quorate_types::report::{MigrationOutcome, MirrorPhase, MirrorReport};
 use quorate_types::{MigrationId, VmPhase, VmReport};
 
 pub(crate) fn run(work: &mut Work<'_>) {
@@ -40,6 +43,8 @@ struct Sides {
     source_up: bool,
     source_phase: Option<VmPhase>,
     source_said: Option<MigrationOutcome>,
+    /// The source has begun to hand it over.
+    switchover: bool,
     source_proof: Option<FenceProof>,
     target_said: Option<MigrationOutcome>,
     target_proof: Option<FenceProof>,
@@ -47,6 +52,10 @@ struct Sides {
     cancelled: bool,
     cancel_ignored: bool,
     stuck: Option<&'static str>,
+    /// Disks are the hosts' own: a guest that goes back also goes back to another disk.
+    own: bool,
+    /// Writes wait for the target's copy, which does not answer.
+    held_up: Option<&'static str>,
 }
 
 /// What follows.
@@ -75,6 +84,9 @@ impl Sides {
             source_up: work.hosts[moving.from].up,
             source_phase: source.map(|report| report.phase),
             source_said: said(source).map(|(outcome, _)| outcome),
+            switchover: source
+                .and_then(|report| report.migration.as_ref())
+                .is_some_and(|seen| seen.id == id && seen.switchover),
             source_proof: work.proof(vm, moving.from, moving.epoch),
             target_said: said(target).map(|(outcome, _)| outcome),
             target_proof: work.proof(vm, moving.to, moving.target_epoch),
@@ -82,12 +94,20 @@ impl Sides {
             cancelled: moving.cancel,
             cancel_ignored: memory.cancel_ignored(name, id, now),
             stuck: memory.stuck(name, id, now),
+            own: work
+                .input
+                .state
+                .own_disks(work.vms[vm].spec)
+                .next()
+                .is_some(),
+            held_up: held_up(work, vm, moving),
         }
     }
 
     /// The source has handed the guest over and does not resume it by itself.
     fn past_switchover(&self) -> bool {
-        self.source_phase == Some(VmPhase::HandedOver)
+        (self.own && self.switchover)
+            || self.source_phase == Some(VmPhase::HandedOver)
             || self.source_said == Some(MigrationOutcome::Sent)
     }
 
@@ -135,7 +155,7 @@ fn judge(sides: &Sides) -> Verdict {
             "its source is gone; waits for the target to say whether it arrived",
         );
     }
-    match sides.stuck {
+    match sides.stuck.or(sides.held_up) {
         Some(why) => sides.cancel_or(why, "it is being given up"),
         None if sides.cancelled => Verdict::Wait("it is being given up"),
         None => Verdict::Wait("it is under way"),
@@ -158,8 +178,29 @@ fn target_gone(sides: &Sides, proof: &FenceProof) -> Verdict {
         Some(VmPhase::Frozen) => {
             Verdict::Wait("its target is gone; waits for its source to have its lease back")
         }
+        Some(VmPhase::Absent | VmPhase::BackOff) if sides.own => lost(true),
+        // Whether it has begun the switchover only itself can tell for certain.
+        Some(_) if sides.own => sides.cancel_or(
+            "its target is gone",
+            "its target is gone; waits for its source to say that it goes on there",
+        ),
         Some(_) => lost(false),
     }
+}
+
+/// Why the guest's writes wait for the target's copy of its disk, if they do: no copy is given up while it may be
+/// the one that counts, so the migration ends first.
+fn held_up(work: &Work<'_>, vm: usize, moving: Moving) -> Option<&'static str> {
+    let (state, to) = (work.input.state, work.hosts[moving.to].name);
+    state.own_disks(work.vms[vm].spec).next()?;
+    let health = work.input.health.get(to);
+    if matches!(health, Some(HostHealth::Expired | HostHealth::Dead)) {
+        return Some("its target, which has the copy of its disk, is silent");
+    }
+    let report = work.report(vm, moving.from)?;
+    let failed = |said: &MirrorReport| said.to == *to && said.phase == MirrorPhase::Failed;
+    let lost = report.phase == VmPhase::MigratingOut && report.mirrors.iter().any(failed);
+    lost.then_some("the copy of its disk on the target cannot be kept in step")
 }
 
 fn settle(work: &mut Work<'_>, vm: usize, moving: Moving, verdict: Verdict) {
@@ -197,7 +238,17 @@ fn settle(work: &mut Work<'_>, vm: usize, moving: Moving, verdict: Verdict) {
                 format!("{to} does not have it ({kind})"),
                 vec![proof.describe()],
             );
-            work.finish(vm, MigrationEnd::TargetDead(proof), why);
+            let own = work
+                .input
+                .state
+                .own_disks(work.vms[vm].spec)
+                .next()
+                .is_some();
+            let end = match own && anew {
+                true => MigrationEnd::TargetLost(proof),
+                false => MigrationEnd::TargetDead(proof),
+            };
+            work.finish(vm, end, why);
             if anew {
                 let text = format!(
                     "{to} may have run it before it was lost, so its memory on {from} may be older than its disk: it starts anew"

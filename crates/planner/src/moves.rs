@@ -56,15 +56,12 @@ impl Work<'_> {
             return Mobility::Wait(self.silent_owner(host));
         }
         let report = self.report(vm, host).filter(|report| report.epoch == epoch);
-        // Neither a guest's memory nor its disk can be taken along.
-        let disk = self.input.state.own_disks(seen.spec).next();
+        // Memory is saved in a pool that both hosts reach.
+        let own = self.input.state.own_disks(seen.spec).next().is_some();
         match report.map(|report| report.phase) {
-            Some(VmPhase::Running) if disk.is_some() => match policy {
+            Some(VmPhase::Running) if own => match policy {
                 MigrationPolicy::Cold => Mobility::By(StopMode::Graceful),
-                _ => Mobility::Never(format!(
-                    "{}'s disks are on {name} itself: it is moved to a host with a copy that is in step by being stopped and started, where `migration: cold` allows that",
-                    seen.name
-                )),
+                _ => Mobility::Live,
             },
             Some(VmPhase::Running) => match policy {
                 MigrationPolicy::Quick => Mobility::By(StopMode::Save),
@@ -123,6 +120,7 @@ impl Work<'_> {
             only: to,
             not: Some(unit.from),
             alone: false,
+            copies: unit.live(),
             moves: true,
         })
     }
@@ -272,6 +270,13 @@ fn answer(work: &mut Work<'_>, vm: usize) {
     if let Some(why) = work.no_slots(&unit, best) {
         return work.note(vm, |_| format!("its move {why}"));
     }
+    if let Some(why) = work.copy_fails(&unit, best) {
+        work.remove_copies(&unit, best, &why);
+        return give_up(work, &why);
+    }
     let reason = choice.reason(work, format!("{by} asked for it to be moved"));
+    if !work.copied(&unit, best, &reason) {
+        return;
+    }
     work.depart(&unit, best, &reason);
 }

@@ -17,6 +17,8 @@ pub(crate) struct Kind<'a> {
     pub(crate) pools: Vec<(&'a PoolName, Option<&'a str>)>,
     /// Images of pools that are the hosts' own.
     pub(crate) own: Vec<(&'a PoolName, &'a str)>,
+    /// They are copied first where they are not.
+    pub(crate) copies: bool,
     pub(crate) networks: Vec<&'a NetworkName>,
     pub(crate) needs: Needs<'a>,
     /// The accelerator that its memory comes from.

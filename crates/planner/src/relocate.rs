@@ -144,16 +144,29 @@ fn relocate(work: &mut Work<'_>, vm: usize, cause: &Cause) {
         return work.note(vm, |_| format!("{why}; {slots}"));
     }
     let reason = choice.reason(work, format!("{why}; {} fits best", work.hosts[best].name));
-    work.depart(&unit, best, &reason);
+    if work.copied(&unit, best, &reason) {
+        work.depart(&unit, best, &reason);
+    }
+}
+
+/// Whether a VM shall leave its host, whenever it can.
+pub(crate) fn leaves(work: &Work<'_>, vm: usize, host: usize) -> bool {
+    let one = |vm: usize| {
+        let asked = work.vms[vm].record.move_request.is_some();
+        asked || cause(work, vm, host).is_some()
+    };
+    let mut companions = work.groups.companions(vm);
+    let mut with = companions.by_ref().filter(|at| work.vms[*at].own.on(host));
+    work.vms[vm].wanted && (one(vm) || with.any(one))
 }
 
 /// The guest ends again and again under this epoch.
 fn loops(work: &Work<'_>, vm: usize, host: usize, epoch: quorate_types::Epoch) -> bool {
-    let never = work.vms[vm].record.spec.migration == MigrationPolicy::Never;
-    let report = work.report(vm, host).filter(|report| report.epoch == epoch);
-    let looping = report.is_some_and(|seen| seen.phase == VmPhase::BackOff)
-        && work.input.memory.looping(work.vms[vm].name, epoch);
-    looping && !never && work.hosts[host].up
+    let word = work.word(vm, host).filter(|word| word.epoch == epoch);
+    word.is_some_and(|word| word.phase == VmPhase::BackOff)
+        && work.input.memory.looping(work.vms[vm].name, epoch)
+        && work.vms[vm].record.spec.migration != MigrationPolicy::Never
+        && work.hosts[host].up
 }
 
 /// Tries another host for it. Each host is tried once, then avoided for a while: this ends.

@@ -441,6 +441,7 @@ pub(crate) fn migration(id: MigrationId, outcome: MigrationOutcome) -> Migration
         transferred: ByteSize(0),
         remaining: ByteSize(0),
         downtime_ms: None,
+        switchover: false,
         reason: None,
     }
 }

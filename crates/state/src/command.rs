@@ -232,6 +232,15 @@ pub enum Command {
         /// It goes.
         left: bool,
     },
+    /// An image was made on a host, in a pool of the hosts' own disks. Since format 3.
+    RecordDisk {
+        /// Which pool.
+        pool: PoolName,
+        /// The image.
+        image: String,
+        /// Where it is.
+        host: HostName,
+    },
     /// What the leader found about services. Each change is checked by itself; what does not fit any more is left out.
     /// Since format 4.
     ChangeServices {

@@ -73,6 +73,9 @@ pub enum MigrationEnd {
     RefusedByTarget,
     /// The target is dead and cannot have the guest any more: the source goes on.
     TargetDead(FenceProof),
+    /// The target is dead, and may have run the guest before. The VM is the source's again, to be ended there:
+    /// its memory may be older than its disks. Of disks that are hosts' own the target's copy is the one that counts.
+    TargetLost(FenceProof),
 }
 
 /// A copy of a disk.
@@ -189,6 +192,15 @@ pub enum Action {
         /// The boot of the copy's host.
         boot: BootId,
     },
+    /// Forget a copy that was made for a move: its host removes the image.
+    RemoveCopy {
+        /// Which.
+        of: CopyOf,
+        /// The epoch of the owner.
+        epoch: Epoch,
+        /// The life of the copy that this is about.
+        since: Revision,
+    },
     /// A copy will not get the owner's writes any more. Committed before the guest writes without it.
     CopyOutOfStep {
         /// Which.
@@ -230,6 +242,8 @@ pub enum ActionKind {
     CopyInStep,
     /// A copy is out of step.
     CopyOutOfStep,
+    /// A copy is not needed any more.
+    RemoveCopy,
 }
 
 impl Action {
@@ -249,6 +263,7 @@ impl Action {
             Self::AddCopy { .. } => ActionKind::AddCopy,
             Self::CopyInStep { .. } => ActionKind::CopyInStep,
             Self::CopyOutOfStep { .. } => ActionKind::CopyOutOfStep,
+            Self::RemoveCopy { .. } => ActionKind::RemoveCopy,
         }
     }
 
@@ -265,6 +280,7 @@ impl Action {
             | Self::Forget { vm }
             | Self::AbandonSave { vm } => Some(vm),
             Self::AddCopy { of, .. }
+            | Self::RemoveCopy { of, .. }
             | Self::CopyInStep { of, .. }
             | Self::CopyOutOfStep { of, .. } => Some(&of.vm),
             Self::SetHostMode { .. } => None,
@@ -305,6 +321,9 @@ impl Action {
                 MigrationEnd::TargetDead(_) => {
                     format!("migration {id} of {vm} lost its target, it goes on at its source")
                 }
+                MigrationEnd::TargetLost(_) => {
+                    format!("migration {id} of {vm} lost its target after the switchover")
+                }
             },
             Self::ClearMove { vm, done: true } => format!("move of {vm} done"),
             Self::ClearMove { vm, done: false } => format!("give up moving {vm}"),
@@ -316,6 +335,7 @@ impl Action {
                 format!("quick migration of {vm} failed, it goes on where it is")
             }
             Self::AddCopy { of, .. } => format!("copy {}", of.describe()),
+            Self::RemoveCopy { of, .. } => format!("remove the copy of {}", of.describe()),
             Self::CopyInStep { of, .. } => format!("in step: {}", of.describe()),
             Self::CopyOutOfStep { of, .. } => format!("out of step: {}", of.describe()),
         }

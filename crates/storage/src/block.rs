@@ -27,6 +27,8 @@ pub struct BlockConfig {
     pub path: PathBuf,
     /// The cluster that the pool belongs to.
     pub cluster: String,
+    /// Whether its devices have persistent reservations, which decide who writes.
+    pub reservations: bool,
     /// Longest time for one look.
     pub deadline: Duration,
 }
@@ -55,7 +57,7 @@ impl BlockPoolDriver {
     ///
     /// # Errors
     /// When there is no such device on this host.
-    pub async fn reservation(&self, image: &str) -> Result<Reservation, PoolError> {
+    pub async fn reservation_of(&self, image: &str) -> Result<Reservation, PoolError> {
         let (path, _) = self.find(image).await?;
         let mut known = self
             .reservations
@@ -122,7 +124,15 @@ impl Pool for BlockPoolDriver {
     }
 
     fn fence_proof(&self) -> Option<StorageFence> {
-        None
+        let reservations = self.config.reservations;
+        reservations.then_some(StorageFence::Reservation)
+    }
+
+    async fn reservation(&self, image: &str) -> Result<Option<Reservation>, PoolError> {
+        match self.config.reservations {
+            true => self.reservation_of(image).await.map(Some),
+            false => Ok(None),
+        }
     }
 
     async fn define(&self) -> Result<Marker, PoolError> {
@@ -239,6 +249,7 @@ mod tests {
             pool: "fc".into(),
             path: path.to_owned(),
             cluster: "c1".into(),
+            reservations: true,
             deadline: Duration::from_secs(5),
         })
     }
@@ -258,6 +269,7 @@ mod tests {
             let error = pool.disk_info(image, DiskFormat::Raw).await.unwrap_err();
             assert!(error.to_string().contains(want), "{image}: {error}");
             assert!(pool.reservation(image).await.is_err());
+            assert!(pool.reservation_of(image).await.is_err());
         }
         assert_eq!(pool.list_images().await.unwrap(), []);
         let qcow2 = pool.disk_info("file", DiskFormat::Qcow2).await.unwrap_err();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::reservation::{ClusterTag, FakeLun, Reservation};
 use crate::{
     DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, Pool, PoolError, PoolFacts,
     SavedState, StorageFence, round_to_sector,
@@ -23,6 +24,8 @@ struct Inner {
     marker: Option<Marker>,
     disks: BTreeMap<String, (DiskFormat, u64)>,
     in_use: BTreeSet<String>,
+    /// Images that are units with reservations.
+    luns: BTreeMap<String, FakeLun>,
     /// Whether the saved state of a VM and epoch is committed.
     saved: BTreeMap<(String, u64), bool>,
 }
@@ -38,6 +41,11 @@ impl FakeStore {
         self.lock()
             .disks
             .insert(image.to_owned(), (format, size_bytes));
+    }
+
+    /// Makes an image a unit with reservations.
+    pub fn set_lun(&self, image: &str, lun: FakeLun) {
+        self.lock().luns.insert(image.to_owned(), lun);
     }
 
     /// Says whether a guest uses the image.
@@ -61,6 +69,8 @@ pub struct FakePool {
     name: String,
     store: Arc<FakeStore>,
     failing: Mutex<BTreeSet<&'static str>>,
+    /// The cluster, and this host's nexus to units with reservations.
+    nexus: Option<(String, u32)>,
 }
 
 impl FakePool {
@@ -70,7 +80,15 @@ impl FakePool {
             name: name.to_owned(),
             store,
             failing: Mutex::default(),
+            nexus: None,
         }
+    }
+
+    /// As this cluster's host with that nexus sees it.
+    #[must_use]
+    pub fn with_nexus(mut self, cluster: &str, nexus: u32) -> Self {
+        self.nexus = Some((cluster.to_owned(), nexus));
+        self
     }
 
     /// Makes every following call of the operation fail on this host, or succeed again.
@@ -140,6 +158,15 @@ impl Pool for FakePool {
 
     fn fence_proof(&self) -> Option<StorageFence> {
         None
+    }
+
+    async fn reservation(&self, image: &str) -> Result<Option<Reservation>, PoolError> {
+        let inner = self.begin("reservation")?;
+        let found = self.nexus.as_ref().zip(inner.luns.get(image));
+        Ok(found.map(|((cluster, nexus), lun)| {
+            let (device, tag) = (Arc::new(lun.nexus(*nexus)), ClusterTag::of(cluster));
+            Reservation::new(device, tag, std::time::Duration::from_secs(3))
+        }))
     }
 
     async fn define(&self) -> Result<Marker, PoolError> {

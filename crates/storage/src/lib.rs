@@ -39,6 +39,7 @@ pub use model::{
     PoolFacts, RbdSource, SavedState, StorageFence, round_to_sector,
 };
 pub use rbd::{RbdConfig, RbdPoolDriver};
+pub use reservation::Reservation;
 
 /// What an agent needs from a pool of its host. All operations are idempotent.
 #[async_trait::async_trait]
@@ -75,6 +76,14 @@ pub trait Pool: Send + Sync + 'static {
     /// # Errors
     /// When it is missing, has another format, or the pool is not in order.
     async fn disk_info(&self, image: &str, format: DiskFormat) -> Result<DiskInfo, PoolError>;
+
+    /// Who may write a disk, decided by the device itself: its persistent reservations. `None` where the pool has none.
+    ///
+    /// # Errors
+    /// When there is no such device on this host.
+    async fn reservation(&self, _image: &str) -> Result<Option<Reservation>, PoolError> {
+        Ok(None)
+    }
 
     /// Enlarges an image that no guest uses. One that is large enough already is left alone.
     ///

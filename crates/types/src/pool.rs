@@ -137,6 +137,9 @@ pub struct BlockPool {
     /// Directory of stable names: `/dev/disk/by-id`, `/dev/mapper`. A disk's `image` is a name in it.
     #[serde(default = "by_id")]
     pub path: String,
+    /// Whether the devices decide who writes, by SCSI persistent reservations.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub reservations: bool,
     /// Hosts that reach the devices; empty: all.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hosts: BTreeSet<HostName>,
@@ -171,6 +174,15 @@ fn ceph_user() -> String {
 
 fn ceph_conf() -> String {
     "/etc/ceph/ceph.conf".to_owned()
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_true(value: &bool) -> bool {
+    *value
 }
 
 fn by_id() -> String {

@@ -244,6 +244,9 @@ pub struct MigrationReport {
     /// Downtime as QEMU measured it, in milliseconds, at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
+    /// Source only: it has begun to hand the guest over, durably; the target may run it from here on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub switchover: bool,
     /// The reason of a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,

@@ -50,7 +50,8 @@ pub enum Act {
     Kill,
     /// Pause it (not for the lease: that is the guard's). Answers: `Paused`, `PauseFailed`.
     Freeze,
-    /// Ask the guard's leave and let it run. Answers: `Thawed`, `ThawRefused`, `DiskLost`, `ThawFailed`.
+    /// Ask the guard's leave and let it run. Answers: `Thawed`, `ThawRefused`, `DiskLost`, `DiskRefused`,
+    /// `ThawFailed`.
     Thaw,
     /// Write its memory to a file. Answers: `Saved`, `SaveFailed`.
     Save {

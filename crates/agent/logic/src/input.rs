@@ -108,6 +108,11 @@ pub enum GuestEvent {
         /// What was seen.
         detail: String,
     },
+    /// `Thaw`: its disks may not be written now, and that may change.
+    DiskRefused {
+        /// What was seen.
+        detail: String,
+    },
     /// `Thaw`: it does not run, for another reason.
     ThawFailed {
         /// What was seen.

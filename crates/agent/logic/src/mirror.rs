@@ -135,6 +135,7 @@ fn owned_copy<'s>(
 ) -> Result<&'s DiskCopy, String> {
     let owned = state.vms.get(&request.vm).is_some_and(|vm| {
         matches!(&vm.ownership, Ownership::Owned { host, epoch, .. }
+            | Ownership::Migrating { from: host, epoch, .. }
             if *host == request.from && *epoch == request.epoch)
     });
     if !owned || request.from == *me {

@@ -79,13 +79,17 @@ pub(super) async fn make(
     plan: Plan,
     prepared: &Prepared,
 ) -> Result<(Live, Watching), Failure> {
-    own_disks(shared, vm, &plan).await?;
+    match plan.incoming {
+        true => super::handoff::await_disks(shared, vm).await?,
+        false => own_disks(shared, vm, &plan).await?,
+    }
     let disks = disks(shared, &plan.spec, plan.epoch, prepared).await?;
     let state = shared.state();
     let cluster = &shared.config.cluster_id;
     let nics = nics(&state, cluster, vm, &plan.spec, plan.incoming)?;
     let mode = start_mode(shared, vm, &plan).await?;
     prepare_network(shared, &nics).await?;
+    super::reserve::before_start(shared, vm, &plan.spec.disks, plan.epoch, plan.incoming).await?;
     crate::services::edges::attach(shared, vm, !plan.incoming).await;
     let layout = &shared.layout;
     note_serial_log(shared, vm).await?;

@@ -53,6 +53,8 @@ struct Kept {
     epoch: Epoch,
     host: HostName,
     copy: DiskCopy,
+    /// The guest is on its way to another host, which takes its copy over.
+    moving: bool,
     speed: Option<u64>,
 }
 
@@ -60,12 +62,17 @@ struct Kept {
 fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
     let (state, me) = (shared.state(), &shared.config.host);
     let record = state.vms.get(vm)?;
-    let Ownership::Owned { host, epoch, .. } = &record.ownership else {
-        return None;
+    let (host, epoch, moving) = match &record.ownership {
+        Ownership::Owned { host, epoch, .. } => (host, epoch, false),
+        Ownership::Migrating { from, epoch, .. } => (from, epoch, true),
+        Ownership::Free => return None,
     };
     let disk = record.effective().disks.get(index)?;
-    let PoolSpec::Mirrored(pool) = &state.pools.get(&disk.pool)?.spec else {
-        return None;
+    let mib_per_s = match &state.pools.get(&disk.pool)?.spec {
+        PoolSpec::Mirrored(pool) => pool.resync_mib_per_s,
+        // Its disk is on the move.
+        PoolSpec::Local(_) => state.settings().migration_mib_per_s,
+        _ => return None,
     };
     let copies = state.copies(&disk.pool, &disk.image)?;
     let (other, copy) = copies.hosts.iter().find(|(other, _)| *other != me)?;
@@ -74,8 +81,41 @@ fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
         epoch: *epoch,
         host: other.clone(),
         copy: copy.clone(),
-        speed: (pool.resync_mib_per_s > 0).then_some(pool.resync_mib_per_s << 20),
+        moving,
+        speed: (mib_per_s > 0).then_some(mib_per_s << 20),
     })
+}
+
+/// Whether this host owns the VM and the disk has no copy (any more): then none is written.
+fn alone(shared: &Shared, vm: &VmName, index: usize) -> bool {
+    let (state, me) = (shared.state(), &shared.config.host);
+    let Some(record) = state.vms.get(vm) else {
+        return false;
+    };
+    let owner = matches!(&record.ownership, Ownership::Owned { host, .. } if host == me);
+    let disk = record.effective().disks.get(index);
+    let copies = disk.and_then(|disk| state.copies(&disk.pool, &disk.image));
+    owner && copies.is_some_and(|copies| copies.hosts.keys().all(|host| host == me))
+}
+
+async fn drop_forgotten(shared: &Shared, vm: &VmName, live: &Live, index: usize) -> bool {
+    if !alone(shared, vm, index) {
+        return true;
+    }
+    let Ok(mirrors) = live.guest.mirrors().await else {
+        return false;
+    };
+    if !mirrors.iter().any(|mirror| mirror.disk == index) {
+        return true;
+    }
+    tracing::info!(%vm, disk = index, "a copy that is not wanted any more is let go of");
+    match live.guest.drop_mirror(index).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(%vm, error = text(&error), "a mirror stays");
+            false
+        }
+    }
 }
 
 /// When a mirror's writes moved on last.
@@ -95,12 +135,21 @@ async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
             if said.take().is_some() {
                 tell(shared, vm, index, None).await;
             }
-            let _ = states.changed().await;
+            if drop_forgotten(shared, vm, live, index).await {
+                let _ = states.changed().await;
+            } else {
+                let _ = tokio::time::timeout(LOOK_EVERY, states.changed()).await;
+            }
             continue;
         };
         // No answer is no news; its end is told elsewhere.
         if let Ok(mirrors) = live.guest.mirrors().await {
             let found = mirrors.into_iter().find(|mirror| mirror.disk == index);
+            if kept.moving && found.is_none() {
+                // It was handed over, most likely. What becomes of it is known when the move has ended.
+                let _ = states.changed().await;
+                continue;
+            }
             let seen = found.as_ref().map(|found| judge(shared, found, &mut pulse));
             if seen.is_none() {
                 pulse = None;

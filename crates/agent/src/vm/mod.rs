@@ -11,10 +11,12 @@
 //!
 //! Must not: decide anything; retry anything but a kill that is under way.
 
+pub(crate) mod handoff;
 mod make;
 mod mirror;
 mod outgoing;
 mod probe;
+mod reserve;
 mod watch;
 
 use crate::exports::Exports;
@@ -29,6 +31,7 @@ use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationControl
 use quorate_network::Announcement;
 use quorate_state::State;
 use quorate_storage::Pool;
+use quorate_storage::reservation::Units;
 use quorate_types::{PoolName, VmName};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -62,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) pids: Mutex<BTreeMap<VmName, i32>>,
     /// The guests that the tasks are in charge of, for work on their disks.
     pub(crate) guests: Mutex<BTreeMap<VmName, Arc<dyn Vm>>>,
+    /// The units of guests that have reservations.
+    pub(crate) units: Mutex<BTreeMap<VmName, Units>>,
     pub(crate) inbox: mpsc::Sender<Message>,
     pub(crate) exports: Exports,
     pub(crate) services: Services,
@@ -385,6 +390,7 @@ impl VmTask {
         self.shared
             .set_pid(&self.vm, Some(live.guest.identity().pid));
         mirror::spawn(&self.shared, &self.vm, &live);
+        reserve::spawn(&self.shared, &self.vm, &live);
         self.shared.set_guest(&self.vm, Some(live.guest.clone()));
         let (shared, vm, done) = (self.shared.clone(), self.vm.clone(), self.done.clone());
         self.shared
@@ -457,12 +463,10 @@ impl VmTask {
         if *token != send {
             return;
         }
-        let (vm, control) = (self.vm.clone(), control.clone());
+        let (shared, vm, control) = (self.shared.clone(), self.vm.clone(), control.clone());
+        let guest = self.live.as_ref().map(|live| live.guest.clone());
         self.shared.spawn(async move {
-            // The last phase tells the outcome.
-            if let Err(error) = control.continue_switchover().await {
-                tracing::warn!(%vm, error = text(&error), "the switchover was not ordered");
-            }
+            handoff::hand_over(&shared, &vm, guest, &control).await;
         });
     }
 
@@ -481,12 +485,13 @@ impl VmTask {
         });
     }
 
-    /// Removes the taps of a VM without a process. Done before the next act, so that it cannot remove
+    /// Removes the taps of a VM without a process, and its registrations. Done before the next act, so that it cannot remove
     /// the next guest's.
     async fn clean(&self, run: Token) {
         if self.live.is_some() || self.making.is_some() {
             return;
         }
+        reserve::release(&self.shared, &self.vm).await;
         let network = &self.shared.drivers.network;
         let prefix = format!("{}/", self.vm);
         let taps = network.list_taps().await.unwrap_or_else(|error| {
@@ -534,6 +539,9 @@ async fn reap(shared: Arc<Shared>, vm: VmName) {
 }
 
 async fn thaw(shared: &Shared, vm: &VmName, live: &Live, until_ns: u64) -> GuestEvent {
+    if let Err(event) = reserve::before_thaw(shared, vm).await {
+        return event;
+    }
     if let Err(error) = shared.guard.thawing(vm, live.run.0, until_ns).await {
         let detail = error.to_string();
         return GuestEvent::ThawRefused { detail };

@@ -36,6 +36,7 @@ impl World {
         let member = state.ring_member(&state.services[&web()].spec, &vm(), 1);
         RingVersion {
             epoch,
+            gone: Default::default(),
             members: member.into_iter().collect(),
             ..RingVersion::default()
         }

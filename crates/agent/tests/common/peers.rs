@@ -37,6 +37,10 @@ impl PeerAsk for Peers {
         let agent = self.get(&to).ok_or("unreachable")?;
         agent.export(request).await
     }
+    async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String> {
+        let agent = self.get(&to).ok_or("unreachable")?;
+        agent.hand_over(vm, id).await
+    }
     async fn ship_flows(&self, to: HostName, flows: ShippedFlows) -> Result<(), String> {
         let agent = self.get(&to).ok_or("unreachable")?;
         agent.put_flows(&flows).await

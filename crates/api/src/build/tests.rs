@@ -262,6 +262,7 @@ fn a_migration_shows_its_own_progress_only() {
         transferred: ByteSize(30),
         remaining: ByteSize(10),
         downtime_ms: None,
+        switchover: false,
         reason: None,
     };
     scene.phase("h2", "db", 3, VmPhase::MigratingOut).migration = Some(progress(9));

@@ -46,6 +46,11 @@ pub enum Gate {
         /// User, without `client.`.
         user: String,
     },
+    /// The units themselves: a host of the cluster that reaches them pushes another one's registrations out.
+    Reservation {
+        /// Up to which epoch it may have written each of the door's targets.
+        epochs: BTreeMap<String, Epoch>,
+    },
 }
 
 /// A disk behind a door.
@@ -75,23 +80,33 @@ pub type Shut = Vec<Result<(String, u64), String>>;
 enum Gated<'s> {
     Iscsi(&'s IscsiPool, &'s AccessControl),
     Ceph(&'s RbdPool),
+    Units,
 }
 
 impl Gated<'_> {
-    fn gate(&self) -> Gate {
+    fn gate(&self, targets: &Targets) -> Gate {
         match self {
             Self::Iscsi(_, control) => Gate::Target((*control).clone()),
             Self::Ceph(pool) => Gate::Ceph {
                 conf: pool.conf.clone(),
                 user: pool.user.clone(),
             },
+            Self::Units => Gate::Reservation {
+                epochs: targets.clone(),
+            },
         }
+    }
+
+    /// Whether it is shut and opened as such. Units are not: who owns a VM takes its units, and a host that is let in again
+    /// takes back its own.
+    fn has_list(&self) -> bool {
+        !matches!(self, Self::Units)
     }
 
     fn secret(&self) -> Option<&SecretName> {
         match self {
             Self::Iscsi(_, AccessControl::Exec(exec)) => exec.secret.as_ref(),
-            Self::Iscsi(..) => None,
+            Self::Iscsi(..) | Self::Units => None,
             Self::Ceph(pool) => pool.secret.as_ref(),
         }
     }
@@ -101,6 +116,7 @@ impl Gated<'_> {
         match self {
             Self::Iscsi(pool, _) => Some(pool.lun_of(image).ok()?.target),
             Self::Ceph(pool) => Some(format!("{}/{image}", pool.ceph_pool)),
+            Self::Units => Some(image.to_owned()),
         }
     }
 
@@ -113,6 +129,7 @@ impl Gated<'_> {
                 let socket = address.parse::<std::net::SocketAddr>().ok()?;
                 Some(socket.ip().to_string())
             }
+            Self::Units => Some(host.to_string()),
         }
     }
 }
@@ -121,24 +138,23 @@ fn gated<'s>(state: &'s State, name: &PoolName) -> Option<Gated<'s>> {
     match &state.pools.get(name)?.spec {
         PoolSpec::Iscsi(pool) => Some(Gated::Iscsi(pool, pool.access.as_ref()?)),
         PoolSpec::Rbd(pool) => pool.blocklist.then_some(Gated::Ceph(pool)),
+        PoolSpec::Block(pool) => pool.reservations.then_some(Gated::Units),
         _ => None,
     }
 }
 
-fn door(
-    state: &State,
-    host: &HostName,
-    name: &PoolName,
-    targets: BTreeSet<String>,
-) -> Option<Door> {
+/// Targets of one door, each with the newest epoch under which the host may write there.
+type Targets = BTreeMap<String, Epoch>;
+
+fn door(state: &State, host: &HostName, name: &PoolName, targets: Targets) -> Option<Door> {
     let pool = gated(state, name)?;
     let secret = pool.secret().and_then(|name| state.secrets.get(name));
     Some(Door {
         pool: name.clone(),
-        gate: pool.gate(),
+        gate: pool.gate(&targets),
         secret: secret.cloned(),
         initiator: pool.initiator(state, host)?,
-        targets: targets.into_iter().collect(),
+        targets: targets.into_keys().collect(),
     })
 }
 
@@ -159,7 +175,7 @@ fn behind(state: &State, spec: &VmSpec) -> Option<Vec<Behind>> {
 #[must_use]
 pub fn cut_job(state: &State, host: &HostName) -> Option<CutJob> {
     let mut vms = Vec::new();
-    let mut targets: BTreeMap<PoolName, BTreeSet<String>> = BTreeMap::new();
+    let mut targets: BTreeMap<PoolName, Targets> = BTreeMap::new();
     let mut complete = true;
     for (name, record) in &state.vms {
         let hosts = record.ownership.hosts();
@@ -172,7 +188,8 @@ pub fn cut_job(state: &State, host: &HostName) -> Option<CutJob> {
         };
         for disk in &disks {
             let of = targets.entry(disk.pool.clone()).or_default();
-            of.insert(disk.target.clone());
+            let newest = of.entry(disk.target.clone()).or_insert(epoch);
+            *newest = epoch.max(*newest);
         }
         vms.push((name.clone(), epoch, disks));
     }
@@ -237,14 +254,16 @@ impl CutJob {
     }
 }
 
-/// Every target that a VM's disk is on, by pool.
-fn used_targets(state: &State) -> BTreeMap<PoolName, BTreeSet<String>> {
-    let mut used: BTreeMap<PoolName, BTreeSet<String>> = BTreeMap::new();
+/// Every target with an access list that a VM's disk is on, by pool.
+fn used_targets(state: &State) -> BTreeMap<PoolName, Targets> {
+    let mut used: BTreeMap<PoolName, Targets> = BTreeMap::new();
     for record in state.vms.values() {
         for disk in record.effective().disks.iter().chain(&record.spec.disks) {
-            let target = gated(state, &disk.pool).and_then(|pool| pool.target(&disk.image));
+            let pool = gated(state, &disk.pool).filter(Gated::has_list);
+            let target = pool.and_then(|pool| pool.target(&disk.image));
             if let Some(target) = target {
-                used.entry(disk.pool.clone()).or_default().insert(target);
+                let of = used.entry(disk.pool.clone()).or_default();
+                of.insert(target, record.last_epoch);
             }
         }
     }

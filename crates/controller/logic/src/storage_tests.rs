@@ -378,3 +378,80 @@ fn a_ceph_pool_with_a_block_list_has_doors_by_address() {
     assert_eq!(job.doors[0].targets, ["vms/mail"]);
     assert!(matches!(&job.doors[0].gate, Gate::Ceph { user, .. } if user == "admin"));
 }
+
+/// Two more pools: one whose units decide who writes, one whose do not.
+fn with_units() -> State {
+    let mut state = state();
+    let manifest = serde_json::json!({
+        "pools": { "fc": { "kind": "block" }, "lvm": { "kind": "block", "reservations": false } },
+        "vms": {
+            "ora": { "memory": "64MiB", "disks": [{ "pool": "fc", "image": "wwn-1" }, { "pool": "fc", "image": "wwn-2" }] },
+            "old": { "memory": "64MiB", "disks": [{ "pool": "lvm", "image": "lv" }] },
+        },
+    });
+    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
+    let base = None;
+    apply(&mut state, Command::ApplyManifest { base, manifest });
+    for (name, epoch) in [("ora", 7), ("old", 8)] {
+        let record = state.vms.get_mut(&vm(name)).unwrap();
+        record.active = Some(record.spec.clone());
+        record.ownership = Ownership::Owned {
+            host: host("h1"),
+            epoch: Epoch(epoch),
+            order: OrderKind::Run,
+        };
+    }
+    state
+}
+
+#[test]
+fn units_with_reservations_are_cut_by_host_and_epoch() {
+    let state = with_units();
+    let job = cut_job(&state, &host("h1")).unwrap();
+    let door = job.doors.iter().find(|door| door.pool.as_str() == "fc");
+    let door = door.unwrap();
+    let epochs = [
+        ("wwn-1".to_owned(), Epoch(7)),
+        ("wwn-2".to_owned(), Epoch(7)),
+    ];
+    let gate = Gate::Reservation {
+        epochs: epochs.into(),
+    };
+    assert_eq!((&door.gate, door.targets.len()), (&gate, 2));
+    let about = |shut: &[Shut]| {
+        let (proofs, _) = job.proofs(shut);
+        let vms = proofs.iter().filter_map(|proof| proof.vm());
+        vms.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(about(&shut(&job, "nothing")), ["db", "ora", "web"]);
+    assert_eq!(
+        about(&shut(&job, "wwn-2")),
+        ["db", "web"],
+        "a unit is not cut"
+    );
+    assert!(cut_job(&state, &host("h2")).is_none());
+}
+
+#[test]
+fn units_have_no_door_that_is_kept() {
+    let mut state = with_units();
+    let pools = ["fc", "san"].map(|name| PoolName::new(name).unwrap());
+    let (host, cut) = (host("h1"), pools.clone().into());
+    apply(
+        &mut state,
+        Command::CutStorage {
+            host: host.clone(),
+            pools: cut,
+        },
+    );
+    let doors = doors_wanted(&state);
+    assert!(
+        doors
+            .iter()
+            .all(|wanted| wanted.door.pool.as_str() == "san"),
+        "{doors:?}"
+    );
+    let back: Restorable = state.storage_cuts.clone().into_iter().collect();
+    let back = crate::keeper::taken_back(back, &BTreeSet::new());
+    assert_eq!(back[&host].len(), 2, "it is given back with the others");
+}

@@ -226,7 +226,13 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
                 ("chap user", user.unwrap_or_default()),
             ]
         }
-        PoolSpec::Block(pool) => vec![("path", pool.path.clone())],
+        PoolSpec::Block(pool) => vec![
+            ("path", pool.path.clone()),
+            (
+                "reservations",
+                if pool.reservations { "yes" } else { "no" }.to_owned(),
+            ),
+        ],
         PoolSpec::Rbd(pool) => vec![
             ("ceph pool", pool.ceph_pool.clone()),
             ("ceph user", pool.user.clone()),

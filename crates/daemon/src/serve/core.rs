@@ -164,6 +164,15 @@ impl Core {
                     .map(Answer::Export)
                     .map_err(|error| RpcStatus::new(409, error))
             }
+            Ask::HandOver { vm, id } => {
+                let handed = self.agent.hand_over(vm, id).await;
+                handed
+                    .map(|()| Answer::Done("handed over".to_owned()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
+            Ask::CutUnits { pool, host, epochs } => Ok(Answer::UnitsCut(
+                self.agent.cut_units(&pool, &host, epochs).await,
+            )),
             Ask::Flows(flows) => {
                 let put = self.agent.put_flows(&flows).await;
                 put.map(|()| Answer::Done(String::new()))

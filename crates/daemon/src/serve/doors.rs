@@ -1,25 +1,62 @@
 //! The doors of SANs for the controller, by the drivers of `quorate-fence`.
 
+use super::cut::Cutters;
 use async_trait::async_trait;
+use quorate_agent::AgentHandle;
 use quorate_controller::{Door, Gate, Shut, StorageGate};
 use quorate_fence::target::{Ceph, Exec, Lio, TargetAccess, Tgt};
-use quorate_types::AccessControl;
+use quorate_state::State;
+use quorate_transport::Peers;
+use quorate_types::{AccessControl, HostName};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Runs the driver that a pool names.
-pub(crate) struct Doors;
+pub(crate) struct Doors {
+    /// For units with reservations; absent: there are none.
+    cutters: Option<Cutters>,
+}
 
-fn driver(door: &Door) -> Box<dyn TargetAccess> {
+impl Doors {
+    /// For all kinds of doors.
+    pub(crate) fn new(
+        me: &HostName,
+        agent: AgentHandle,
+        peers: Peers,
+        states: watch::Receiver<Arc<State>>,
+    ) -> Self {
+        let me = me.clone();
+        let cutters = Cutters {
+            me,
+            agent,
+            peers,
+            states,
+        };
+        Self {
+            cutters: Some(cutters),
+        }
+    }
+
+    /// For access lists only.
+    pub(crate) fn of_lists() -> Self {
+        Self { cutters: None }
+    }
+}
+
+/// The driver of a SAN with a list of who may log in; units with reservations have none.
+fn driver(door: &Door) -> Option<Box<dyn TargetAccess>> {
     let secret = || {
         let secret = door.secret.as_ref();
         secret.map(|secret| secret.expose().to_owned())
     };
     let control = match &door.gate {
         Gate::Target(control) => control,
-        Gate::Ceph { conf, user } => return Box::new(Ceph::new(conf, user, secret())),
+        Gate::Ceph { conf, user } => return Some(Box::new(Ceph::new(conf, user, secret()))),
+        Gate::Reservation { .. } => return None,
     };
-    match control {
+    Some(match control {
         AccessControl::Tgt(tgt) => Box::new(Tgt {
             control: tgt.control,
             via: tgt.via.clone(),
@@ -29,16 +66,21 @@ fn driver(door: &Door) -> Box<dyn TargetAccess> {
             command: exec.command.clone(),
             secret: secret(),
         }),
-    }
+    })
 }
 
 #[async_trait]
 impl StorageGate for Doors {
     async fn shut(&self, door: &Door, within: Duration) -> Shut {
+        if let (Gate::Reservation { epochs }, Some(cutters)) = (&door.gate, &self.cutters) {
+            return cutters.shut(door, epochs.clone(), within).await;
+        }
+        let Some(driver) = driver(door) else {
+            let problem = "nobody is there who could cut a host off".to_owned();
+            return door.targets.iter().map(|_| Err(problem.clone())).collect();
+        };
         let deadline = Instant::now() + within;
-        let removed = driver(door)
-            .cut(&door.targets, &door.initiator, deadline)
-            .await;
+        let removed = driver.cut(&door.targets, &door.initiator, deadline).await;
         let told = |done: Result<quorate_fence::target::AccessRemoved, _>| match done {
             Ok(removed) => Ok((removed.how, removed.took_ms)),
             Err(error) => Err(quorate_fence::target::TargetError::to_string(&error)),
@@ -47,16 +89,21 @@ impl StorageGate for Doors {
     }
 
     async fn open(&self, door: &Door, within: Duration) -> Result<(), String> {
+        // A host that is let in again takes its units itself.
+        let Some(driver) = driver(door) else {
+            return Ok(());
+        };
         let deadline = Instant::now() + within;
-        let allowed = driver(door)
-            .allow(&door.targets, &door.initiator, deadline)
-            .await;
+        let allowed = driver.allow(&door.targets, &door.initiator, deadline).await;
         allowed.map_err(|error| error.to_string())
     }
 
     async fn look(&self, door: &Door, within: Duration) -> Result<Vec<bool>, String> {
+        let Some(driver) = driver(door) else {
+            return Ok(vec![true; door.targets.len()]);
+        };
         let deadline = Instant::now() + within;
-        let allowed = driver(door)
+        let allowed = driver
             .allowed(&door.targets, &door.initiator, deadline)
             .await;
         allowed.map_err(|error| error.to_string())

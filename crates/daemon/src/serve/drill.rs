@@ -1,4 +1,5 @@
-//! A drill of a pool's SAN: a scratch initiator is let in, logs in, is shut out, and must be out.
+//! A drill of a pool whose units have reservations: [`quorate_storage::reservation::drill`] on a unit that nobody uses.
+//! And of a pool's SAN: a scratch initiator is let in, logs in, is shut out, and must be out.
 //!
 //! ```text
 //! shut out: no login --let in: it logs in and sees the unit --shut out while logged in: the session is dead, no login
@@ -14,6 +15,7 @@ use quorate_controller::{Door, Gate, StorageGate};
 use quorate_state::{Command, State};
 use quorate_storage::Login;
 use quorate_storage::iscsi::session::{IscsiError, Peer, Session};
+use quorate_storage::reservation::ReservationKey;
 use quorate_types::{AccessControl, IscsiPool, Lun, PoolName, PoolSpec};
 use std::time::Duration;
 
@@ -55,19 +57,15 @@ pub(crate) async fn run(
     let image = image.ok_or_else(|| {
         format!("no VM has a disk in pool {pool} yet: name a scratch unit with --image")
     })?;
-    let mut drill = prepare(&state, pool, spec, &image)?;
-    let mut passed = true;
-    if let Err(problem) = drill.steps().await {
-        drill.steps.push(problem);
-        passed = false;
-    }
-    // The scratch initiator stays outside.
-    let shut = Doors.shut(&drill.door, CALL_WITHIN).await;
+    let (passed, steps) = match spec {
+        PoolSpec::Block(block) if block.reservations => unit(core, &state, pool, &image).await?,
+        _ => list(prepare(&state, pool, spec, &image)?).await,
+    };
     let view = DrillView {
         image,
         at: wall_clock(),
-        passed: passed && shut.iter().all(Result::is_ok),
-        steps: drill.steps,
+        passed,
+        steps,
     };
     let command = Command::RecordDrill {
         pool: pool.clone(),
@@ -79,6 +77,48 @@ pub(crate) async fn run(
         Ok(_) => Ok(view),
         Err(error) => Err(format!("what came of it cannot be recorded: {error}")),
     }
+}
+
+/// Tries a SAN's list of who may log in.
+async fn list(mut drill: Drill) -> (bool, Vec<String>) {
+    let mut passed = true;
+    if let Err(problem) = drill.steps().await {
+        drill.steps.push(problem);
+        passed = false;
+    }
+    // The scratch initiator stays outside.
+    let shut = Doors::of_lists().shut(&drill.door, CALL_WITHIN).await;
+    (passed && shut.iter().all(Result::is_ok), drill.steps)
+}
+
+/// Tries the reservations of a unit that nobody uses, from this host.
+async fn unit(
+    core: &Core,
+    state: &State,
+    pool: &PoolName,
+    image: &str,
+) -> Result<(bool, Vec<String>), String> {
+    let driver = core.agent.pool(pool)?;
+    let unit = driver.reservation(image).await;
+    let unit = unit.map_err(|error| error.to_string())?;
+    let unit = unit.ok_or_else(|| format!("pool {pool} has no reservations"))?;
+    let node = state.hosts.get(&core.me).map_or(0, |record| record.node);
+    let key = ReservationKey::new(unit.cluster(), node, 1).map_err(|error| error.to_string())?;
+    let report = unit.drill(key).await.map_err(|error| error.to_string())?;
+    let good = report.steps.iter().filter(|step| step.problem.is_none());
+    let good: Vec<&str> = good.map(|step| step.name).collect();
+    let mut steps = vec![format!("{}: {}", core.me, good.join(", "))];
+    for step in &report.steps {
+        if let Some(problem) = &step.problem {
+            steps.push(format!("{}: {problem}", step.name));
+        }
+    }
+    if report.proof.is_some() && !report.persistent {
+        steps.push(
+            "it forgets reservations when it restarts: enable their persistence there".to_owned(),
+        );
+    }
+    Ok((report.proof.is_some(), steps))
 }
 
 fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Result<Drill, String> {
@@ -133,7 +173,7 @@ impl Drill {
     async fn steps(&mut self) -> Result<(), String> {
         self.shut("shut out").await?;
         self.refused().await?;
-        Doors.open(&self.door, CALL_WITHIN).await?;
+        Doors::of_lists().open(&self.door, CALL_WITHIN).await?;
         let mut session = self.enter().await?;
         self.steps
             .push("let in: it logged in and saw the unit".to_owned());
@@ -146,7 +186,7 @@ impl Drill {
     }
 
     async fn shut(&mut self, what: &str) -> Result<(), String> {
-        for done in Doors.shut(&self.door, CALL_WITHIN).await {
+        for done in Doors::of_lists().shut(&self.door, CALL_WITHIN).await {
             let (how, took) = done?;
             self.steps.push(format!("{what} in {took} ms: {how}"));
         }

@@ -303,17 +303,13 @@ pub(crate) async fn submit(
     if let ImageTask::Clone { from, .. } = &task {
         pools.push(&from.pool);
     }
-    let mirrored = pools
-        .iter()
-        .find(|pool| matches!(kind(&state, pool), Some("mirrored")));
-    if let Some(pool) = mirrored {
-        return Err(ApiError::new(
-            ErrorCode::Conflict,
-            format!("pool {pool} is mirrored: its disks change only together with their copies"),
-        )
-        .hint("work on the image in a pool of another kind"));
-    }
-    let host = place(core, task.image(), &pools, file).await?;
+    check_own(&state, &task)?;
+    let host = match (own_host(core, &state, &task), file) {
+        (Some(host), _) if host == core.me => None,
+        (Some(host), true) => return Err(file_elsewhere(&core.me, task.image(), &host)),
+        (Some(host), false) => state.hosts.get(&host).map(|record| record.node),
+        (None, _) => place(core, task.image(), &pools, file).await?,
+    };
     let ask = Ask::ImageJob {
         by: by.to_owned(),
         task: Box::new(task),
@@ -321,8 +317,60 @@ pub(crate) async fn submit(
     one(ask_host(core, host, ask).await?)?.ok_or_else(wrong_answer)
 }
 
-fn kind(state: &State, pool: &PoolName) -> Option<&'static str> {
-    state.pools.get(pool).map(|pool| pool.spec.kind())
+/// The image that a task reads or changes.
+fn source(task: &ImageTask) -> Option<&ImageRef> {
+    match task {
+        ImageTask::Import { .. } => None,
+        ImageTask::Clone { from, .. } => Some(from),
+        _ => Some(task.image()),
+    }
+}
+
+/// What cannot be done with disks that are on particular hosts.
+fn check_own(state: &State, task: &ImageTask) -> Result<(), ApiError> {
+    let conflict = |text: String| ApiError::new(ErrorCode::Conflict, text);
+    let pool = |image: &ImageRef| state.pools.get(&image.pool).map(|pool| &pool.spec);
+    let changes = !matches!(
+        task,
+        ImageTask::Import { .. } | ImageTask::Clone { .. } | ImageTask::Export { .. }
+    );
+    let mirrored = pool(task.image()).is_some_and(|pool| pool.is_mirrored());
+    if changes && mirrored {
+        let text = format!(
+            "pool {} is mirrored: its disks change only together with their copies",
+            task.image().pool
+        );
+        return Err(conflict(text).hint("import, clone and export work there"));
+    }
+    let made = matches!(task, ImageTask::Import { .. } | ImageTask::Clone { .. });
+    let known = state.copies(&task.image().pool, &task.image().image);
+    if let Some(copies) = known.filter(|_| made) {
+        let hosts: Vec<&str> = copies.hosts.keys().map(HostName::as_str).collect();
+        let text = format!("{} is on {} already", task.image(), hosts.join(" and "));
+        return Err(conflict(text).hint("take another name"));
+    }
+    Ok(())
+}
+
+/// The host that has all of the disk that a task is about, if it is one of particular hosts.
+fn own_host(core: &Core, state: &State, task: &ImageTask) -> Option<HostName> {
+    let image = source(task)?;
+    let running = users(state, image).into_iter().find_map(|user| user.host);
+    if running.is_some() {
+        return running;
+    }
+    let copies = state.copies(&image.pool, &image.image)?;
+    let whole = |(_, copy): &(&HostName, &quorate_state::DiskCopy)| copy.in_step;
+    let mut hosts = copies.hosts.iter().filter(whole).map(|(host, _)| host);
+    let first = hosts.clone().next()?;
+    let here = hosts.any(|host| *host == core.me);
+    Some(if here { core.me.clone() } else { first.clone() })
+}
+
+fn file_elsewhere(me: &HostName, image: &ImageRef, host: &HostName) -> ApiError {
+    let text = format!("{image} is on {host}, not on {me}");
+    let hint = format!("run the command on {host}, where the file must be");
+    ApiError::new(ErrorCode::Conflict, text).hint(hint)
 }
 
 fn one(answer: Answer) -> Result<Option<ImageJob>, ApiError> {

@@ -10,6 +10,7 @@ mod backend;
 mod certs;
 mod console;
 mod core;
+mod cut;
 mod datapath;
 mod doors;
 mod drill;
@@ -25,6 +26,7 @@ mod node;
 mod peer;
 mod pools;
 mod power;
+mod records;
 mod remote;
 mod setup;
 mod tls;
@@ -92,7 +94,12 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
         node.host.clone(),
         Arc::new(group.clone()),
         switch,
-        Arc::new(doors::Doors),
+        Arc::new(doors::Doors::new(
+            &node.host,
+            agent.clone(),
+            peers.clone(),
+            states.clone(),
+        )),
         stopped.clone(),
     );
     let core = Arc::new(Core {
@@ -128,6 +135,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     tokio::spawn(certs::renew(dir.to_owned(), consensus.clone(), credentials));
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
     tokio::spawn(pools::prepare(Arc::clone(&core)));
+    tokio::spawn(records::keep(Arc::clone(&core)));
     let (end_witness, witness_ends) = watch::channel(false);
     let witness = tokio::spawn(witness::run(Arc::clone(&core), witness_ends));
     let presence = tokio::spawn(leave::be_back(Arc::clone(&core)));

@@ -3,6 +3,7 @@
 //! Always holds: each method is idempotent, since a relayed call can arrive twice; a caller that
 //! needs the leader is told who it is when it asked the wrong host.
 
+use quorate_agent::UnitsCut;
 use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
 use quorate_api::storage::PoolLook;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
@@ -10,11 +11,12 @@ use quorate_planner::{Explanation, Seen};
 use quorate_state::{Command, Outcome, Reason, Refusal};
 use quorate_transport::{CallError, Peers, RpcStatus};
 use quorate_types::{
-    HostName, ImageJob, ImageRef, ImageSnapshot, ImageTask, MigrationId, NodeId, PoolName,
+    Epoch, HostName, ImageJob, ImageRef, ImageSnapshot, ImageTask, MigrationId, NodeId, PoolName,
     Revision, VmName,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A request between daemons.
@@ -49,6 +51,14 @@ pub(crate) enum Ask {
     },
     /// To the host of a disk's copy: where to write it to.
     Export(ExportRequest),
+    /// To a migration's target, at the pause: take over what only one host may have.
+    HandOver { vm: VmName, id: MigrationId },
+    /// To a host that reaches the pool: cut a host off from its units.
+    CutUnits {
+        pool: PoolName,
+        host: HostName,
+        epochs: BTreeMap<String, Epoch>,
+    },
     /// To a migration's target: what became of the guest?
     Outcome { vm: VmName, id: MigrationId },
     /// To a migration's target: flows of the VM's edges, ahead of it.
@@ -91,6 +101,8 @@ pub(crate) enum Answer {
     Address(String),
     /// Where a copy is written to.
     Export(ExportOffer),
+    /// What became of each unit.
+    UnitsCut(UnitsCut),
     /// What became of it.
     Outcome(TargetSays),
     /// A piece of a log.

@@ -181,6 +181,17 @@ impl PeerAsk for Asker {
         }
     }
 
+    async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String> {
+        let node = self.node(&to)?;
+        match peer::ask(&self.peers, node, &Ask::HandOver { vm, id }, ASK_TIMEOUT).await {
+            Ok(Answer::Done(_)) => Ok(()),
+            Ok(_) => Err(format!(
+                "{to} gave another kind of answer than was asked for"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     async fn ship_flows(&self, to: HostName, flows: ShippedFlows) -> Result<(), String> {
         self.tell(&to, &Ask::Flows(flows)).await
     }

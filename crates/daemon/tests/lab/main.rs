@@ -31,6 +31,7 @@ mod t12_bad_input;
 mod t13_chain;
 mod t14_two_hosts;
 mod t15_debian;
+mod t16_live;
 mod t16_mirrored;
 mod t17_storage_cut;
 mod t18_storage_loss;

@@ -92,6 +92,7 @@ enum Woken {
     TimeIsUp,
     Continue,
     Cancelled,
+    Forsaken,
     GaveUp,
     TargetGone,
     SourceGone(ExitInfo),
@@ -164,6 +165,10 @@ impl Sending {
         }
         match self.wait(None, self.request.switchover_wait).await {
             Woken::Continue => {}
+            Woken::Forsaken => {
+                self.end_target();
+                return self.fail_frozen().await;
+            }
             other => return self.broken_off(other, "nobody ordered the switchover in time"),
         }
         self.guest.set_migration(MigrationStatus::Device);
@@ -222,11 +227,16 @@ impl Sending {
                         let _ = reply.send(Ok(()));
                         return Woken::Cancelled;
                     }
+                    Order::Wait(reply) if at_pause => drop(reply.send(Ok(()))),
+                    Order::Forsake(reply) => {
+                        let _ = reply.send(Ok(()));
+                        return Woken::Forsaken;
+                    }
                     Order::Continue(reply) if at_pause => {
                         let _ = reply.send(Ok(()));
                         return Woken::Continue;
                     }
-                    Order::Continue(reply) => {
+                    Order::Continue(reply) | Order::Wait(reply) => {
                         let refuse = guest.migration_error("it does not wait for the switchover");
                         let _ = reply.send(Err(refuse));
                     }
@@ -247,7 +257,7 @@ impl Sending {
                 switchover_begun: false,
                 source: None,
             },
-            Woken::Cancelled | Woken::Continue | Woken::TimeIsUp => {
+            Woken::Cancelled | Woken::Forsaken | Woken::Continue | Woken::TimeIsUp => {
                 self.end_target();
                 self.resume();
                 MigrationPhase::Cancelled {

@@ -30,6 +30,12 @@ pub fn disk_node(index: usize) -> String {
     format!("disk{index}")
 }
 
+/// The name of the node below it, which has the bytes.
+#[must_use]
+pub fn file_node(index: usize) -> String {
+    format!("file{index}")
+}
+
 /// The number of the disk whose format or file node this is.
 #[must_use]
 pub fn disk_of_node(node: &str) -> Option<usize> {
@@ -218,7 +224,7 @@ fn protocol(index: usize, disk: &DiskConfig) -> Value {
             node
         }
     };
-    node["node-name"] = json!(format!("file{index}"));
+    node["node-name"] = json!(file_node(index));
     node["read-only"] = json!(disk.read_only);
     node["cache"] = json!({ "direct": disk.direct.unwrap_or(false), "no-flush": false });
     node["discard"] = json!("unmap");

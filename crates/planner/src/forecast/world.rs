@@ -477,6 +477,7 @@ impl World {
                 transferred: ByteSize(0),
                 remaining: ByteSize(0),
                 downtime_ms: None,
+                switchover: false,
                 reason: None,
             })
         };

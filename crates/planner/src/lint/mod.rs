@@ -410,7 +410,7 @@ impl Lint<'_> {
             report.is_some_and(|report| report.phase == VmPhase::BackOff)
         };
         let returned = self.plan.actions.iter().any(|planned| {
-            matches!(&planned.action, Action::FinishMigration { vm: other, end: MigrationEnd::TargetDead(_), .. } if other == vm)
+            matches!(&planned.action, Action::FinishMigration { vm: other, end: MigrationEnd::TargetDead(_) | MigrationEnd::TargetLost(_), .. } if other == vm)
         });
         let moves = |name: &VmName| {
             let seen = self.input.state.vms.get(name);
@@ -438,7 +438,9 @@ impl Lint<'_> {
             MigrationEnd::Arrived { .. } => said(to) == Some(MigrationOutcome::Arrived),
             MigrationEnd::StayedAtSource => said(from) == Some(MigrationOutcome::Failed),
             MigrationEnd::RefusedByTarget => said(to) == Some(MigrationOutcome::Failed),
-            MigrationEnd::TargetDead(proof) => self.given(vm, proof),
+            MigrationEnd::TargetDead(proof) | MigrationEnd::TargetLost(proof) => {
+                self.given(vm, proof)
+            }
         };
         if !good {
             found.push(Violation::InventedEnd { vm: vm.clone(), id });
@@ -450,7 +452,11 @@ impl Lint<'_> {
         let resumes = self.after.vms.get(vm).is_some_and(|seen| {
             matches!(&seen.ownership, Ownership::Owned { host, order: OrderKind::Run, .. } if host == from)
         });
-        if matches!(end, MigrationEnd::TargetDead(_)) && handed_over && resumes {
+        let lost = matches!(
+            end,
+            MigrationEnd::TargetDead(_) | MigrationEnd::TargetLost(_)
+        );
+        if lost && handed_over && resumes {
             found.push(Violation::OldMemory { vm: vm.clone() });
         }
     }

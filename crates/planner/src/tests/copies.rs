@@ -3,8 +3,10 @@
 use crate::testing::{World, host, vm};
 use crate::waiting;
 use quorate_membership::HostHealth;
-use quorate_types::report::{MirrorPhase, MirrorReport, PoolReport};
-use quorate_types::{BootId, ByteSize};
+use quorate_types::report::{
+    MigrationOutcome, MigrationReport, MirrorPhase, MirrorReport, PoolReport,
+};
+use quorate_types::{BootId, ByteSize, VmPhase};
 use serde_json::json;
 
 /// Three hosts in two racks, a VM with a disk of this kind.
@@ -135,36 +137,150 @@ fn a_copy_whose_host_was_booted_again_is_not_started_from() {
     assert!(why[&vm("db")].contains("booted again"), "{why:?}");
 }
 
+/// A VM on h1 whose copy on h3 is in step; h1 is being drained.
+fn drained(policy: &str) -> World {
+    let mut world = world("mirrored");
+    let text = json!({ "vms": { "db": {
+        "memory": "256MiB", "boot": { "kernel": { "kernel": "/k" } }, "migration": policy,
+        "disks": [{ "pool": "own", "image": "db", "size": "1GiB" }],
+    } } });
+    world.command(quorate_state::Command::ApplyManifest {
+        base: None,
+        manifest: serde_json::from_value(text).unwrap(),
+    });
+    world.run(9);
+    say(&mut world, "h1", "h3", MirrorPhase::Ready);
+    world.step();
+    world.command(quorate_state::Command::SetHostMode {
+        host: host("h1"),
+        mode: quorate_state::HostMode::Draining,
+    });
+    world
+}
+
 #[test]
-fn a_drain_moves_it_by_a_stop_where_that_is_allowed() {
-    for (policy, moves) in [("live", false), ("cold", true)] {
-        let mut world = world("mirrored");
-        let text = json!({ "vms": { "db": {
-            "memory": "256MiB", "boot": { "kernel": { "kernel": "/k" } }, "migration": policy,
-            "disks": [{ "pool": "own", "image": "db", "size": "1GiB" }],
-        } } });
-        world.command(quorate_state::Command::ApplyManifest {
-            base: None,
-            manifest: serde_json::from_value(text).unwrap(),
-        });
-        world.run(9);
-        say(&mut world, "h1", "h3", MirrorPhase::Ready);
-        world.step();
-        world.command(quorate_state::Command::SetHostMode {
-            host: host("h1"),
-            mode: quorate_state::HostMode::Draining,
-        });
-        let done = world.run(9);
-        match moves {
-            true => assert_eq!(done[0], "shut db down", "{done:?}"),
-            false => {
-                assert!(done.is_empty(), "{done:?}");
-                let why = waiting(&world.input());
-                assert!(why[&vm("db")].contains("`migration: cold`"), "{why:?}");
-            }
-        }
-        if moves {
-            assert!(done.contains(&"start db on h3".to_owned()), "{done:?}");
-        }
-    }
+fn a_drain_moves_it_live_to_its_copys_host() {
+    let mut world = drained("live");
+    let done = world.run(9);
+    assert_eq!(done[0], "migrate db to h3", "{done:?}");
+    assert!(done[1].contains("arrived"), "{done:?}");
+    let record = world.state.copies(&"own".parse().unwrap(), "db").unwrap();
+    assert!(record.hosts[&host("h3")].in_step && !record.hosts[&host("h1")].in_step);
+}
+
+#[test]
+fn a_drain_stops_it_where_that_is_wanted() {
+    let mut world = drained("cold");
+    let done = world.run(9);
+    assert_eq!(done[0], "shut db down", "{done:?}");
+    assert!(done.contains(&"start db on h3".to_owned()), "{done:?}");
+}
+
+#[test]
+fn a_move_whose_writes_wait_for_its_target_is_given_up() {
+    let id = |world: &World| match world.state.vms[&vm("db")].ownership {
+        quorate_state::Ownership::Migrating { id, .. } => id,
+        _ => panic!("it does not move"),
+    };
+    let sending = |world: &mut World, switchover| {
+        let said = crate::testing::migration(id(world), MigrationOutcome::InProgress);
+        let report = world.reports.get_mut(&host("h1")).unwrap();
+        let report = report.vms.get_mut(&vm("db")).unwrap();
+        report.phase = VmPhase::MigratingOut;
+        report.migration = Some(MigrationReport { switchover, ..said });
+    };
+    // Its target is silent, not proven dead: it ends first, and then its copy is dropped.
+    let mut world = drained("live");
+    assert_eq!(world.step(), ["migrate db to h3"]);
+    sending(&mut world, false);
+    world.health.insert(host("h3"), HostHealth::Expired);
+    let number = id(&world);
+    assert_eq!(world.step(), [format!("cancel migration {number} of db")]);
+    // The same when the target is proven dead: only the source knows whether it has handed it over.
+    world.kill("h3");
+    assert!(world.words().is_empty());
+    // It has: of its disks only the lost host's counts.
+    sending(&mut world, true);
+    let done = world.step();
+    let text = format!("migration {number} of db lost its target after the switchover");
+    assert_eq!(done, [text, "power db off".to_owned()]);
+    let done = world.run(9);
+    assert!(
+        done.iter().all(|text| !text.starts_with("start")),
+        "{done:?}"
+    );
+    let record = world.state.copies(&"own".parse().unwrap(), "db").unwrap();
+    assert!(record.hosts[&host("h3")].in_step && !record.hosts[&host("h1")].in_step);
+    // A copy that is broken ends a move as well.
+    let mut world = drained("live");
+    world.step();
+    sending(&mut world, false);
+    say(&mut world, "h1", "h3", MirrorPhase::Failed);
+    let number = id(&world);
+    assert_eq!(world.step(), [format!("cancel migration {number} of db")]);
+}
+
+/// A VM with a local disk on h1 that shall go to another host.
+fn asked(to: Option<&str>) -> World {
+    let mut world = world("local");
+    world.run(9);
+    world.command(quorate_state::Command::RequestMove {
+        vm: vm("db"),
+        to: to.map(host),
+    });
+    world
+}
+
+#[test]
+fn a_local_disk_is_copied_before_its_guest_moves() {
+    let mut world = asked(None);
+    assert_eq!(world.step(), ["copy disk db of db on h2"]);
+    say(&mut world, "h1", "h2", MirrorPhase::Syncing);
+    assert!(world.words().is_empty());
+    let why = &waiting(&world.input())[&vm("db")];
+    assert!(why.contains("is copied to h2 first"), "{why}");
+    say(&mut world, "h1", "h2", MirrorPhase::Ready);
+    assert_eq!(world.step(), ["in step: disk db of db on h2"]);
+    let done = world.run(9);
+    assert_eq!(done[0], "migrate db to h2", "{done:?}");
+    let record = world.state.copies(&"own".parse().unwrap(), "db").unwrap();
+    assert_eq!(record.hosts.keys().collect::<Vec<_>>(), [&host("h2")]);
+}
+
+#[test]
+fn a_copy_for_a_move_goes_with_the_wish_to_move_and_with_its_host() {
+    let remove = ["remove the copy of disk db of db on h3"];
+    let mut world = asked(Some("h3"));
+    assert_eq!(world.step(), ["copy disk db of db on h3"]);
+    world.command(quorate_state::Command::CancelMove { vm: vm("db") });
+    assert_eq!(world.step(), remove);
+    assert!(world.words().is_empty());
+
+    let mut world = asked(Some("h3"));
+    world.step();
+    world.kill("h3");
+    assert_eq!(world.step(), remove);
+
+    // It cannot be made: the wish is answered, after a while.
+    let mut world = asked(Some("h3"));
+    world.step();
+    say(&mut world, "h1", "h3", MirrorPhase::Waiting);
+    assert!(world.words().is_empty());
+    world.now = world.now.plus(quorate_types::Millis::secs(20));
+    assert_eq!(world.step(), [remove[0], "give up moving db"]);
+    assert!(world.words().is_empty());
+}
+
+#[test]
+fn a_host_without_room_is_not_given_a_copy() {
+    let mut world = asked(Some("h3"));
+    let report = world.reports.get_mut(&host("h3")).unwrap();
+    report.pools.get_mut(&"own".parse().unwrap()).unwrap().free = ByteSize(1 << 20);
+    assert_eq!(world.step(), ["give up moving db"]);
+    let decisions = &world.state.vms[&vm("db")].decisions;
+    let why = &decisions.last().unwrap().reason.summary;
+    assert!(
+        why.contains("disk db needs 1024MiB, pool own has 1MiB there"),
+        "{why}"
+    );
 }

@@ -10,6 +10,7 @@
 //! repair H E [H E]        the second pair: the target of a migration under way
 //! inspect | read | drill H E | stranger KEY
 //! log start BOOT | log status | log stop
+//! vm own H E SPENT in|out | vm register H E | vm handover H E [H E] | vm leave H | cut VICTIM E     what the agent does, on both LUNs
 //! ```
 #![allow(
     clippy::disallowed_methods,
@@ -22,9 +23,9 @@ use quorate_guest::log::{
 use quorate_san::CLUSTER;
 use quorate_storage::reservation::{
     ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, ReservationDevice as _,
-    ReservationError, ReservationKey,
+    ReservationError, ReservationKey, Trouble, Units,
 };
-use quorate_storage::{BlockConfig, BlockPoolDriver};
+use quorate_storage::{BlockConfig, BlockPoolDriver, Pool as _};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
@@ -39,6 +40,8 @@ use std::time::{Duration, Instant};
 const POOL: &str = "/run/luns";
 const IMAGE: &str = "lun0";
 const DISK: &str = "/dev/sda";
+/// The second one, in which nobody writes a log.
+const SECOND: (&str, &str) = ("lun1", "/dev/sdb");
 const DEADLINE: Duration = Duration::from_secs(20);
 const PERIOD: Duration = Duration::from_millis(4);
 /// The name in the log's records.
@@ -66,12 +69,15 @@ fn serve() -> io::Result<()> {
         .enable_all()
         .build()?;
     std::fs::create_dir_all(POOL)?;
-    std::os::unix::fs::symlink(DISK, format!("{POOL}/{IMAGE}"))?;
+    for (image, disk) in [(IMAGE, DISK), SECOND] {
+        std::os::unix::fs::symlink(disk, format!("{POOL}/{image}"))?;
+    }
     let mut host = Host {
         pool: BlockPoolDriver::new(BlockConfig {
             pool: "san".into(),
             path: POOL.into(),
             cluster: CLUSTER.into(),
+            reservations: true,
             deadline: DEADLINE,
         }),
         log: None,
@@ -100,10 +106,53 @@ struct Host {
 }
 
 impl Host {
+    /// The units of a VM with a disk on each LUN.
+    async fn vm(&self) -> Result<Units, String> {
+        let mut units = Units::new();
+        for image in [IMAGE, SECOND.0] {
+            let unit = self.pool.reservation(image).await;
+            let unit = unit.map_err(|error| error.to_string())?;
+            units.push(image.to_owned(), unit.ok_or("it has none")?);
+        }
+        Ok(units)
+    }
+
+    async fn as_the_agent(&self, words: &[&str]) -> Result<Value, String> {
+        let units = self.vm().await?;
+        let done = match words {
+            ["own", host, epoch, spent, cut] => {
+                let spent = spent.parse().map_err(|_| "SPENT is an epoch")?;
+                units.own(key(host, epoch)?, spent, *cut == "in").await
+            }
+            ["register", host, epoch] => units.register(key(host, epoch)?).await,
+            ["handover", host, epoch, source @ ..] => {
+                let source = match source {
+                    [host, epoch] => Some(key(host, epoch)?),
+                    _ => None,
+                };
+                units.hand_over(key(host, epoch)?, source).await
+            }
+            ["leave", host] => {
+                let host = host.parse().map_err(|_| "H is a host's number")?;
+                units.leave(host).await
+            }
+            _ => return Err(format!("`vm {}` is no command", words.join(" "))),
+        };
+        let kind = |trouble: &Trouble| match trouble {
+            Trouble::Failed(_) => "failed",
+            Trouble::Refused(_) => "refused",
+            Trouble::Superseded(_) => "superseded",
+        };
+        Ok(match done {
+            Ok(()) => json!({}),
+            Err(trouble) => json!({ "error": trouble.to_string(), "kind": kind(&trouble) }),
+        })
+    }
+
     async fn answer(&mut self, words: &[&str]) -> Result<Value, String> {
         let reservation = self
             .pool
-            .reservation(IMAGE)
+            .reservation_of(IMAGE)
             .await
             .map_err(|e| e.to_string())?;
         let force = words.last() == Some(&"force");
@@ -121,6 +170,14 @@ impl Host {
                 Some(writer) => Ok(writer.stop().show()),
                 None => Err("no log was started".into()),
             },
+            ["vm", words @ ..] => self.as_the_agent(words).await,
+            ["cut", victim, epoch] => {
+                let epoch = epoch.parse().map_err(|_| "E is an epoch")?;
+                let fence = ReservationKey::fence(ClusterTag::of(CLUSTER), epoch);
+                let fence = fence.map_err(|error| error.to_string())?;
+                let victim = victim.parse().map_err(|_| "VICTIM is a host's number")?;
+                show(reservation.cut(fence, victim).await)
+            }
             ["inspect"] => {
                 let mut told = show_inspection(reservation.inspect().await.map_err(say)?);
                 told["may_write"] = json!(reservation.may_write().await.map_err(say)?);
@@ -162,7 +219,7 @@ impl Host {
                 show(match *verb {
                     "acquire" => reservation.acquire(mine, force).await,
                     "register" => reservation.register(mine).await,
-                    "handover" => reservation.hand_over(mine).await,
+                    "handover" => reservation.hand_over(mine, None).await,
                     "takeover" => reservation.take_over(mine, force).await,
                     "release" => reservation.release(mine).await,
                     _ => return Err(format!("`{verb}` is no command")),
@@ -227,6 +284,8 @@ struct Counts {
     first: u64,
     last: u64,
     records: u64,
+    /// Until the first of them, from the start.
+    first_us: u64,
     /// Failed because another host has the reservation (EBADE).
     refused: u64,
     /// Failed for another reason, and the last such.
@@ -237,7 +296,7 @@ struct Counts {
 impl Counts {
     fn show(self) -> Value {
         json!({ "first": self.first, "last": self.last, "records": self.records,
-            "refused": self.refused, "failed": self.failed, "errno": self.errno })
+            "first_us": self.first_us, "refused": self.refused, "failed": self.failed, "errno": self.errno })
     }
 }
 
@@ -250,6 +309,7 @@ struct Writer {
 
 impl Writer {
     fn start(path: &str, boot: u8) -> io::Result<Self> {
+        let begun = Instant::now();
         let mut log = Log::open(path, boot)?;
         let counts = Arc::new(Mutex::new(Counts::default()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -262,6 +322,7 @@ impl Writer {
                     Ok(seq) => {
                         if counts.records == 0 {
                             counts.first = seq;
+                            counts.first_us = begun.elapsed().as_micros() as u64;
                         }
                         counts.last = seq;
                         counts.records += 1;

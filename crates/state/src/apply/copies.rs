@@ -1,13 +1,13 @@
 //! Changes of the records of disks' copies. See [`crate::copies`].
 
-use super::Change;
 use super::plan::{refuse, vm_mut};
+use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::copies::{COPIES, DiskCopies, DiskCopy};
-use crate::event::EventKind;
+use crate::event::{EventKind, Subject};
 use crate::model::{Ownership, State};
-use crate::plan::{Action, CopyOf};
-use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, VmName};
+use crate::plan::{Action, CopyOf, MigrationEnd};
+use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, Timestamp, VmName, VmSpec};
 
 /// What a start leaves: the new owner's copy is the one that counts. Others may have writes of the old owner that
 /// were never acknowledged, and get none of the new one's.
@@ -29,20 +29,102 @@ pub(super) fn started(
             created: epoch,
             ..DiskCopies::default()
         });
-        let mine = record.hosts.entry(host.clone()).or_insert(DiskCopy {
+        record.hosts.entry(host.clone()).or_insert(DiskCopy {
             in_step: true,
             since,
             at,
             boot: None,
         });
-        mine.boot = None;
-        for (other, copy) in &mut record.hosts {
-            if other != host && copy.in_step {
-                (copy.in_step, copy.since, copy.at, copy.boot) = (false, since, at, None);
-            }
-        }
+        only(record, host, since, at);
     }
     Ok(())
+}
+
+/// From here on a disk's copy on this host is the one that counts, and it is on stable storage.
+fn only(record: &mut DiskCopies, host: &HostName, since: Revision, at: Timestamp) {
+    for (other, copy) in &mut record.hosts {
+        if other == host {
+            copy.boot = None;
+        } else if copy.in_step {
+            (copy.in_step, copy.since, copy.at, copy.boot) = (false, since, at, None);
+        }
+    }
+}
+
+/// A guest moves live only to a host that has all of its disks: each write reaches the copy there until the guest is
+/// handed over. Until the migration's end is agreed a copy is not taken off the record, so the target's copies are whole all
+/// the time: before the switchover by the mirrors, and after it the guest is there, if anywhere.
+pub(super) fn may_move(
+    change: &Change<'_>,
+    action: &Action,
+    spec: &VmSpec,
+    to: &HostName,
+) -> Result<(), Refusal> {
+    for disk in change.state.own_disks(spec) {
+        let record = change.state.copies(&disk.pool, &disk.image);
+        let record = record.ok_or_else(|| refuse(action, "its disk has no record"))?;
+        let checked = record.check(&disk.image, to, None);
+        checked.map_err(|why| refuse(action, format!("{to}: {why}")))?;
+    }
+    Ok(())
+}
+
+/// Whose copies count after a migration, and whether the other side's will never be wanted; `None`: as before, since
+/// every write still reaches both.
+pub(super) fn after(
+    end: &MigrationEnd,
+    from: &HostName,
+    to: &HostName,
+) -> Option<(HostName, bool)> {
+    match end {
+        MigrationEnd::Arrived { .. } => Some((to.clone(), true)),
+        MigrationEnd::TargetLost(_) => Some((to.clone(), false)),
+        // The target may have let go of its copy already; the source resumes after this is known there.
+        MigrationEnd::RefusedByTarget | MigrationEnd::TargetDead(_) => Some((from.clone(), true)),
+        MigrationEnd::StayedAtSource => None,
+    }
+}
+
+/// A migration has ended.
+pub(super) fn moved(change: &mut Change<'_>, spec: &VmSpec, counts: Option<(HostName, bool)>) {
+    let Some((host, certain)) = counts else {
+        return;
+    };
+    each_record(change, spec, |mirrored, record, since, at| {
+        only(record, &host, since, at);
+        if certain && !mirrored {
+            record.hosts.retain(|other, _| *other == host);
+        }
+    });
+}
+
+/// A VM is taken from both sides of a migration, and nobody says whether the target has run it: the target's copy is
+/// whole in any case, the source's only in one.
+pub(super) fn abandoned(change: &mut Change<'_>, spec: &VmSpec, to: &HostName) {
+    each_record(change, spec, |_, record, since, at| {
+        let boot = record.hosts.get(to).and_then(|copy| copy.boot.clone());
+        only(record, to, since, at);
+        if let Some(copy) = record.hosts.get_mut(to) {
+            copy.boot = boot;
+        }
+    });
+}
+
+fn each_record(
+    change: &mut Change<'_>,
+    spec: &VmSpec,
+    mut act: impl FnMut(bool, &mut DiskCopies, Revision, Timestamp),
+) {
+    let disks: Vec<_> = change.state.own_disks(spec).cloned().collect();
+    let (since, at) = (change.revision, change.envelope.at);
+    for disk in disks {
+        let pool = change.state.pools.get(&disk.pool);
+        let mirrored = pool.is_some_and(|pool| pool.spec.is_mirrored());
+        let pool = change.state.disk_copies.get_mut(&disk.pool);
+        if let Some(record) = pool.and_then(|pool| pool.get_mut(&disk.image)) {
+            act(mirrored, record, since, at);
+        }
+    }
 }
 
 /// The owner of the VM, if it owns it under this epoch and is another host than that of the copy.
@@ -81,6 +163,20 @@ fn record<'c>(
         .ok_or_else(|| refuse(action, "the disk has no record"))
 }
 
+/// The owner's own copy must be in step.
+fn whole(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    owner: &HostName,
+) -> Result<(), Refusal> {
+    let owners = record(change, action, of)?.hosts.get(owner);
+    match owners.is_some_and(|copy| copy.in_step) {
+        true => Ok(()),
+        false => Err(refuse(action, "the owner's own copy is not whole")),
+    }
+}
+
 fn copy<'c>(
     change: &'c mut Change<'_>,
     action: &Action,
@@ -102,7 +198,7 @@ pub(super) fn add(
 ) -> Result<EventKind, Refusal> {
     let owner = owner(change, action, of, epoch)?;
     let pool = change.state.pools.get(&of.pool).map(|pool| &pool.spec);
-    if !pool.is_some_and(|pool| pool.is_mirrored() && pool.is_for(&of.host)) {
+    if !pool.is_some_and(|pool| pool.is_hosts_own() && pool.is_for(&of.host)) {
         return Err(refuse(action, "its pool has no copies there"));
     }
     if !change.state.hosts.contains_key(&of.host) {
@@ -124,6 +220,25 @@ pub(super) fn add(
     Ok(EventKind::Storage)
 }
 
+/// Only of disks that have copies for the time of a move.
+pub(super) fn remove(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    epoch: Epoch,
+    since: Revision,
+) -> Result<EventKind, Refusal> {
+    let owner = owner(change, action, of, epoch)?;
+    whole(change, action, of, &owner)?;
+    let pool = change.state.pools.get(&of.pool);
+    if pool.is_some_and(|pool| pool.spec.is_mirrored()) {
+        return Err(refuse(action, "its pool keeps a copy of each disk"));
+    }
+    copy(change, action, of, since)?;
+    record(change, action, of)?.hosts.remove(&of.host);
+    Ok(EventKind::Storage)
+}
+
 pub(super) fn in_step(
     change: &mut Change<'_>,
     action: &Action,
@@ -133,10 +248,7 @@ pub(super) fn in_step(
     boot: &BootId,
 ) -> Result<EventKind, Refusal> {
     let owner = owner(change, action, of, epoch)?;
-    let owners = record(change, action, of)?.hosts.get(&owner);
-    if !owners.is_some_and(|copy| copy.in_step) {
-        return Err(refuse(action, "the owner's own copy is not whole"));
-    }
+    whole(change, action, of, &owner)?;
     let (now, at) = (change.revision, change.envelope.at);
     let copy = copy(change, action, of, since)?;
     if copy.in_step {
@@ -154,7 +266,9 @@ pub(super) fn out_of_step(
     epoch: Epoch,
     since: Revision,
 ) -> Result<EventKind, Refusal> {
-    owner(change, action, of, epoch)?;
+    let owner = owner(change, action, of, epoch)?;
+    // After a move that ended badly the other one may be the only one that counts.
+    whole(change, action, of, &owner)?;
     let (now, at) = (change.revision, change.envelope.at);
     let copy = copy(change, action, of, since)?;
     if !copy.in_step {
@@ -162,6 +276,52 @@ pub(super) fn out_of_step(
     }
     (copy.in_step, copy.since, copy.at, copy.boot) = (false, now, at, None);
     Ok(EventKind::Storage)
+}
+
+/// An image was made on a host by other means than the start of a VM.
+pub(super) fn made(
+    change: &mut Change<'_>,
+    pool: &PoolName,
+    image: &str,
+    host: &HostName,
+) -> Result<(), Refusal> {
+    let spec = change.state.pools.get(pool).map(|pool| &pool.spec);
+    let spec = spec.ok_or_else(|| unknown("pool", pool))?;
+    if !spec.is_hosts_own() || !spec.is_for(host) {
+        let text = format!("pool {pool} does not keep disks of {host} alone");
+        return Err(Refusal::Invalid(vec![text]));
+    }
+    if !change.state.hosts.contains_key(host) {
+        return Err(unknown("host", host));
+    }
+    let known = change.state.copies(pool, image);
+    if let Some(copies) = known.filter(|copies| !copies.hosts.contains_key(host)) {
+        let hosts: Vec<&str> = copies.hosts.keys().map(HostName::as_str).collect();
+        let text = format!("disk {image} of pool {pool} is on {}", hosts.join(" and "));
+        return Err(Refusal::InUse(text));
+    }
+    if known.is_some() {
+        return Ok(());
+    }
+    let copy = DiskCopy {
+        in_step: true,
+        since: change.revision,
+        at: change.envelope.at,
+        boot: None,
+    };
+    let record = DiskCopies {
+        created: Epoch(0),
+        hosts: [(host.clone(), copy)].into(),
+    };
+    let disks = change.state.disk_copies.entry(pool.clone()).or_default();
+    disks.insert(image.to_owned(), record);
+    let text = format!("disk {image} of pool {pool} was made on {host}");
+    change.event(
+        EventKind::Storage,
+        Subject::Object(format!("pool {pool}")),
+        text,
+    );
+    Ok(())
 }
 
 /// Disks of VMs of which a host has the only copy that is in step.

@@ -116,6 +116,7 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::SetPower { vm, power, mode } => manifest::set_power(change, vm, *power, *mode),
         Command::RequestMove { vm, to } => manifest::request_move(change, vm, to.as_ref()),
         Command::CancelMove { vm } => manifest::cancel_move(change, vm),
+        Command::RecordDisk { pool, image, host } => copies::made(change, pool, image, host),
         Command::LabelHost { host, set, remove } => cluster::label(change, host, set, remove),
         Command::CommitPlan(plan) => plan::commit(change, plan),
         Command::CutStorage { host, pools } => storage::cut(change, host, pools),

@@ -64,6 +64,9 @@ fn step(change: &mut Change<'_>, planned: &PlannedAction) -> Result<(), Refusal>
             since,
             boot,
         } => copies::in_step(change, action, of, *epoch, *since, boot)?,
+        Action::RemoveCopy { of, epoch, since } => {
+            copies::remove(change, action, of, *epoch, *since)?
+        }
         Action::CopyOutOfStep { of, epoch, since } => {
             copies::out_of_step(change, action, of, *epoch, *since)?
         }
@@ -238,6 +241,10 @@ fn release(
             ));
         }
     }
+    let left = match &record.ownership {
+        Ownership::Migrating { to, .. } => Some((record.effective().clone(), to.clone())),
+        _ => None,
+    };
     let ordered_save = matches!(
         record.ownership,
         Ownership::Owned {
@@ -251,6 +258,9 @@ fn release(
         record.active = None;
         record.abi = None;
         services::new_life(change.state, vm);
+    }
+    if let Some((spec, to)) = left {
+        copies::abandoned(change, &spec, &to);
     }
     Ok(EventKind::Release)
 }
@@ -303,10 +313,7 @@ fn migrate(
     check_target(change, action, to)?;
     check_reach(change, action, vm, to)?;
     let spec = vm_mut(change, vm)?.effective().clone();
-    if let Some(disk) = change.state.own_disks(&spec).next() {
-        let why = format!("disk {} is on its host", disk.image);
-        return Err(refuse(action, why));
-    }
+    copies::may_move(change, action, &spec, to)?;
     let id = MigrationId(change.revision.0);
     let record = vm_mut(change, vm)?;
     let Ownership::Owned {
@@ -378,6 +385,7 @@ fn finish(
             format!("migration {current} runs: a report about {id} is stale"),
         ));
     }
+    let (spec, counts) = (record.effective().clone(), copies::after(end, &from, &to));
     let back = Ownership::Owned {
         host: from,
         epoch,
@@ -394,7 +402,7 @@ fn finish(
             }
         }
         MigrationEnd::StayedAtSource | MigrationEnd::RefusedByTarget => back,
-        MigrationEnd::TargetDead(proof) => {
+        MigrationEnd::TargetDead(proof) | MigrationEnd::TargetLost(proof) => {
             let disks = record.effective().disks.iter();
             let disks = disks.map(|disk| (&disk.pool, disk.image.as_str()));
             if !proof.covers(&to, vm, target_epoch) || !proof.covers_disks(disks) {
@@ -412,6 +420,7 @@ fn finish(
     };
     // A failed move is not tried again by itself: the operator's wish is answered with the reason.
     record.move_request = None;
+    copies::moved(change, &spec, counts);
     Ok(EventKind::Migration)
 }
 

@@ -245,6 +245,8 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
         role,
         older,
         beside: None,
+        spent: 0,
+        past_cut: false,
         force: false,
     }
 }

@@ -63,7 +63,7 @@ pub struct ReservationKey {
 pub enum KeyError {
     /// Twelve bits, and zero is nobody.
     #[error(
-        "host number {host} has no reservation key (1 to 4095 have): let this host leave and join a fresh cluster"
+        "host number {host} has no reservation key (1 to 4094 have): let this host leave and join a fresh cluster"
     )]
     HostOutOfRange {
         /// The number.
@@ -79,7 +79,9 @@ pub enum KeyError {
 
 impl ReservationKey {
     /// The largest host number.
-    pub const MAX_HOST: u64 = 0xfff;
+    pub const MAX_HOST: u64 = 0xffe;
+    /// The number that stands for no host: a key that only keeps others out.
+    const FENCE: u16 = 0xfff;
 
     /// The key of a host (by its number in the cluster) for an epoch.
     ///
@@ -99,13 +101,38 @@ impl ReservationKey {
         }
     }
 
+    /// The key of a cut: nobody writes by it. It is newer than every host's of that epoch, and older than the next.
+    ///
+    /// # Errors
+    /// When the epoch does not fit.
+    pub fn fence(cluster: ClusterTag, epoch: u64) -> Result<Self, KeyError> {
+        Self::new(cluster, 1, epoch).map(|key| Self {
+            host: Self::FENCE,
+            ..key
+        })
+    }
+
+    /// Whether it is the key of a cut.
+    pub const fn is_fence(self) -> bool {
+        self.host == Self::FENCE
+    }
+
+    /// How new it is.
+    pub(super) const fn age(self) -> (u32, bool) {
+        (self.epoch, self.is_fence())
+    }
+
     /// Takes a key apart; `None` when it is not one of this cluster.
     pub fn decode(raw: u64, cluster: ClusterTag) -> Option<Self> {
         let tag = (raw >> 44 & 0xfff) as u16;
         if raw >> 56 != MAGIC || tag != cluster.get() {
             return None;
         }
-        Self::new(cluster, raw >> 32 & 0xfff, raw & 0xffff_ffff).ok()
+        let (host, epoch) = (raw >> 32 & 0xfff, raw & 0xffff_ffff);
+        match host == u64::from(Self::FENCE) {
+            true => Self::fence(cluster, epoch).ok(),
+            false => Self::new(cluster, host, epoch).ok(),
+        }
     }
 
     /// Takes a key of any cluster apart.
@@ -136,6 +163,9 @@ impl ReservationKey {
 
 impl fmt::Display for ReservationKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_fence() {
+            return write!(f, "{:#018x} (a cut, epoch {})", self.raw(), self.epoch);
+        }
         write!(
             f,
             "{:#018x} (host {}, epoch {})",
@@ -163,7 +193,8 @@ mod tests {
         let tag = ClusterTag::new(1);
         for (host, epoch, fits) in [
             (1, 1, true),
-            (4095, 0xffff_ffff, true),
+            (4094, 0xffff_ffff, true),
+            (4095, 1, false),
             (0, 1, false),
             (4096, 1, false),
             (1, 0, false),
@@ -171,6 +202,17 @@ mod tests {
         ] {
             assert_eq!(ReservationKey::new(tag, host, epoch).is_ok(), fits);
         }
+    }
+
+    #[test]
+    fn a_cut_is_newer_than_the_hosts_of_its_epoch_only() {
+        let tag = ClusterTag::new(7);
+        let cut = ReservationKey::fence(tag, 5).unwrap();
+        assert_eq!(ReservationKey::decode(cut.raw(), tag), Some(cut));
+        assert!(cut.is_fence() && cut.to_string().ends_with("(a cut, epoch 5)"));
+        let host = |epoch| ReservationKey::new(tag, 4094, epoch).unwrap();
+        assert!(host(5).age() < cut.age() && cut.age() < host(6).age());
+        assert!(ReservationKey::fence(tag, 0).is_err());
     }
 
     #[test]
@@ -202,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_key_reads_back(tag in 0_u16..=0xfff, host in 1_u64..=4095, epoch in 1_u64..=0xffff_ffff) {
+        fn a_key_reads_back(tag in 0_u16..=0xfff, host in 1_u64..=4094, epoch in 1_u64..=0xffff_ffff) {
             let tag = ClusterTag::new(tag);
             let key = ReservationKey::new(tag, host, epoch).unwrap();
             prop_assert_eq!(ReservationKey::decode(key.raw(), tag), Some(key));

@@ -40,6 +40,7 @@ pub mod plan;
 mod run;
 #[cfg(test)]
 mod tests;
+mod units;
 mod wire;
 
 pub use device::{Command, DeviceError, ReservationDevice, ReservationType};
@@ -51,3 +52,4 @@ pub use key::{ClusterTag, KeyError, ReservationKey};
 pub use linux::LinuxDevice;
 pub use plan::Refusal;
 pub use run::{Outcome, Reservation, fulfil};
+pub use units::{Trouble, Units};

@@ -30,6 +30,11 @@ pub struct Wish {
     /// A newer key that may stay registered, as long as it does not hold the reservation: the
     /// target of a live migration that has not switched over.
     pub beside: Option<ReservationKey>,
+    /// Epochs up to this one that are newer than this host's own were given up by commit: they were targets of
+    /// migrations that came to nothing, and count as older ones. 0: there are none.
+    pub spent: u32,
+    /// A cut of this epoch is over: its key counts as an older one.
+    pub past_cut: bool,
     /// Whether strangers are pushed out.
     pub force: bool,
 }
@@ -43,6 +48,9 @@ pub enum Role {
     Beside,
     /// Not registered.
     Nobody,
+    /// Keeps that host out, and pushes nobody else out: registered with the key of a cut, which holds the reservation where
+    /// nobody else does.
+    Cut(u16),
 }
 
 /// What an owner does with older keys of other hosts.
@@ -98,6 +106,14 @@ pub enum Refusal {
         /// The newer one.
         by: ReservationKey,
     },
+    /// The cluster has cut this host off.
+    #[error(
+        "{mine} was cut off from it: it is let in again when the cluster has heard of this host and what it runs"
+    )]
+    CutOff {
+        /// This host's key.
+        mine: ReservationKey,
+    },
     /// The previous owner has not let go.
     #[error("{owner} is still registered: take over with a proof that it is cut off or stopped")]
     OlderOwner {
@@ -126,6 +142,10 @@ fn held(kind: &Option<ReservationType>) -> String {
 pub fn decide(facts: &Facts, here: Here, wish: &Wish) -> Result<Next, Refusal> {
     if wish.role == Role::Nobody {
         return Ok(leave(facts, here, wish.mine));
+    }
+    if let Role::Cut(victim) = wish.role {
+        strangers(facts, wish)?;
+        return Ok(cut(facts, here, wish, victim));
     }
     newest_wins(facts, wish)?;
     let strangers = strangers(facts, wish)?;
@@ -163,14 +183,46 @@ fn leave(facts: &Facts, here: Here, mine: ReservationKey) -> Next {
     }
 }
 
+/// One host's registrations of this epoch and before it are pushed out, whoever holds the reservation. Somebody must
+/// hold it, or everybody may write.
+fn cut(facts: &Facts, here: Here, wish: &Wish, victim: u16) -> Next {
+    let (mine, key) = (wish.mine, wish.mine.raw());
+    let theirs = |other: &ReservationKey| other.host() == victim && other.age() < mine.age();
+    let registered = facts.ours(mine.cluster()).find(theirs);
+    let held = facts.holder(mine.cluster());
+    if registered.is_none() && held.is_some() {
+        return Next::Done;
+    }
+    if !facts.has(mine) || here == Here::NotRegistered {
+        return Next::Do(Command::Register { key });
+    }
+    Next::Do(match registered {
+        Some(victim) => Command::Preempt {
+            key,
+            victim: victim.raw(),
+            abort: true,
+        },
+        None => Command::Reserve { key },
+    })
+}
+
+/// Whether a key counts as newer than ours.
+fn is_newer(other: ReservationKey, wish: &Wish) -> bool {
+    let mine = wish.mine;
+    let spent = other.epoch() > mine.epoch() && other.epoch() <= wish.spent;
+    let past = wish.past_cut && other.is_fence() && other.epoch() == mine.epoch();
+    other != mine && other.age() >= mine.age() && !spent && !past
+}
+
 fn newest_wins(facts: &Facts, wish: &Wish) -> Result<(), Refusal> {
     let mine = wish.mine;
-    let newer = |other: &ReservationKey| *other != mine && other.epoch() >= mine.epoch();
+    let newer = |other: &ReservationKey| is_newer(*other, wish);
     let holder = facts.holder(mine.cluster()).filter(newer);
     let registered = facts
         .ours(mine.cluster())
         .find(|other| newer(other) && wish.beside != Some(*other));
     match holder.or(registered) {
+        Some(by) if by.is_fence() && by.epoch() == mine.epoch() => Err(Refusal::CutOff { mine }),
         Some(by) => Err(Refusal::Superseded { mine, by }),
         None => Ok(()),
     }
@@ -219,7 +271,7 @@ fn push_out(facts: &Facts, wish: &Wish) -> Option<Command> {
     }
     facts
         .ours(mine.cluster())
-        .find(|other| other.epoch() < mine.epoch())
+        .find(|other| *other != mine && !is_newer(*other, wish) && wish.beside != Some(*other))
         .map(preempt)
 }
 

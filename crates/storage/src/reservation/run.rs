@@ -52,16 +52,34 @@ pub fn fulfil(
     wish: &Wish,
     until: Instant,
 ) -> Result<Outcome, ReservationError> {
+    fulfil_with(device, wish, None, until)
+}
+
+/// The same, with a command that is likely to be what has to be done: given before anything is read, it saves a reading.
+/// It must be one that does no harm where it is not.
+fn fulfil_with(
+    device: &dyn ReservationDevice,
+    wish: &Wish,
+    first: Option<Command>,
+    until: Instant,
+) -> Result<Outcome, ReservationError> {
     let failed = |operation, error| ReservationError::Device {
         device: device.name(),
         operation,
         error,
     };
     let read = || Facts::read(device).map_err(|error| failed("reading its registrations", error));
-    let before = read()?;
-    let mut facts = before.clone();
     let mut here = Here::Unknown;
     let mut commands = Vec::new();
+    if let Some(command) = first
+        && Instant::now() < until
+        && device.command(command).is_ok()
+    {
+        here = afterwards(command);
+        commands.push(command);
+    }
+    let before = read()?;
+    let mut facts = before.clone();
     let mut conflicts = 0;
     for _ in 0..ROUNDS {
         let next = decide(&facts, here, wish).map_err(|refusal| ReservationError::Refused {
@@ -178,6 +196,22 @@ impl Reservation {
         .await
     }
 
+    /// Registrations and reservation, by one reading.
+    ///
+    /// # Errors
+    /// When the device does not answer usably in time.
+    pub async fn facts(&self) -> Result<Facts, ReservationError> {
+        const OPERATION: &str = "reading its registrations";
+        self.run(OPERATION, |device, _| {
+            Facts::read(device).map_err(|error| ReservationError::Device {
+                device: device.name(),
+                operation: OPERATION,
+                error,
+            })
+        })
+        .await
+    }
+
     /// Tries whether this host may write now, without changing anything; `None`: the device
     /// knows no such try. [`Facts`] say who *should* be able to; this asks the device.
     ///
@@ -222,13 +256,27 @@ impl Reservation {
     }
 
     /// At the pause before the switchover of a live migration: the target, registered
-    /// already, preempts the source, which has stopped and flushed.
+    /// already, preempts the source, which has stopped and flushed. `from`, the source's older key where it is known, saves a
+    /// reading while the guest stands still.
     ///
     /// # Errors
     /// As [`Reservation::take_over`].
-    pub async fn hand_over(&self, mine: ReservationKey) -> Result<Outcome, ReservationError> {
+    pub async fn hand_over(
+        &self,
+        mine: ReservationKey,
+        from: Option<ReservationKey>,
+    ) -> Result<Outcome, ReservationError> {
         let wish = self.wish(mine, Role::Owner, Older::Preempt, None, false);
-        self.fulfil("handing over", wish).await
+        let first = from.filter(|from| from.age() < mine.age());
+        let first = first.map(|from| Command::Preempt {
+            key: mine.raw(),
+            victim: from.raw(),
+            abort: false,
+        });
+        self.run("handing over", move |device, until| {
+            fulfil_with(device, &wish, first, until)
+        })
+        .await
     }
 
     /// Cuts every older owner off, aborts what they have under way, and becomes the owner.
@@ -245,6 +293,45 @@ impl Reservation {
     ) -> Result<Outcome, ReservationError> {
         let wish = self.wish(mine, Role::Owner, Older::PreemptAndAbort, None, force);
         self.fulfil("taking over", wish).await
+    }
+
+    /// The same for the owner by commit: `spent` is the highest epoch that was handed out when it was. Newer epochs
+    /// up to it belong to migrations that came to nothing, and are cut off too. `past_cut`: a cut of this host is over.
+    ///
+    /// # Errors
+    /// As [`Reservation::take_over`].
+    pub async fn own(
+        &self,
+        mine: ReservationKey,
+        spent: u32,
+        past_cut: bool,
+    ) -> Result<Outcome, ReservationError> {
+        let wish = Wish {
+            spent,
+            past_cut,
+            ..self.wish(mine, Role::Owner, Older::PreemptAndAbort, None, false)
+        };
+        self.fulfil("owning", wish).await
+    }
+
+    /// Cuts one host off from a device that it may write up to `cut`'s epoch, and nobody else. When it succeeds it was
+    /// read back that no such key of that host is registered, and that somebody of the cluster holds the reservation.
+    ///
+    /// # Errors
+    /// When a stranger is there, or the device fails: then it is unknown who may write.
+    pub async fn cut(&self, cut: ReservationKey, victim: u16) -> Result<Outcome, ReservationError> {
+        let role = Role::Cut(victim);
+        let wish = self.wish(cut, role, Older::PreemptAndAbort, None, false);
+        self.fulfil("cutting a host off", wish).await
+    }
+
+    /// The same device, with no operation longer than `limit`.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Self {
+            deadline: self.deadline.min(limit),
+            ..self.clone()
+        }
     }
 
     /// Restores the owner's registration after the device has lost it, on all paths. Call it
@@ -296,6 +383,8 @@ impl Reservation {
             role,
             older,
             beside,
+            spent: 0,
+            past_cut: false,
             force,
         }
     }

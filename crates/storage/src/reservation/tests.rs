@@ -27,6 +27,8 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
         role,
         older,
         beside: None,
+        spent: 0,
+        past_cut: false,
         force: false,
     }
 }
@@ -658,7 +660,7 @@ async fn the_handle_does_what_the_functions_do() {
     assert_eq!(seen.nexuses.unwrap()[0].initiator, "nexus 1");
     b.register(key(2, 2)).await.unwrap();
     a.repair(key(1, 1), Some(key(2, 2))).await.unwrap();
-    b.hand_over(key(2, 2)).await.unwrap();
+    b.hand_over(key(2, 2), Some(key(1, 1))).await.unwrap();
     a.take_over(key(1, 3), false).await.unwrap();
     assert_eq!(b.may_write().await.unwrap(), Some(false));
     assert_eq!(a.may_write().await.unwrap(), Some(true));

@@ -360,6 +360,10 @@ impl VmMachine {
                 self.set_error(detail.clone());
                 self.kill(cx, Some(format!("another process has its disks: {detail}")));
             }
+            GuestEvent::DiskRefused { detail } => {
+                self.set_error(detail);
+                self.pause_io(cx);
+            }
             GuestEvent::ThawFailed { detail } => {
                 self.set_error(detail);
                 self.thaw_failures += 1;

@@ -375,6 +375,7 @@ impl VmMachine {
             transferred: Default::default(),
             remaining: Default::default(),
             downtime_ms: None,
+            switchover: false,
             reason: None,
         });
         report.outcome = outcome;

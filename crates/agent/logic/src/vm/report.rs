@@ -1,6 +1,7 @@
 //! What the host says of this VM.
 
 use super::*;
+use crate::ledger::SendStage;
 use quorate_types::{ByteSize, Timestamp, VmPhase, VmReport};
 
 impl VmMachine {
@@ -23,6 +24,10 @@ impl VmMachine {
     /// `booted`: the wall clock's time at 0 of the monotonic clock.
     pub(crate) fn report(&self, entry: Option<&LedgerEntry>, booted: Timestamp) -> VmReport {
         let closed = entry.map_or(Epoch(0), |entry| entry.closed);
+        let mut migration = self.migration.clone();
+        if let (Some(report), Some(entry)) = (&mut migration, entry) {
+            report.switchover = entry.send_stage(report.id) == Some(&SendStage::Begun);
+        }
         let since = booted.0.saturating_add(self.since.0 / 1_000_000);
         VmReport {
             epoch: self.epoch,
@@ -35,7 +40,7 @@ impl VmMachine {
             since: Timestamp(since),
             error: self.error.clone(),
             save_failures: self.save_failures,
-            migration: self.migration.clone(),
+            migration,
             resident: ByteSize(0),
             mirrors: Vec::new(),
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! running --stop--> paused --(end an outgoing migration, stop again)--> paused --set-active false--> frozen
-//! frozen --set-active true--> paused --cont--> running (confirmed)
+//! frozen --set-active true, give back what a switchover held--> paused --cont--> running (confirmed)
 //!             +--> DiskLockLost: somebody else has the images; this copy must be killed
 //! ```
 
@@ -77,6 +77,7 @@ impl Guest {
             _ => error,
         };
         self.set_disks_active(true, deadline).await.map_err(lost)?;
+        self.give_disks_back(deadline).await.map_err(lost)?;
         self.command("resume it", "cont", Value::Null, deadline)
             .await
             .map_err(lost)?;

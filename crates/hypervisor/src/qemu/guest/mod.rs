@@ -22,6 +22,7 @@
 
 mod disks;
 mod freeze;
+mod hold;
 mod mirror;
 mod ops;
 mod save;

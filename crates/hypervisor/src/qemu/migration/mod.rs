@@ -10,8 +10,9 @@
 //! - When a switchover that was ordered fails, QEMU resumes the source by itself too, whatever became of
 //!   the target: even when the disks cannot be taken back (the error is ignored; a write would then
 //!   abort QEMU). Nothing can be set to prevent it: the state to return to is recorded before the pause.
-//!   So the source's task freezes the guest when it hears of the failure. The `failed` event comes
-//!   before the resume; the guest may execute for the few milliseconds until the `stop` is obeyed.
+//!   So the source's disks lead nowhere before the switchover is ordered (`guest::hold`): its first request fails and
+//!   pauses it. And its task freezes the guest when it hears of the failure. The `failed` event comes
+//!   before the resume; the guest may execute, but not write, for the few milliseconds until the `stop` is obeyed.
 //! - `blockdev-set-active false` is accepted while the guest runs, so a freeze confirms the pause last.
 
 pub mod downtime;

@@ -5,6 +5,8 @@
 //! - an order to continue is remembered *before* it is sent, so that a lost answer counts as a
 //!   switchover that has begun;
 //! - the end is announced only when QEMU confirms that the migration is over;
+//! - before a switchover is ordered the source's disks are held: whatever QEMU does afterwards, the source
+//!   writes nothing;
 //! - after a failure of a switchover that was ordered the source is frozen at once, since the target
 //!   may run the guest; QEMU itself would let it go on.
 //!
@@ -50,6 +52,7 @@ impl Guest {
         }
         inflight::disks_answer(self).await?;
         let deadline = Instant::now() + QUICK;
+        self.prepare_hold(deadline).await?;
         let stepper = Stepper::new(request.downtime);
         setup::prepare_source(self, &request, stepper.limit_ms(), deadline).await?;
         let events = self.events();
@@ -85,6 +88,7 @@ impl Guest {
         );
         // Whoever ordered the switchover cannot be asked any more.
         source.switchover_begun = rank(&status) >= rank(&MigrationStatus::Device);
+        source.held = rank(&status) >= rank(&MigrationStatus::PreSwitchover);
         tokio::spawn(source.run(events, orders));
         Ok(Some(outgoing))
     }
@@ -109,6 +113,9 @@ struct Source {
     phases: PhaseSender,
     rank: u8,
     switchover_begun: bool,
+    /// The disks may be held. To give back what is not held would change QEMU's block graph, for which it waits
+    /// without end while a write waits for a mirror.
+    held: bool,
     /// Cancelled by us, and why it is then called a failure.
     cancelled: Option<Option<String>>,
     /// Bounds the copy, then the wait at the switchover.
@@ -125,6 +132,7 @@ impl Source {
             phases,
             rank: 0,
             switchover_begun: false,
+            held: false,
             cancelled: None,
             give_up_at,
         }
@@ -272,6 +280,8 @@ impl Source {
         let _ = match order {
             Order::Continue(reply) => reply.send(self.continue_switchover().await),
             Order::Cancel(reply) => reply.send(self.cancel(None).await),
+            Order::Wait(reply) => reply.send(self.wait_on().await),
+            Order::Forsake(reply) => reply.send(self.forsake().await),
         };
     }
 
@@ -282,9 +292,14 @@ impl Source {
         if self.rank != rank(&MigrationStatus::PreSwitchover) || self.cancelled.is_some() {
             return Err(self.refuse("it does not wait for the switchover"));
         }
+        self.held = true;
+        let deadline = Instant::now() + QUICK;
+        if let Err(error) = self.guest.hold_disks(deadline).await {
+            self.give_up(error.to_string()).await;
+            return Err(error);
+        }
         self.switchover_begun = true;
         let arguments = json!({ "state": "pre-switchover" });
-        let deadline = Instant::now() + QUICK;
         let sent = self
             .guest
             .command("switch it over", "migrate-continue", arguments, deadline)
@@ -297,11 +312,37 @@ impl Source {
         sent.map(|_| ())
     }
 
+    async fn wait_on(&mut self) -> Result<(), HypervisorError> {
+        let waits = self.rank == rank(&MigrationStatus::PreSwitchover);
+        if !waits || self.switchover_begun || self.cancelled.is_some() {
+            return Err(self.refuse("it does not wait for the switchover"));
+        }
+        self.give_up_at = Instant::now() + self.request.switchover_wait;
+        self.held = true;
+        // Before anything is handed over, if QEMU can do it now; again before the switchover.
+        if let Err(error) = self.guest.hold_disks(Instant::now() + QUICK).await {
+            tracing::debug!(%error, "its disks are not held yet");
+        }
+        Ok(())
+    }
+
+    /// The guest must not go on here, whatever QEMU makes of it.
+    async fn forsake(&mut self) -> Result<(), HypervisorError> {
+        self.switchover_begun = true;
+        let deadline = Instant::now() + QUICK;
+        let action = "end its migration";
+        self.guest
+            .command(action, "migrate_cancel", Value::Null, deadline)
+            .await
+            .map(|_| ())
+    }
+
     async fn cancel(&mut self, reason: Option<String>) -> Result<(), HypervisorError> {
         if self.switchover_begun {
             return Err(self.refuse("the switchover has begun; ask the target for the outcome"));
         }
         let deadline = Instant::now() + QUICK;
+        self.give_back().await;
         let cancel = self.guest.command(
             "cancel its migration",
             "migrate_cancel",
@@ -311,6 +352,17 @@ impl Source {
         cancel.await?;
         self.cancelled.get_or_insert(reason);
         Ok(())
+    }
+
+    /// Before QEMU lets the guest go on. What does not succeed pauses the guest at its next request; its
+    /// thaw tries again.
+    async fn give_back(&self) {
+        if !self.held {
+            return;
+        }
+        if let Err(error) = self.guest.give_disks_back(Instant::now() + QUICK).await {
+            tracing::warn!(%error, "a guest that goes on has no disks yet");
+        }
     }
 
     async fn give_up(&mut self, reason: String) {
@@ -362,6 +414,7 @@ impl Source {
                 self.guest.status().await.ok()
             }
             MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                self.give_back().await;
                 self.guest.settled_state(Instant::now() + QUICK).await.ok()
             }
             _ => return None, // the event was about an earlier migration

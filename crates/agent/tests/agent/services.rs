@@ -15,7 +15,10 @@ fn web() -> ServiceName {
 impl World {
     /// A service whose member is the VM.
     fn make_service(&self, health: Option<HealthCheck>) {
+        let mut db = serde_json::to_value(&self.state.borrow().vms[&vm()].spec).unwrap();
+        db["nics"][0]["address"] = json!("10.9.0.11");
         let manifest: Manifest = serde_json::from_value(json!({
+            "vms": { "db": db },
             "services": { "web": {
                 "network": "lan", "address": "10.9.0.100", "ports": ["80"], "members": { "db": {} },
                 "health": health,
@@ -36,7 +39,6 @@ impl World {
         let member = state.ring_member(&state.services[&web()].spec, &vm(), 1);
         RingVersion {
             epoch,
-            gone: Default::default(),
             members: member.into_iter().collect(),
             ..RingVersion::default()
         }
@@ -52,7 +54,6 @@ impl World {
         self.change(ServiceChange::ActivateRing {
             service: web(),
             epoch,
-            dead: std::collections::BTreeSet::new(),
         });
     }
 

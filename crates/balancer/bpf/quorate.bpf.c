@@ -267,6 +267,8 @@ INLINE struct series *vary(struct xdp_md *ctx)
 	__u32 zero = 0, service, number;
 	struct series *series = bpf_map_lookup_elem(&measures, &zero);
 	struct udp *ports;
+	__u16 *checksum;
+	__u8 protocol;
 
 	if (!series || data + SERIES_FRAME > end)
 		return 0;
@@ -279,13 +281,18 @@ INLINE struct series *vary(struct xdp_md *ctx)
 		struct ipv4 *ip = data + ETHER;
 
 		ip->destination = service;
+		protocol = ip->protocol;
 		ports = (void *)(ip + 1);
 	} else {
 		struct ipv6 *ip = data + ETHER;
 
 		ip->destination.low = (__u64)service << 32;
+		protocol = ip->next;
 		ports = (void *)(ip + 1);
 	}
+	/* Right for the first service, which is the frame's own. */
+	checksum = (void *)ports + (protocol == IP_TCP ? 16 : 6);
+	*checksum = checksum_changed(*checksum, ports->source, number);
 	ports->source = number;
 	return series;
 }

@@ -5,10 +5,13 @@
 mod common;
 
 use common::frame::{ACK, Frame, SYN};
-use common::{CLIENT4, CLIENT6, Site, VIP4, VIP6, own_namespace, permitted, version};
+use common::site::{Host, Spaces, WAIT, build, receivers, serve};
+use common::{CLIENT4, CLIENT6, Site, VIP4, VIP6, edge, own_namespace, own4, permitted, version};
 use quorate_balancer::linux::{How, Receivers};
-use quorate_balancer::{Capacity, Datapath as _};
+use quorate_balancer::{Capacity, Datapath as _, ring};
 use quorate_bench::Report;
+use quorate_types::ServiceName;
+use quorate_types::service::ServiceId;
 
 const PASS: u32 = 2;
 const TX: u32 = 3;
@@ -95,11 +98,33 @@ fn one_core() {
     }
 }
 
-/// Million frames per second: `frame` comes in at `ifname`, for the director or for the kernel.
+/// Million frames per second: `frame` comes in at `ifname`, for the director or for the kernel, from 65,536 client ports
+/// in turn.
 fn rate(site: &Site, program: &'static str, frame: &Frame, ifname: &str, frames: u32) -> f64 {
+    live(site, program, frame, ifname, frames, PASS)
+}
+
+/// The same without any decision: what making and taking frames costs.
+fn generator(site: &Site, frame: &Frame, ifname: &str, frames: u32) -> f64 {
+    live(site, "calibrate", frame, ifname, frames, TX)
+}
+
+fn live(
+    site: &Site,
+    program: &'static str,
+    frame: &Frame,
+    ifname: &str,
+    frames: u32,
+    verdict: u32,
+) -> f64 {
     let mut bytes = frame.build();
     bytes.resize(96, 0);
-    site.datapath.series(&bytes, 0, 0, PASS).unwrap();
+    let last: [u8; 4] = match frame.destination {
+        std::net::IpAddr::V4(v4) => v4.octets(),
+        std::net::IpAddr::V6(v6) => v6.octets()[12..].try_into().unwrap(),
+    };
+    let first = u32::from_be_bytes(last);
+    site.datapath.series(&bytes, first, 1, verdict).unwrap();
     let how = How {
         ifindex: common::index(ifname),
         repeat: frames,
@@ -138,7 +163,6 @@ async fn packets_per_second_of_one_core() {
         sink(other);
     }
     common::ip("link set br0 up");
-    common::ip("link set b3 address 02:00:00:00:09:09");
     std::process::Command::new("bridge")
         .args("fdb add 02:00:00:00:09:09 dev b1 master static".split(' '))
         .status()
@@ -172,7 +196,11 @@ async fn packets_per_second_of_one_core() {
     } else {
         200_000
     };
-    let mut samples: [Vec<f64>; 6] = Default::default();
+    let mut samples: [Vec<f64>; 7] = Default::default();
+    // Connections are known to conntrack before its packets are counted.
+    for protocol in [6, 17] {
+        rate(&site, "calibrate", &dnat(protocol), "n0", 65_536);
+    }
     for _ in 0..rounds() {
         let plain = tcp.clone().to([2, 0, 0, 0, 9, 9]);
         let runs = [
@@ -194,6 +222,7 @@ async fn packets_per_second_of_one_core() {
             rate(&site, "calibrate", &plain, "b0", count),
             rate(&site, "calibrate", &dnat(6), "n0", count),
             rate(&site, "calibrate", &dnat(17), "n0", count),
+            generator(&site, &tcp, "u0", count),
         ];
         for (all, one) in samples.iter_mut().zip(runs) {
             all.push(one);
@@ -214,7 +243,7 @@ async fn packets_per_second_of_one_core() {
         value[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
     };
     let frames = u64::from(count) * u64::try_from(rounds()).unwrap();
-    for (name, times) in [("u1", 3), ("b3", 1), ("n3", 2)] {
+    for (name, times) in [("u1", 4), ("b3", 1), ("n3", 2)] {
         println!(
             "MEASURED {name}: {} of {} frames arrived",
             sent(name),
@@ -253,5 +282,232 @@ async fn packets_per_second_of_one_core() {
     report.add("plain bridge", "Mpps", &samples[3], None);
     report.add("nftables DNAT, TCP", "Mpps", &samples[4], None);
     report.add("nftables DNAT, UDP", "Mpps", &samples[5], None);
+    report.add(
+        "making and taking frames, no decision",
+        "Mpps",
+        &samples[6],
+        None,
+    );
+    // What is left of a packet's time without them, in nanoseconds.
+    let net = |index: usize| {
+        let net = samples[index].iter().zip(&samples[6]);
+        net.map(|(rate, idle)| 1000.0 / rate - 1000.0 / idle)
+            .collect::<Vec<f64>>()
+    };
+    let director = net(0);
+    let base = quorate_bench::median(&director);
+    report.add(
+        "a packet at the director, without the making",
+        "ns",
+        &director,
+        None,
+    );
+    report.add(
+        "a packet at the bridge, without the making",
+        "ns",
+        &net(3),
+        base,
+    );
+    report.add(
+        "a packet at nftables DNAT, without the making",
+        "ns",
+        &net(4),
+        base,
+    );
     report.publish("services-rate").unwrap();
+}
+
+/// The cost of finding one of many services: the director on frames to each in turn.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn ten_thousand_services_cost_hardly_more_than_one() {
+    if !permitted("speed") {
+        return;
+    }
+    own_namespace();
+    common::ip("link add br0 type bridge");
+    let site = Site::with(Capacity {
+        services: 16_384,
+        addresses: 16_384,
+        ..Capacity::default()
+    })
+    .await;
+    site.datapath.lease(u64::MAX);
+    // 10,000 services x 50 members; what many services have in common is one table.
+    let services = |count: u32| {
+        let mut wanted = common::wanted(common::table(Vec::new()));
+        wanted.services.clear();
+        for number in 0..count {
+            let from = u8::try_from(number % 200).unwrap();
+            let members: Vec<u8> = (0..50).map(|n| (from + n) % 250).collect();
+            let mut table = common::table(vec![version(1, &members)]);
+            for list in &mut table.history {
+                list.members.sort();
+            }
+            table.id = ServiceId(number + 1);
+            table.slots = ring::FEW_SLOTS;
+            let address = std::net::Ipv4Addr::from_bits(FIRST4 + number);
+            table.addresses = vec![address.into()];
+            let name = ServiceName::new(format!("s{number}")).unwrap();
+            wanted.services.insert(name, table);
+        }
+        wanted
+    };
+    let mut bytes = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK).build();
+    bytes.resize(96, 0);
+    let mut samples = Vec::new();
+    // Loaded, of which frames go to so many.
+    for (count, used) in [(1, 1), (10_000, 1), (10_000, 10_000)] {
+        let begun = std::time::Instant::now();
+        let applied = site.datapath.apply(&services(count)).await.unwrap();
+        println!(
+            "{count} services applied in {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
+        assert!(applied.services.values().all(|loaded| loaded.active == 1));
+        let mut all = Vec::new();
+        for _ in 0..rounds() {
+            let run = |program| {
+                site.datapath
+                    .series(&bytes, FIRST4 + count / 2, used, TX)
+                    .unwrap();
+                if used > 1 {
+                    site.datapath.series(&bytes, FIRST4, used, TX).unwrap();
+                }
+                let verdict = site.datapath.test_run(program, &bytes, 0, RUNS).unwrap();
+                assert_eq!(verdict.code, TX);
+                f64::from(verdict.ns)
+            };
+            all.push(run("measure") - run("calibrate"));
+        }
+        samples.push(all);
+    }
+    let mut report = Report::new();
+    let base = quorate_bench::median(&samples[0]);
+    for (index, name) in [
+        (0, "the only service, without calibration"),
+        (1, "one of 10,000 services x 50 members"),
+        (2, "each of 10,000 in turn: no cache helps"),
+    ] {
+        report.add(name, "ns", &samples[index], base.filter(|_| index > 0));
+    }
+    report.publish("services-many").unwrap();
+}
+
+/// New connections per second: by way of director and edges, and by way of haproxy (TCP mode, one thread). Client, proxy
+/// and servers share one core; each connection is opened, answered with one octet and closed.
+#[test]
+#[ignore = "a measurement"]
+fn connections_per_second_of_one_core() {
+    let haproxy = std::process::Command::new("haproxy").arg("-v").output();
+    if !permitted("speed") || haproxy.is_err() {
+        println!("SKIPPED connections: no haproxy");
+        return;
+    }
+    one_core();
+    let spaces = Spaces::new(&["sw", "h1", "h2", "c", "g1", "g2"]);
+    build(&spaces);
+    let _receivers = receivers(&spaces);
+    let first = Host::new(&spaces, "h1", 1);
+    let second = Host::new(&spaces, "h2", 2);
+    for (host, holder) in [(&first, true), (&second, false)] {
+        host.apply(&spaces, holder);
+        host.get().lease(u64::MAX);
+    }
+    for (host, n) in [(&first, 1), (&second, 2)] {
+        let tap = format!("qt-{n}");
+        spaces
+            .run(host.name, host.get().attach_edge(&edge(n)))
+            .unwrap();
+        spaces.run(host.name, host.get().open_edge(&tap)).unwrap();
+        serve(&spaces, n);
+    }
+    // The proxy is where the director is: at host 1.
+    spaces.ip("h1", "addr add 10.0.0.201/24 dev br0");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("haproxy.cfg");
+    let backends: String = [1, 2]
+        .map(|n| format!("  server s{n} {}:80\n", own4(n)))
+        .concat();
+    let text = format!(
+        "global\n  nbthread 1\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 5s\n  timeout server 5s\n\
+         listen web\n  bind 10.0.0.201:80\n  balance roundrobin\n{backends}"
+    );
+    std::fs::write(&file, text).unwrap();
+    let start = || {
+        std::process::Command::new("haproxy")
+            .arg("-db")
+            .arg("-f")
+            .arg(&file)
+            .spawn()
+            .unwrap()
+    };
+    let mut proxy = spaces.inside("h1", start);
+    let run = |address: &str, count: u32| {
+        let address = format!("{address}:80").parse().unwrap();
+        spaces.inside("c", move || {
+            let begun = std::time::Instant::now();
+            for _ in 0..count {
+                let mut stream = std::net::TcpStream::connect_timeout(&address, WAIT).unwrap();
+                let mut answer = [0];
+                std::io::Read::read_exact(&mut stream, &mut answer).unwrap();
+            }
+            f64::from(count) / begun.elapsed().as_secs_f64()
+        })
+    };
+    let ready = std::time::Instant::now();
+    while spaces.inside("c", || {
+        std::net::TcpStream::connect("10.0.0.201:80").is_err()
+    }) {
+        assert!(ready.elapsed() < WAIT, "haproxy does not listen");
+        std::thread::yield_now();
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..rounds() {
+        ours.push(run(VIP4, 2_000));
+        theirs.push(run("10.0.0.201", 2_000));
+    }
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    let mut report = Report::new();
+    report.add(
+        "director and edges",
+        "connections/s",
+        &ours,
+        quorate_bench::median(&theirs),
+    );
+    report.add(
+        "haproxy, TCP mode, one thread",
+        "connections/s",
+        &theirs,
+        None,
+    );
+    report.publish("services-connections").unwrap();
+}
+
+/// One table of a ring, as each change of a service makes one.
+#[test]
+#[ignore = "a measurement"]
+fn a_ring_of_a_hundred_members_takes_at_most_two_milliseconds() {
+    let mut report = Report::new();
+    let mut base = None;
+    for count in [3, 100] {
+        let mut members = version(1, &(0..count).collect::<Vec<u8>>()).members;
+        members.sort();
+        let mut samples = Vec::new();
+        for _ in 0..rounds() * 5 {
+            let begun = std::time::Instant::now();
+            let table = ring::table(&members, ring::SLOTS);
+            samples.push(begun.elapsed().as_secs_f64() * 1e3);
+            assert_eq!(table.len(), ring::SLOTS as usize);
+        }
+        report.add(
+            &format!("ring of {count} members, 65,537 slots"),
+            "ms",
+            &samples,
+            base,
+        );
+        base = quorate_bench::median(&samples);
+    }
+    report.publish("services-ring").unwrap();
 }

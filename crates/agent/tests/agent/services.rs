@@ -36,7 +36,9 @@ impl World {
 
     fn ring(&self, epoch: u64) -> RingVersion {
         let state = self.state.borrow();
-        let member = state.ring_member(&state.services[&web()].spec, &vm(), 1);
+        // Another weight: a ring that is in force already is none.
+        let weight = u32::try_from(epoch).unwrap();
+        let member = state.ring_member(&state.services[&web()].spec, &vm(), weight);
         RingVersion {
             epoch,
             members: member.into_iter().collect(),
@@ -182,7 +184,6 @@ async fn a_ring_is_prepared_when_every_director_has_the_pins() {
     world
         .service(2, "ring 1", |service| service.active == 1)
         .await;
-    // The coming ring has another member at its place, whom this flow's packets would reach.
     world.datapaths[0].see(&tap_name("db", 0), flow(1000));
     for epoch in 2..12 {
         world.prepare_ring(epoch);

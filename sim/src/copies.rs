@@ -314,7 +314,7 @@ impl World {
             problem: None,
         });
         let (mut step, phase, _) = mirror_step(&kept.copy, seen.as_ref());
-        if self.mutated(Mutation::CopyDroppedEarly) && phase == MirrorPhase::Failed {
+        if self.mutated(Mutation::CopyDroppedEarly) && self.own_waits(proc) {
             step = MirrorStep::Drop;
         }
         let said = said_of(&kept.disk, &kept.host, &kept.copy, phase);
@@ -425,10 +425,8 @@ impl World {
                 self.note_guest(proc, "brings its copy up to date");
                 self.own.mirrors.insert(proc, mirror);
             }
-            Wire::HandOver { proc, vm, id } => {
-                if self.own_takes(to, &vm, id) {
-                    self.send(to, from, Wire::HandedOver { proc, id });
-                }
+            Wire::HandOver { proc, vm, id } if self.own_takes(to, &vm, id) => {
+                self.send(to, from, Wire::HandedOver { proc, id });
             }
             Wire::HandedOver { proc, id } => {
                 let waits = self.phase_of(proc) == Some(StreamPhase::PreSwitchover);

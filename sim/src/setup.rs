@@ -222,6 +222,8 @@ impl Setup {
     /// What is on files is on the hosts' own ones: with a copy, or in one place.
     pub fn with_own_disks(&mut self, local: bool) {
         self.own = true;
+        // A VM that can only start in one place is easily shut out of it by a rule.
+        self.manifest.rules.clear();
         let kind = if local { "local" } else { "mirrored" };
         let spec = serde_json::json!({ "kind": kind, "path": "/srv/own" });
         let spec = serde_json::from_value::<PoolSpec>(spec).ok();

@@ -282,6 +282,7 @@ fn running(epoch: Epoch) -> VmReport {
         restarts: 0,
         since: Timestamp(0),
         error: None,
+        handed_over: None,
         migration: None,
         resident: ByteSize(0),
         mirrors: Vec::new(),

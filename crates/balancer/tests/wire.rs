@@ -6,8 +6,8 @@ mod common;
 
 use common::frame::arp;
 use common::site::{Host, Spaces, WAIT, arrive, build, leave, receivers, send, serve};
-use common::{VIP4, VIP6, edge, permitted};
-use quorate_balancer::Datapath as _;
+use common::{VIP4, VIP6, edge, permitted, version};
+use quorate_balancer::{Datapath as _, ServiceTable};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -140,4 +140,72 @@ fn connections_survive_moves_restarts_and_a_take_over() {
     all(&mut connections);
     let after = spaces.run("h2", second.get().counters()).unwrap();
     assert!(after.services[&common::service()].steered >= steered + 24);
+}
+
+#[test]
+fn a_changing_ring_breaks_no_connection() {
+    if !permitted("wire") {
+        return;
+    }
+    let spaces = Spaces::new(&["sw", "h1", "h2", "c", "g1", "g2"]);
+    build(&spaces);
+    let _receivers = receivers(&spaces);
+    let hosts = [Host::new(&spaces, "h1", 1), Host::new(&spaces, "h2", 2)];
+    let load = |table: &ServiceTable| {
+        for host in &hosts {
+            let mut table = table.clone();
+            table.holder = host.name == "h1";
+            host.load(&spaces, table);
+        }
+    };
+    let mut table = common::table(vec![version(1, &[1, 2])]);
+    load(&table);
+    for (host, n) in hosts.iter().zip([1, 2]) {
+        host.get().lease(u64::MAX);
+        let tap = format!("qt-{n}");
+        spaces
+            .run(host.name, host.get().attach_edge(&edge(n)))
+            .unwrap();
+        spaces.run(host.name, host.get().open_edge(&tap)).unwrap();
+        serve(&spaces, n);
+    }
+    let mut connections: Vec<Connection> = Vec::new();
+    for (epoch, members) in [
+        (2, &[2][..]),
+        (3, &[1, 2]),
+        (4, &[1]),
+        (5, &[2]),
+        (6, &[1, 2]),
+    ] {
+        let fresh: Vec<Connection> =
+            spaces.inside("c", || (0..12).map(|_| Connection::open(VIP4)).collect());
+        let now = &table.active().unwrap().members;
+        assert!(fresh.iter().all(|one| {
+            now.iter()
+                .any(|member| member.mac == common::mac(one.member))
+        }));
+        connections.extend(fresh);
+        // Prepared everywhere, what it would not reach is pinned everywhere; then in force, one host after the other.
+        table.next = Some(version(epoch, members));
+        load(&table);
+        for host in &hosts {
+            let pins = spaces.run(host.name, host.get().strays(&table)).unwrap();
+            for other in &hosts {
+                spaces.run(other.name, other.get().pin(&pins)).unwrap();
+            }
+        }
+        connections.iter_mut().for_each(Connection::echo);
+        table.history.push(table.next.take().unwrap());
+        for host in hosts.iter().rev() {
+            let mut own = table.clone();
+            own.holder = host.name == "h1";
+            host.load(&spaces, own);
+            connections.iter_mut().for_each(Connection::echo);
+        }
+    }
+    let bounced: u64 = hosts
+        .iter()
+        .map(|host| spaces.run(host.name, host.get().counters()).unwrap().causes["bounced"])
+        .sum();
+    assert!(bounced > 0, "no connection needed a second chance");
 }

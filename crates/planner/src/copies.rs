@@ -38,6 +38,9 @@ pub(crate) fn run(work: &mut Work<'_>) {
         return;
     }
     for vm in 0..work.vms.len() {
+        if work.vms[vm].own == Own::Free && !work.vms[vm].touched {
+            settle(work, vm);
+        }
         let Own::Owned {
             host,
             epoch: Some(epoch),
@@ -81,6 +84,37 @@ fn look(work: &mut Work<'_>, vm: usize, owner: usize, epoch: Epoch, disk: &DiskS
             let action = Action::RemoveCopy { of, epoch, since };
             work.copy_action(vm, action, format!("it does not move to {host}"));
         }
+    }
+}
+
+/// Both sides of a migration were lost, and the target's copy cannot be started from: the source's ledger tells which
+/// counts. It is asked after it has closed its epoch, so what it says is final.
+fn settle(work: &mut Work<'_>, vm: usize) {
+    let state = work.input.state;
+    for disk in state.own_disks(work.vms[vm].spec) {
+        let record = state.copies(&disk.pool, &disk.image);
+        let Some((record, lost)) =
+            record.and_then(|record| Some((record, record.unsettled.as_ref()?)))
+        else {
+            continue;
+        };
+        let index = |host| work.host_index.get(host).filter(|at| work.hosts[*at].up);
+        let usable = index(&lost.to).is_some_and(|at| {
+            let boot = work.hosts[at].report.map(|report| &report.boot);
+            boot.is_some() && record.check(&disk.image, &lost.to, boot).is_ok()
+        });
+        let said = index(&lost.from).and_then(|at| work.report(vm, at));
+        let Some(said) = said.filter(|said| !usable && said.closed >= lost.epoch) else {
+            continue;
+        };
+        let (host, why) = match said.handed_over == Some(lost.id) {
+            true => (&lost.to, "says that it had handed the guest over"),
+            false => (&lost.from, "says that it had not handed the guest over"),
+        };
+        let of = copy_of(work, vm, disk, host);
+        let action = Action::SettleCopies { of, id: lost.id };
+        let why = format!("{} {why}", lost.from);
+        work.copy_action(vm, action, why);
     }
 }
 

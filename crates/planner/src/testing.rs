@@ -458,6 +458,7 @@ pub(crate) fn blank(epoch: Epoch) -> VmReport {
         since: Timestamp(0),
         error: None,
         save_failures: 0,
+        handed_over: None,
         migration: None,
         resident: ByteSize(0),
         mirrors: Vec::new(),

@@ -17,7 +17,7 @@
 
 use crate::model::State;
 use quorate_types::spec::DiskSpec;
-use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, Timestamp, VmSpec};
+use quorate_types::{BootId, Epoch, HostName, MigrationId, PoolName, Revision, Timestamp, VmSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -34,6 +34,23 @@ pub struct DiskCopies {
     pub created: Epoch,
     /// Its copies, by host.
     pub hosts: BTreeMap<HostName, DiskCopy>,
+    /// Both sides of a migration were lost, and nobody has said how far it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsettled: Option<Unsettled>,
+}
+
+/// A migration whose two sides were lost. The target's copy is whole; the source's is too if it had not handed the guest
+/// over, which its ledger tells when it is back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsettled {
+    /// Which migration.
+    pub id: MigrationId,
+    /// The source.
+    pub from: HostName,
+    /// Its token.
+    pub epoch: Epoch,
+    /// The target.
+    pub to: HostName,
 }
 
 /// One copy of a disk.

@@ -290,6 +290,16 @@ fn a_copy_is_not_dropped_on_the_way_and_counts_alone_when_both_sides_are_lost() 
         record.hosts[&host(2)].boot.is_some(),
         "it may not have been flushed"
     );
+    // The source is back and says how far it was.
+    let id = record.unsettled.as_ref().unwrap().id;
+    let settle = |state: &mut State, n| act(state, Action::SettleCopies { of: of(n), id });
+    assert!(
+        settle(&mut state.clone(), 3).is_err(),
+        "it has no part in it"
+    );
+    settle(&mut state, 1).unwrap();
+    assert_eq!(startable(&state), [1]);
+    assert!(settle(&mut state, 2).is_err(), "once");
 }
 
 #[test]

@@ -33,7 +33,7 @@ mod service;
 mod stops;
 
 pub use command::{Command, Envelope, FORMAT, Outcome, Refusal, ServiceChange};
-pub use copies::{COPIES, DiskCopies, DiskCopy, DiskRecords};
+pub use copies::{COPIES, DiskCopies, DiskCopy, DiskRecords, Unsettled};
 pub use event::{Event, EventKind, EventLog, Subject};
 pub use model::{
     ClusterInfo, Decision, GuestAbi, HostMode, HostRecord, MoveRequest, Object, OrderKind,

@@ -192,6 +192,13 @@ pub enum Action {
         /// The boot of the copy's host.
         boot: BootId,
     },
+    /// After both sides of a migration were lost: the copy on this host counts, by its source's own word.
+    SettleCopies {
+        /// Which.
+        of: CopyOf,
+        /// The migration.
+        id: MigrationId,
+    },
     /// Forget a copy that was made for a move: its host removes the image.
     RemoveCopy {
         /// Which.
@@ -244,6 +251,8 @@ pub enum ActionKind {
     CopyOutOfStep,
     /// A copy is not needed any more.
     RemoveCopy,
+    /// Which copy counts after a migration is known.
+    SettleCopies,
 }
 
 impl Action {
@@ -264,6 +273,7 @@ impl Action {
             Self::CopyInStep { .. } => ActionKind::CopyInStep,
             Self::CopyOutOfStep { .. } => ActionKind::CopyOutOfStep,
             Self::RemoveCopy { .. } => ActionKind::RemoveCopy,
+            Self::SettleCopies { .. } => ActionKind::SettleCopies,
         }
     }
 
@@ -281,6 +291,7 @@ impl Action {
             | Self::AbandonSave { vm } => Some(vm),
             Self::AddCopy { of, .. }
             | Self::RemoveCopy { of, .. }
+            | Self::SettleCopies { of, .. }
             | Self::CopyInStep { of, .. }
             | Self::CopyOutOfStep { of, .. } => Some(&of.vm),
             Self::SetHostMode { .. } => None,
@@ -335,6 +346,7 @@ impl Action {
                 format!("quick migration of {vm} failed, it goes on where it is")
             }
             Self::AddCopy { of, .. } => format!("copy {}", of.describe()),
+            Self::SettleCopies { of, .. } => format!("settled: {} counts", of.describe()),
             Self::RemoveCopy { of, .. } => format!("remove the copy of {}", of.describe()),
             Self::CopyInStep { of, .. } => format!("in step: {}", of.describe()),
             Self::CopyOutOfStep { of, .. } => format!("out of step: {}", of.describe()),

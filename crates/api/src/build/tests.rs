@@ -119,6 +119,7 @@ impl Scene {
             since: Timestamp(5),
             error: None,
             save_failures: 0,
+            handed_over: None,
             migration: None,
             resident: ByteSize(0),
             mirrors: Vec::new(),

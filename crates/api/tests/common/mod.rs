@@ -57,6 +57,7 @@ fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
         since: Timestamp(0),
         error: None,
         save_failures: 0,
+        handed_over: None,
         migration: None,
         resident: ByteSize(0),
         mirrors: Vec::new(),

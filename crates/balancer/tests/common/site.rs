@@ -12,16 +12,24 @@ use std::net::TcpListener;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub const WAIT: Duration = Duration::from_secs(30);
+
+/// Different for each site of each process.
+fn unique() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("{}-{number}-", std::process::id())
+}
 
 /// Namespaces that go with the test.
 pub struct Spaces(String);
 
 impl Spaces {
     pub fn new(names: &[&str]) -> Self {
-        let spaces = Self(format!("qr-b{}-", std::process::id()));
+        let spaces = Self(format!("qr-b{}", unique()));
         for name in names {
             super::ip(&format!("netns add {}", spaces.full(name)));
             spaces.ip(name, "link set lo up");
@@ -144,7 +152,7 @@ impl Host {
     pub fn new(spaces: &Spaces, name: &'static str, node: u64) -> Self {
         let options = LinuxOptions {
             node,
-            name: format!("wire-{name}-{}", std::process::id()),
+            name: format!("wire-{name}-{}", unique()),
             root: PathBuf::from("/sys/fs/bpf/quorate-test"),
             capacity: Capacity {
                 flows: 4096,
@@ -173,8 +181,15 @@ impl Host {
     }
 
     pub fn apply(&self, spaces: &Spaces, holder: bool) {
+        let mut table = super::table(vec![version(1, &[1, 2])]);
+        table.holder = holder;
+        self.load(spaces, table);
+    }
+
+    /// Loads the service as it is in this table.
+    pub fn load(&self, spaces: &Spaces, table: ServiceTable) {
         let applied = spaces
-            .run(self.name, self.get().apply(&wanted(holder)))
+            .run(self.name, self.get().apply(&wanted(table)))
             .unwrap();
         assert_eq!(applied.services[&super::service()].problem, None);
         assert_eq!(applied.uplinks[&super::network()], UplinkMode::Driver);
@@ -190,13 +205,11 @@ impl Drop for Host {
     }
 }
 
-pub fn wanted(holder: bool) -> Wanted {
+fn wanted(table: ServiceTable) -> Wanted {
     let uplink = UplinkWanted {
         bridge: "br0".to_owned(),
         uplink: Some("u0".to_owned()),
     };
-    let mut table: ServiceTable = super::table(vec![version(1, &[1, 2])]);
-    table.holder = holder;
     Wanted {
         networks: [(super::network(), uplink)].into(),
         services: [(super::service(), table)].into(),

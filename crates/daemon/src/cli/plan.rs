@@ -273,6 +273,7 @@ fn row(action: &ActionView) -> Option<Row> {
         ActionKind::AddCopy => ("copy", Tone::Plain),
         ActionKind::CopyInStep => ("in step", Tone::Good),
         ActionKind::CopyOutOfStep => ("out of step", Tone::Warn),
+        ActionKind::SettleCopies => ("settle", Tone::Plain),
         ActionKind::RemoveCopy => ("uncopy", Tone::Plain),
         ActionKind::Release | ActionKind::FinishMigration | ActionKind::ClearMove => return None,
     };

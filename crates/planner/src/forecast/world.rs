@@ -572,6 +572,7 @@ fn blank() -> VmReport {
         since: Timestamp(0),
         error: None,
         save_failures: 0,
+        handed_over: None,
         migration: None,
         resident: ByteSize(0),
         mirrors: Vec::new(),

@@ -3,11 +3,13 @@
 use super::plan::{refuse, vm_mut};
 use super::{Change, unknown};
 use crate::command::Refusal;
-use crate::copies::{COPIES, DiskCopies, DiskCopy};
+use crate::copies::{COPIES, DiskCopies, DiskCopy, Unsettled};
 use crate::event::{EventKind, Subject};
 use crate::model::{Ownership, State};
 use crate::plan::{Action, CopyOf, MigrationEnd};
-use quorate_types::{BootId, Epoch, HostName, PoolName, Revision, Timestamp, VmName, VmSpec};
+use quorate_types::{
+    BootId, Epoch, HostName, MigrationId, PoolName, Revision, Timestamp, VmName, VmSpec,
+};
 
 /// What a start leaves: the new owner's copy is the one that counts. Others may have writes of the old owner that
 /// were never acknowledged, and get none of the new one's.
@@ -42,6 +44,7 @@ pub(super) fn started(
 
 /// From here on a disk's copy on this host is the one that counts, and it is on stable storage.
 fn only(record: &mut DiskCopies, host: &HostName, since: Revision, at: Timestamp) {
+    record.unsettled = None;
     for (other, copy) in &mut record.hosts {
         if other == host {
             copy.boot = None;
@@ -100,14 +103,44 @@ pub(super) fn moved(change: &mut Change<'_>, spec: &VmSpec, counts: Option<(Host
 
 /// A VM is taken from both sides of a migration, and nobody says whether the target has run it: the target's copy is
 /// whole in any case, the source's only in one.
-pub(super) fn abandoned(change: &mut Change<'_>, spec: &VmSpec, to: &HostName) {
+pub(super) fn abandoned(change: &mut Change<'_>, spec: &VmSpec, lost: &Unsettled) {
     each_record(change, spec, |_, record, since, at| {
-        let boot = record.hosts.get(to).and_then(|copy| copy.boot.clone());
-        only(record, to, since, at);
-        if let Some(copy) = record.hosts.get_mut(to) {
+        let boot = record
+            .hosts
+            .get(&lost.to)
+            .and_then(|copy| copy.boot.clone());
+        only(record, &lost.to, since, at);
+        if let Some(copy) = record.hosts.get_mut(&lost.to) {
             copy.boot = boot;
         }
+        record.unsettled = Some(lost.clone());
     });
+}
+
+/// The source of a lost migration has said how far it was.
+pub(super) fn settle(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    id: MigrationId,
+) -> Result<EventKind, Refusal> {
+    if vm_mut(change, &of.vm)?.ownership != Ownership::Free {
+        return Err(refuse(action, "it has an owner"));
+    }
+    let (since, at) = (change.revision, change.envelope.at);
+    let record = record(change, action, of)?;
+    let known = record
+        .unsettled
+        .as_ref()
+        .is_some_and(|lost| lost.id == id && (lost.from == of.host || lost.to == of.host));
+    if !known {
+        return Err(refuse(action, "nothing is unsettled about it"));
+    }
+    let copy = record.hosts.get_mut(&of.host);
+    let copy = copy.ok_or_else(|| refuse(action, "it has no copy there"))?;
+    (copy.in_step, copy.since, copy.at) = (true, since, at);
+    only(record, &of.host, since, at);
+    Ok(EventKind::Storage)
 }
 
 fn each_record(
@@ -312,6 +345,7 @@ pub(super) fn made(
     let record = DiskCopies {
         created: Epoch(0),
         hosts: [(host.clone(), copy)].into(),
+        unsettled: None,
     };
     let disks = change.state.disk_copies.entry(pool.clone()).or_default();
     disks.insert(image.to_owned(), record);

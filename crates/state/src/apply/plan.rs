@@ -5,6 +5,7 @@
 
 use super::{Change, copies, services, unknown};
 use crate::command::Refusal;
+use crate::copies::Unsettled;
 use crate::event::EventKind;
 use crate::model::{
     DECISIONS_IN_FULL, DECISIONS_KEPT, Decision, GuestAbi, HostMode, OrderKind, Ownership,
@@ -64,6 +65,7 @@ fn step(change: &mut Change<'_>, planned: &PlannedAction) -> Result<(), Refusal>
             since,
             boot,
         } => copies::in_step(change, action, of, *epoch, *since, boot)?,
+        Action::SettleCopies { of, id } => copies::settle(change, action, of, *id)?,
         Action::RemoveCopy { of, epoch, since } => {
             copies::remove(change, action, of, *epoch, *since)?
         }
@@ -242,7 +244,22 @@ fn release(
         }
     }
     let left = match &record.ownership {
-        Ownership::Migrating { to, .. } => Some((record.effective().clone(), to.clone())),
+        Ownership::Migrating {
+            id,
+            from,
+            epoch,
+            to,
+            ..
+        } => {
+            let (id, from, epoch, to) = (*id, from.clone(), *epoch, to.clone());
+            let unsettled = Unsettled {
+                id,
+                from,
+                epoch,
+                to,
+            };
+            Some((record.effective().clone(), unsettled))
+        }
         _ => None,
     };
     let ordered_save = matches!(
@@ -259,8 +276,8 @@ fn release(
         record.abi = None;
         services::new_life(change.state, vm);
     }
-    if let Some((spec, to)) = left {
-        copies::abandoned(change, &spec, &to);
+    if let Some((spec, unsettled)) = left {
+        copies::abandoned(change, &spec, &unsettled);
     }
     Ok(EventKind::Release)
 }

@@ -41,6 +41,7 @@ impl VmMachine {
             error: self.error.clone(),
             save_failures: self.save_failures,
             migration,
+            handed_over: entry.and_then(|entry| entry.begun()).map(|send| send.id),
             resident: ByteSize(0),
             mirrors: Vec::new(),
         }

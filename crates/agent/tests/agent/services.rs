@@ -15,12 +15,16 @@ fn web() -> ServiceName {
 impl World {
     /// A service whose member is the VM.
     fn make_service(&self, health: Option<HealthCheck>) {
+        self.make_service_of(1, health);
+    }
+
+    fn make_service_of(&self, weight: u64, health: Option<HealthCheck>) {
         let mut db = serde_json::to_value(&self.state.borrow().vms[&vm()].spec).unwrap();
         db["nics"][0]["address"] = json!("10.9.0.11");
         let manifest: Manifest = serde_json::from_value(json!({
             "vms": { "db": db },
             "services": { "web": {
-                "network": "lan", "address": "10.9.0.100", "ports": ["80"], "members": { "db": {} },
+                "network": "lan", "address": "10.9.0.100", "ports": ["80"], "members": { "db": { "weight": weight } },
                 "health": health,
             } },
         }))
@@ -36,7 +40,6 @@ impl World {
 
     fn ring(&self, epoch: u64) -> RingVersion {
         let state = self.state.borrow();
-        // Another weight: a ring that is in force already is none.
         let weight = u32::try_from(epoch).unwrap();
         let member = state.ring_member(&state.services[&web()].spec, &vm(), weight);
         RingVersion {
@@ -60,6 +63,8 @@ impl World {
     }
 
     fn prepare_ring(&self, epoch: u64) {
+        // A ring that is in force already would be none.
+        self.make_service_of(epoch, None);
         let members = self.ring(epoch).members;
         let service = web();
         self.change(ServiceChange::PrepareRing {

@@ -6,7 +6,9 @@
 # mirror that the machine already uses.
 set -eu
 
-plain="busybox-static ca-certificates gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
+plain="busybox-static ca-certificates ethtool gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
+# Speakers of BGP, for services that routers are told of.
+plain="$plain bird2 frr"
 # For the lab's Debian guest.
 plain="$plain debian-archive-keyring debootstrap e2fsprogs fdisk grub-common grub-pc-bin"
 qemu="qemu-system-x86 qemu-utils qemu-block-extra"
@@ -91,12 +93,14 @@ quiet_tgt=
 case " $need" in *" tgt "*) quiet_tgt=yes ;; esac
 # shellcheck disable=SC2086 # lists of words
 [ -z "$need" ] || apt-get install -q -y --no-install-recommends $need
-if [ -n "$quiet_tgt" ] && [ -d /run/systemd/system ]; then
-    say "switching off the service that the package tgt has brought (the lab starts its own)"
-    systemctl disable --now -q tgt
-elif [ -n "$quiet_tgt" ]; then
-    systemctl disable -q tgt 2>/dev/null || :
-fi
+for service in $quiet; do
+    if [ -d /run/systemd/system ]; then
+        say "switching off the service $service that a package has brought (Quorate starts its own)"
+        systemctl disable --now -q "$service"
+    else
+        systemctl disable -q "$service" 2>/dev/null || :
+    fi
+done
 # shellcheck disable=SC2086
 [ -z "$need_qemu" ] || apt-get install -q -y --no-install-recommends $backports $need_qemu
 check_rust

@@ -9,6 +9,7 @@ export PATH
 export CARGO_TERM_COLOR=never CARGO_INCREMENTAL=0
 passed=0
 failed=0
+failures=
 log=target/test-logs
 mkdir -p "$log"
 
@@ -24,6 +25,7 @@ stage() {
     else
         failed=$((failed + 1))
         verdict=FAILED
+        failures="$failures $name"
         tail -n "${TAIL:-120}" "$log/$name.log"
     fi
     counts=$(awk '/^test result:/ { for (i = 1; i <= NF; i++) { if ($(i + 1) ~ /^passed/) p += $i; if ($(i + 1) ~ /^failed/) f += $i; if ($(i + 1) ~ /^ignored/) s += $i } }
@@ -93,5 +95,10 @@ stage sim cargo run --locked --release -p quorate-sim -- --seeds 2000
 stage demo demo
 stage lab lab
 
+# What failed is said last, where it is found.
+for name in $failures; do
+    echo "FAILED stage $name:"
+    grep -aE '^(MISSED LIMIT|error(\[|:)|test .*FAILED|.*panicked at |  *(left|right): )' -A 1 "$log/$name.log" | cut -c 1-400 | head -n 40
+done
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

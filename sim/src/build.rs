@@ -11,6 +11,7 @@ use crate::queue::Queue;
 use crate::raft::{Data, Entry, Node};
 use crate::rng::Rng;
 use crate::san::San;
+use crate::services::{Clients, Datapath};
 use crate::setup::{Profile, Setup, host_name, witness_name};
 use crate::time::{Clock, MS, SEC};
 use crate::world::{Detail, World};
@@ -27,6 +28,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let setup = Setup::random(seed, &mut rng);
         let mut world = Self::new(setup, rng, mutation, detail);
+        world.clients = Clients::new(seed);
         world.begin_chaos();
         world
     }
@@ -64,6 +66,7 @@ impl World {
             disks: BTreeMap::new(),
             files: BTreeMap::new(),
             history: Vec::new(),
+            clients: Clients::new(0),
             check: Checker::new(calm),
             chaos: Chaos::default(),
             detail: Detail::Nothing,
@@ -78,6 +81,7 @@ impl World {
         for at in 0..count {
             world.power_on(at);
         }
+        world.begin_clients();
         world
     }
 
@@ -154,6 +158,7 @@ fn host(setup: &Setup, at: usize, nodes: &[NodeId], entries: &[Arc<Entry>]) -> O
         disk_slow: false,
         apply_slow: false,
         storage_lost: false,
+        datapath: Datapath::default(),
         ledger_synced: (0, Ledger::default()),
     })
 }

@@ -28,6 +28,7 @@ impl World {
         at.daemon_stopped_until = 0;
         at.guard_stopped_until = 0;
         at.fed = None;
+        at.datapath = Default::default();
         let (name, boots) = (at.name.clone(), at.boots);
         self.note(|| format!("{name}: boots"));
         let delay = self.rng.range(50, 300) * MS;
@@ -106,6 +107,7 @@ impl World {
             wake_at: 0,
             raft_at: 0,
             apply_at: 0,
+            caught_up: false,
             leader: Leader::default(),
             tasks: Default::default(),
         }));
@@ -145,6 +147,7 @@ impl World {
             daemon.runs = runs;
         }
         self.give_orders(host);
+        self.services_applied(host);
         self.refresh_report(host);
         self.daemon_after(host, MS, D::Heartbeat);
         if self.setup.own {
@@ -187,6 +190,7 @@ impl World {
                 result,
             } => self.fence_done(host, off, generation, result),
             D::San { call, why } => self.san_answered(host, &call, why),
+            D::Datapath => self.load_services(host),
             D::RespawnGuard => {
                 if self.hosts[host].guard.is_none() {
                     self.start_guard(host);
@@ -311,6 +315,7 @@ impl World {
             self.own_sweep(host);
         }
         self.give_orders(host);
+        self.services_applied(host);
         self.refresh_report(host);
         self.request_round(host, 0);
     }
@@ -388,6 +393,7 @@ impl World {
         }
         if granted.0 > 0 {
             self.guard_lease(host, sent.plus(granted));
+            self.datapath_lease(host, sent.plus(granted), reply.revision);
         }
         let revision = if self.mutated(Mutation::NoFreshnessCheck) {
             Revision(0)
@@ -409,6 +415,8 @@ impl World {
     pub(crate) fn refresh_report(&mut self, host: HostId) {
         let links = self.links_of(host);
         let mirrors = self.own_reports(host);
+        let state = self.hosts[host].daemon.as_ref().map(|d| d.state.clone());
+        let services = state.map(|state| self.service_reports(host, &state));
         let at = &mut self.hosts[host];
         let armed = at.guard.is_some();
         let watchdog = at.watchdog.filter(|_| armed).map(|bound| bound.0);
@@ -429,6 +437,7 @@ impl World {
             }
         }
         report.links = links;
+        report.services = services.unwrap_or_default();
         for (name, pool) in &mut report.pools {
             pool.usable = if Some(name) == san.as_ref() {
                 path
@@ -514,5 +523,7 @@ fn empty_report(at: &crate::host::Host, local: Instant, state: &State) -> HostRe
             .collect(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: crate::services::uplinks(),
     }
 }

@@ -133,6 +133,8 @@ pub(crate) enum D {
     },
     /// The daemon starts a guard when there is none.
     RespawnGuard,
+    /// The agent tells the kernel what is wanted of services.
+    Datapath,
 }
 
 /// How a process is made.
@@ -228,6 +230,10 @@ pub(crate) enum W {
     },
     NextFault,
     NextOp,
+    /// Every client of a service sends a frame.
+    Clients,
+    /// An operator, or a member's program, does something to a service.
+    ServiceOp,
 }
 
 /// An event.

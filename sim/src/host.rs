@@ -5,6 +5,7 @@ use crate::event::HostId;
 use crate::guest::ProcId;
 use crate::leader::Leader;
 use crate::raft::Node;
+use crate::services::Datapath;
 use crate::time::Clock;
 use quorate_agent_logic::{AskToken, Effect, HostLogic, Input, Ledger, LedgerRecord, Token};
 use quorate_membership::Instant;
@@ -51,6 +52,8 @@ pub(crate) struct Host {
     pub(crate) apply_slow: bool,
     /// The shared storage cannot be reached from here.
     pub(crate) storage_lost: bool,
+    /// Services in its kernel.
+    pub(crate) datapath: Datapath,
     /// What a broken ledger would still have after a restart.
     pub(crate) ledger_synced: (u64, Ledger),
 }
@@ -89,6 +92,8 @@ pub(crate) struct Daemon {
     pub(crate) wake_at: u64,
     pub(crate) raft_at: u64,
     pub(crate) apply_at: u64,
+    /// Its replica has reached the revision of a grant once: it began with an older one.
+    pub(crate) caught_up: bool,
     pub(crate) leader: Leader,
     /// Its tasks at the doors of the SAN.
     pub(crate) tasks: Tasks,

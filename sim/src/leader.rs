@@ -15,8 +15,8 @@ use crate::raft::{Data, Role};
 use crate::time::{MS, SEC};
 use crate::world::World;
 use quorate_controller_logic::{
-    Change, Cuts, GroupMembers, HeartbeatReply, HeartbeatRequest, Keeping, Leases,
-    fence_again_after, next_change, owns_something,
+    Change, Cuts, GroupMembers, HeartbeatReply, HeartbeatRequest, Keeping, Leases, ServiceMemory,
+    fence_again_after, next_change, next_drain_end, owns_something,
 };
 use quorate_membership::{
     Evidence, FenceProof, HostHealth, Instant, LeaseProofError, PowerOffEvidence,
@@ -42,6 +42,8 @@ pub(crate) enum Purpose {
     Operator(String),
     /// A task at the doors of the SAN waits for it.
     Task(u64),
+    /// Changes of services; these hosts were sealed for it.
+    Services(Vec<HostName>),
 }
 
 /// What one daemon knows as a leader.
@@ -52,8 +54,13 @@ pub(crate) struct Leader {
     pub(crate) operator_proofs: BTreeMap<HostName, FenceProof>,
     pub(crate) cuts: Cuts,
     pub(crate) keeping: Keeping,
+    pub(crate) services: ServiceMemory,
+    /// The changes of services that are under way.
+    pub(crate) serving: Option<usize>,
+    /// After a refusal nothing is tried again before.
+    pub(crate) serve_at: u64,
     busy: Option<usize>,
-    pending: BTreeMap<usize, (u64, Purpose)>,
+    pub(crate) pending: BTreeMap<usize, (u64, Purpose)>,
     round_at: u64,
     voters_at: u64,
     /// Counts leaderships: results of fence agents that an earlier one began are not looked at.
@@ -168,6 +175,7 @@ impl World {
         let free = self.mutated(Mutation::GrantWithoutQuorum);
         let leads = at.raft.leads(local.0) || (free && at.raft.role == Role::Leader);
         let (term, first) = (at.raft.term, at.raft.first);
+        let quiet_since = at.raft.quiet_since();
         let Some(daemon) = self.hosts[host].daemon.as_mut() else {
             return false;
         };
@@ -188,10 +196,14 @@ impl World {
             return false;
         }
         let mut since = local;
+        let mut silent = Millis(local.0.saturating_sub(quiet_since) / MS);
+        if self.mutation == Some(Mutation::VotersHeardNobody) {
+            silent = Millis::secs(10);
+        }
         if self.mutation == Some(Mutation::NoWaitAfterElection) {
             since = local.minus(Millis::secs(10));
         }
-        daemon.leader.leases = Some(Leases::new(term, &daemon.state, since));
+        daemon.leader.leases = Some(Leases::new(term, &daemon.state, silent, since));
         self.check_leader(host);
         true
     }
@@ -202,7 +214,9 @@ impl World {
         let leases = at.daemon.as_ref().and_then(|d| d.leader.leases.as_ref());
         let expiry = leases.and_then(|leases| leases.table.next_expiry(now));
         let due = leases.and_then(|leases| leases.memory.next_due(now));
-        let until = expiry.into_iter().chain(due).min();
+        let leader = at.daemon.as_ref().map(|d| (&d.state, &d.leader.services));
+        let drained = leader.and_then(|(state, memory)| next_drain_end(state, memory, now));
+        let until = expiry.into_iter().chain(due).chain(drained).min();
         until
             .map_or(IDLE_ROUND, |at| at.since(now).0 * MS + MS)
             .min(IDLE_ROUND)
@@ -212,7 +226,8 @@ impl World {
     fn round(&mut self, host: HostId) {
         let ack = self.quorum_ack(host);
         let now = self.hosts[host].local(self.now);
-        let running = self.being_fenced(host);
+        let mut running = self.being_fenced(host);
+        running.extend(self.losing_addresses(host));
         let names: BTreeMap<HostName, HostId> = (0..self.hosts.len())
             .map(|at| (self.hosts[at].name.clone(), at))
             .collect();
@@ -277,6 +292,7 @@ impl World {
             self.fail("linted", format!("the planner broke a promise: {first}"));
         }
         self.look_at_voters(host, &state, now);
+        self.serve(host, &state, now);
         for (name, armed) in armed {
             let command = Command::RecordArmed { host: name, armed };
             self.propose(host, "controller", command, Purpose::Armed);
@@ -475,6 +491,9 @@ impl World {
         if matches!(why, Purpose::Plan | Purpose::Armed) {
             daemon.leader.busy = Some(index);
         }
+        if matches!(why, Purpose::Services(_)) {
+            daemon.leader.serving = Some(index);
+        }
         daemon.leader.pending.insert(index, (term, why));
         at.raft.advance();
         let out = at.raft.broadcast(now);
@@ -509,6 +528,7 @@ impl World {
                 }
             }
             Purpose::Armed => {}
+            Purpose::Services(sealed) => self.served(host, index, &sealed, good),
             Purpose::Task(id) => self.task_recorded(host, id, good),
             Purpose::Operator(what) => {
                 if mine {

@@ -37,6 +37,8 @@ mod rng;
 mod runner;
 mod san;
 mod scenario;
+mod serve;
+mod services;
 mod setup;
 mod stream;
 mod time;

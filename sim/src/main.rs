@@ -79,9 +79,10 @@ fn one(args: &Args, seed: u64) -> ExitCode {
 fn many(args: &Args) -> ExitCode {
     let began = Instant::now();
     let (done, events, time) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let cuts = AtomicU64::new(0);
+    let (cuts, connections) = (AtomicU64::new(0), AtomicU64::new(0));
     let each = |verdict: &Verdict| {
         cuts.fetch_add(verdict.storage_cuts, Ordering::Relaxed);
+        connections.fetch_add(verdict.connections, Ordering::Relaxed);
         let n = done.fetch_add(1, Ordering::Relaxed) + 1;
         events.fetch_add(verdict.events, Ordering::Relaxed);
         time.fetch_add(verdict.virtual_ns, Ordering::Relaxed);
@@ -106,12 +107,13 @@ fn many(args: &Args) -> ExitCode {
     );
     let done = done.into_inner();
     println!(
-        "{} passed, {} failed ({} events, {:.1} h of virtual time, {} VMs taken over on a storage cut, {:.1} s)",
+        "{} passed, {} failed ({} events, {:.1} h of virtual time, {} VMs taken over on a storage cut, {} connections through ring changes, {:.1} s)",
         done - failed.len() as u64,
         failed.len(),
         events.into_inner(),
         time.into_inner() as f64 / 3.6e12,
         cuts.into_inner(),
+        connections.into_inner(),
         began.elapsed().as_secs_f64()
     );
     if let Some(first) = failed.first() {

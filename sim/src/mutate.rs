@@ -21,6 +21,9 @@ pub enum Mutation {
     GuardOff,
     /// A new leader judges from the leases of its predecessor's time on.
     NoWaitAfterElection,
+    /// A new leader takes its voters to have heard no other leader for long. Rarely seen: the difference is a few tenths of
+    /// a second.
+    VotersHeardNobody,
     /// A new leader grants before it has applied what its predecessors committed. Rarely seen: it takes a replica
     /// that lags, a change of leaders and a host that comes back, all within a second.
     NoBarrier,
@@ -42,11 +45,21 @@ pub enum Mutation {
     SanWithoutHold,
     /// An owner lets go of a copy that does not answer before the state says that it is out of step.
     CopyDroppedEarly,
+    /// The datapath of a host serves past its lease.
+    DatapathNoLease,
+    /// A host that comes back serves with the tables that it had.
+    DatapathStaleTables,
+    /// A daemon that starts tells the kernel what its old replica says.
+    DatapathOldReplica,
+    /// The leader puts a ring into force without asking whether directors hold it.
+    ActivateUnprepared,
+    /// A member's edge takes whatever comes.
+    NoSecondChance,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 22] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -54,6 +67,7 @@ impl Mutation {
         Self::StaleMigrationId,
         Self::GuardOff,
         Self::NoWaitAfterElection,
+        Self::VotersHeardNobody,
         Self::NoBarrier,
         Self::GrantWithoutQuorum,
         Self::LeaseFromAnswer,
@@ -63,6 +77,11 @@ impl Mutation {
         Self::OpenWithoutLease,
         Self::SanWithoutHold,
         Self::CopyDroppedEarly,
+        Self::DatapathNoLease,
+        Self::DatapathStaleTables,
+        Self::DatapathOldReplica,
+        Self::ActivateUnprepared,
+        Self::NoSecondChance,
     ];
 
     /// Its name on the command line.
@@ -76,6 +95,7 @@ impl Mutation {
             Self::StaleMigrationId => "stale-migration-id",
             Self::GuardOff => "guard-off",
             Self::NoWaitAfterElection => "no-wait-after-election",
+            Self::VotersHeardNobody => "voters-heard-nobody",
             Self::NoBarrier => "no-barrier",
             Self::GrantWithoutQuorum => "grant-without-quorum",
             Self::LeaseFromAnswer => "lease-from-answer",
@@ -85,6 +105,11 @@ impl Mutation {
             Self::OpenWithoutLease => "open-without-lease",
             Self::SanWithoutHold => "san-without-hold",
             Self::CopyDroppedEarly => "copy-dropped-early",
+            Self::DatapathNoLease => "datapath-no-lease",
+            Self::DatapathStaleTables => "datapath-stale-tables",
+            Self::DatapathOldReplica => "datapath-old-replica",
+            Self::ActivateUnprepared => "activate-unprepared",
+            Self::NoSecondChance => "no-second-chance",
         }
     }
 }

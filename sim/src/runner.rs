@@ -29,6 +29,8 @@ pub struct Verdict {
     pub events: u64,
     /// How many VMs were taken from their host because its storage was cut.
     pub storage_cuts: u64,
+    /// Connections to services that lived through a step of a ring change.
+    pub connections: u64,
 }
 
 /// Runs a seed to its end.
@@ -46,6 +48,7 @@ pub fn run_seed(seed: u64, mutation: Option<Mutation>, detail: Detail) -> (Verdi
         virtual_ns: world.now(),
         events: world.events(),
         storage_cuts: world.check.san.used,
+        connections: world.clients.survived,
     };
     (verdict, world)
 }
@@ -171,6 +174,9 @@ impl World {
             }
         }
         if let Some(text) = self.san_unrest(&state) {
+            return Some(text);
+        }
+        if let Some(text) = self.service_unrest(&state) {
             return Some(text);
         }
         for (vm, record) in &state.vms {

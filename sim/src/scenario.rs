@@ -211,6 +211,8 @@ fn setup_line(script: &mut Script, line: &str) -> Result<(), ScriptError> {
         ["no-watchdog", name] => setup.watchdogs[host(line, name)?] = None,
         ["fence", name, time] => setup.fences[host(line, name)?] = Some(span(line, time)?),
         ["run", time] => script.end = span(line, time)?,
+        // Over the VMs before this line.
+        ["services"] => crate::services::add_services(&mut setup.manifest),
         ["apart", ref vms @ ..] => {
             let vms: Result<BTreeSet<VmName>, _> = vms.iter().map(|vm| vm_name(line, vm)).collect();
             let name = RuleName::new(format!("rule{}", setup.manifest.rules.len() + 1));
@@ -394,6 +396,15 @@ fn event_line(world: &mut World, line: &str) -> Result<(), ScriptError> {
         }
         ["crash", vm] => {
             world.crash_vm(&vm_name(line, vm)?);
+            return Ok(());
+        }
+        ["expect-answers", service, ref hosts @ ..] => {
+            let now = world.answering(service);
+            let verdict = match now == hosts.join(" ") {
+                true => "as expected".to_owned(),
+                false => format!("FAILED, expected {}", hosts.join(" ")),
+            };
+            world.note(|| format!("{service} is answered for by {now}: {verdict}"));
             return Ok(());
         }
         ["expect", vm, ref what @ ..] => {

@@ -4,8 +4,8 @@ use crate::rng::Rng;
 use crate::time::{MS, SEC};
 use quorate_types::settings::FenceDevice;
 use quorate_types::spec::{
-    Boot, Condition, DiskFormat, DiskSpec, Machine, MigrationPolicy, NicSpec, PoolSpec, Power,
-    Probe, ReadyCheck,
+    Boot, Condition, DiskFormat, DiskSpec, Guard, Machine, MigrationPolicy, NicSpec, PoolSpec,
+    Power, Probe, ReadyCheck,
 };
 use quorate_types::{
     Balancing, BalancingMode, ByteSize, ClusterSettings, Dependency, HostName, LeaseTimings,
@@ -136,18 +136,12 @@ pub fn vm_spec(name: &str, memory_mib: u64) -> VmSpec {
                 size: None,
             })
             .collect(),
-        nics: network()
-            .into_iter()
-            .map(|network| NicSpec {
-                network,
-                mac: None,
-                address: None,
-            })
-            .collect(),
+        nics: network().into_iter().map(NicSpec::new).collect(),
         ready: None,
         depends_on: BTreeMap::new(),
         hosts: BTreeSet::new(),
         host_labels: BTreeMap::new(),
+        labels: BTreeMap::new(),
         prefer: Vec::new(),
         resources: BTreeMap::new(),
         priority: 0,
@@ -190,6 +184,10 @@ impl Setup {
                 uplink: None,
                 mtu: 1500,
                 parallel_migrations: None,
+                subnet: None,
+                subnet6: None,
+                guard: Guard::default(),
+                bgp: None,
             };
             manifest.networks.insert(network, bridge);
         }
@@ -302,6 +300,10 @@ impl Setup {
         }
         if setup.preemption && setup.manifest.rules.is_empty() {
             setup.make_scarce();
+        }
+        // Not drawn: the other seeds stay as they are.
+        if seed / 16 % 2 == 1 {
+            crate::services::add_services(&mut setup.manifest);
         }
         setup
     }

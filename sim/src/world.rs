@@ -16,6 +16,7 @@ use crate::queue::Queue;
 use crate::raft::{Data, Entry};
 use crate::rng::Rng;
 use crate::san::San;
+use crate::services::Clients;
 use crate::setup::Setup;
 use crate::time::show;
 use quorate_state::{Outcome, Refusal, State};
@@ -72,6 +73,7 @@ pub struct World {
     /// Saved memories: what the guest's memory knows.
     pub(crate) files: BTreeMap<String, u64>,
     pub(crate) history: Vec<Applied>,
+    pub(crate) clients: Clients,
     pub(crate) check: Checker,
     pub(crate) chaos: Chaos,
     pub(crate) detail: Detail,
@@ -220,6 +222,8 @@ impl World {
             } => self.san_changes(host, target, open, knew),
             W::NextFault => self.next_fault(),
             W::NextOp => self.next_op(),
+            W::Clients => self.clients_tick(),
+            W::ServiceOp => self.service_op(),
         }
     }
 
@@ -317,6 +321,7 @@ impl World {
         // The log of events is not looked at here; without it a copy is cheap.
         state.log = Default::default();
         self.check_applied(&before, &state, envelope, &result);
+        self.check_services_applied(&before, envelope, &result);
         self.note_applied(envelope, &result);
         let state = Arc::new(state);
         let result = Some(result);

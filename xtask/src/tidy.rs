@@ -14,6 +14,10 @@ const PURE: &[&str] = &[
     "crates/import/",
     "crates/agent/logic/",
     "crates/controller/logic/",
+    "crates/balancer/src/flow.rs",
+    "crates/balancer/src/model.rs",
+    "crates/balancer/src/ring.rs",
+    "crates/balancer/src/trace.rs",
 ];
 
 /// What a pure crate does not use, and what to do instead.

@@ -125,6 +125,8 @@ fn report(name: &HostName, mib: u64) -> anyhow::Result<HostReport> {
         pools: BTreeMap::from([("shared".parse()?, pool)]),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     })
 }
 

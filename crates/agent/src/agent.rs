@@ -14,6 +14,8 @@ use crate::guest_config::Layout;
 use crate::host::{self, Host, Message};
 use crate::ledger::{LedgerError, LedgerStore};
 use crate::ports::{AgentConfig, Drivers, GuestGuard, PoolDefinition};
+use crate::services::edges::{self, ShippedFlows};
+use crate::services::{self, Services};
 use crate::vm::{self, Command, Shared, text};
 use quorate_agent_logic::{
     Adopted, ExportOffer, ExportRequest, HostLogic, Observed, ObservedMigration, TargetSays, Token,
@@ -101,6 +103,7 @@ impl Agent {
         };
         let (inbox, inbox_rx) = mpsc::channel(INBOX);
         let timings = state.borrow().settings().lease;
+        let services = Services::new(drivers.datapath.clone(), &layout.speaker());
         let (exports, export_calls) = crate::exports::queue();
         let shared = Arc::new(Shared {
             config,
@@ -114,6 +117,7 @@ impl Agent {
             units: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             exports,
+            services,
             deadline_ns: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -135,6 +139,7 @@ impl Agent {
             resident: BTreeMap::new(),
             links: BTreeMap::new(),
             mirrors: BTreeMap::new(),
+            services: services::Reports::default(),
             booted: booted(),
             timings,
             asks: BTreeMap::new(),
@@ -144,11 +149,16 @@ impl Agent {
         for (adopted, guest) in found {
             let run = adopted.run;
             shared.set_pid(&adopted.vm, Some(guest.identity().pid));
+            if adopted.observed != Observed::InMigrate {
+                let running = adopted.observed == Observed::Running;
+                shared.services.note_running(&adopted.vm, running);
+            }
             host.order(adopted.vm, Command::Adopted { run, guest });
         }
         shared.spawn(crate::exports::run(shared.clone(), export_calls));
         shared.spawn(host.run(effects, inbox_rx, guard_rx));
         shared.spawn(host::look_around(shared.clone()));
+        shared.spawn(services::run(shared.clone()));
         Ok(AgentHandle {
             inner: Arc::new(Inner {
                 shared,
@@ -209,6 +219,8 @@ fn empty_report(config: &AgentConfig) -> HostReport {
         pools: BTreeMap::new(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     }
 }
 
@@ -394,6 +406,29 @@ impl AgentHandle {
     /// A sentence; the owner asks again.
     pub async fn export(&self, request: ExportRequest) -> Result<ExportOffer, String> {
         crate::exports::open(&self.inner.shared.exports, request).await
+    }
+
+    /// For the source of a migration: flows of its guest's edges.
+    ///
+    /// # Errors
+    /// A sentence; the edges here learn by themselves what they need.
+    pub async fn put_flows(&self, flows: &ShippedFlows) -> Result<(), String> {
+        edges::put(&self.inner.shared, flows).await
+    }
+
+    /// For other directors: pins before a ring change.
+    ///
+    /// # Errors
+    /// A sentence; the other host tries again.
+    pub async fn pin(&self, pins: &[quorate_balancer::Pin]) -> Result<(), String> {
+        let datapath = &self.inner.shared.services.datapath;
+        datapath.pin(pins).await.map_err(|error| text(&error))
+    }
+
+    /// This host's service datapath.
+    #[must_use]
+    pub fn datapath(&self) -> Arc<dyn quorate_balancer::Datapath> {
+        self.inner.shared.services.datapath.clone()
     }
 
     /// Marks a pool as this cluster's, once, when an operator defines it: a path without the mark, such as an

@@ -47,6 +47,11 @@ impl Layout {
         self.dir.join("exports")
     }
 
+    /// Files of the BGP speaker.
+    pub(crate) fn speaker(&self) -> PathBuf {
+        self.dir.join("bgp")
+    }
+
     pub(crate) fn ledger(&self) -> PathBuf {
         self.dir.join("ledger.redb")
     }

@@ -56,6 +56,8 @@ pub(crate) enum Message {
     Surroundings(Surroundings),
     Resident(BTreeMap<VmName, ByteSize>),
     Links(BTreeMap<HostName, LinkReport>),
+    /// What is to be said of services.
+    Services(crate::services::Reports),
     /// How a disk's copy stands; absent: it has none that is kept here.
     Mirror {
         vm: VmName,
@@ -75,6 +77,7 @@ pub(crate) struct Host {
     pub(crate) resident: BTreeMap<VmName, ByteSize>,
     pub(crate) links: BTreeMap<HostName, LinkReport>,
     pub(crate) mirrors: BTreeMap<(VmName, usize), MirrorReport>,
+    pub(crate) services: crate::services::Reports,
     /// The wall clock at 0 of CLOCK_BOOTTIME.
     pub(crate) booted: Timestamp,
     pub(crate) timings: LeaseTimings,
@@ -203,6 +206,11 @@ impl Host {
                 self.publish();
                 true
             }
+            Message::Services(services) => {
+                self.services = services;
+                self.publish();
+                true
+            }
             Message::Links(links) => {
                 if self.links != links {
                     self.links = links;
@@ -225,6 +233,10 @@ impl Host {
             // First: what is done under the lease asks the guard.
             let before = self.timings.freeze_before.0;
             self.shared.guard.lease(deadline.0, before);
+            self.shared.services.lease(deadline.0);
+            if granted.0 > 0 {
+                self.shared.services.granted(revision);
+            }
         }
         self.carry_out(effects).await
     }
@@ -414,6 +426,8 @@ impl Host {
             pools: self.surroundings.pools.clone(),
             links: self.links.clone(),
             vms,
+            services: self.services.services.clone(),
+            uplinks: self.services.uplinks.clone(),
         };
         self.report.send_if_modified(|report| {
             next.sequence = report.sequence;

@@ -24,6 +24,7 @@ mod guest_config;
 mod host;
 mod ledger;
 mod ports;
+mod services;
 mod vm;
 
 pub use agent::{Agent, AgentError, AgentHandle};
@@ -32,3 +33,5 @@ pub use facts::{capacity, hypervisor_facts};
 pub use ledger::{LedgerError, LedgerStore};
 pub use ports::{AgentConfig, Drivers, GuestGuard, PeerAsk, PoolDefinition, PoolFactory, Pools};
 pub use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+pub use services::RefusingDatapath;
+pub use services::edges::ShippedFlows;

@@ -1,8 +1,10 @@
 //! What the agent needs from others, and what it is told at its start.
 
 use crate::guard::client::{GuardClient, GuardError, GuardStatus, Registration};
+use crate::services::edges::ShippedFlows;
 use async_trait::async_trait;
 use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+use quorate_balancer::{Datapath, Pin};
 use quorate_hypervisor::{Accel, Hypervisor, ProcessIdentity};
 use quorate_network::NetworkDriver;
 use quorate_state::State;
@@ -48,6 +50,18 @@ pub trait PeerAsk: Send + Sync + 'static {
     /// Asks the target of a migration, at the pause before the switchover, to take over what only one host may
     /// have; answered there by [`crate::AgentHandle::hand_over`]. Bounded by the caller.
     async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String>;
+    /// Sends the flows of a VM's edges ahead of it; taken there by [`crate::AgentHandle::put_flows`]. Bounded by the
+    /// caller.
+    async fn ship_flows(&self, to: HostName, flows: ShippedFlows) -> Result<(), String> {
+        let _ = flows;
+        Err(format!("{to} takes no flows"))
+    }
+
+    /// Makes another host's director hold pins; taken there by [`crate::AgentHandle::pin`].
+    async fn send_pins(&self, to: HostName, pins: Vec<Pin>) -> Result<(), String> {
+        let _ = pins;
+        Err(format!("{to} takes no pins"))
+    }
 }
 
 /// A pool's definition with the passwords that it names.
@@ -281,6 +295,8 @@ pub struct AgentConfig {
     pub migration_tls: Option<PathBuf>,
     /// Program and first arguments of the guard, for example `quorate guard`.
     pub guard_command: Vec<OsString>,
+    /// Program and first arguments of the watcher of BGP speakers, for example `quorate bgp-speaker`.
+    pub speaker_command: Vec<OsString>,
     /// The watchdog that the guard feeds: a device or `unix:/path`.
     pub watchdog: Option<String>,
     /// The time that is asked of it.
@@ -294,6 +310,8 @@ pub struct Drivers {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// The host's network.
     pub network: Arc<dyn NetworkDriver>,
+    /// Steers services' packets.
+    pub datapath: Arc<dyn Datapath>,
     /// Opens pools.
     pub pools: Arc<dyn PoolFactory>,
     /// Asks other hosts.

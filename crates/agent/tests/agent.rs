@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+#[path = "agent/services.rs"]
+mod services;
 
 use async_trait::async_trait;
 use common::SOON;
 use common::peers::Peers;
 use quorate_agent::guard::client::{GuardError, GuardStatus};
 use quorate_agent::{Agent, AgentConfig, AgentHandle, Drivers, GuestGuard, Pools};
+use quorate_balancer::FakeDatapath;
 use quorate_hypervisor::fake::{FailAt, FakeGuest, FakeSite, Fault};
 use quorate_hypervisor::{Accel, ProcessIdentity};
 use quorate_membership::Instant as BootInstant;
@@ -119,6 +122,7 @@ struct World {
     site: FakeSite,
     networks: Vec<Arc<FakeNetwork>>,
     guards: Vec<Arc<FakeGuard>>,
+    datapaths: Vec<Arc<FakeDatapath>>,
     peers: Peers,
     state: watch::Sender<Arc<State>>,
 }
@@ -134,6 +138,7 @@ impl World {
             site: FakeSite::new(),
             networks: vec![Arc::default(), Arc::default()],
             guards: vec![FakeGuard::new(), FakeGuard::new()],
+            datapaths: vec![Arc::default(), Arc::default()],
             peers: Peers::default(),
             state: watch::channel(Arc::new(State::default())).0,
         };
@@ -205,12 +210,14 @@ impl World {
             migration_address: [10, 0, 0, n].into(),
             migration_tls: None,
             guard_command: vec![],
+            speaker_command: vec![],
             watchdog: None,
             watchdog_timeout: Duration::from_millis(500),
         };
         let drivers = Drivers {
             hypervisor: Arc::new(self.site.host()),
             network: self.networks[index].clone(),
+            datapath: self.datapaths[index].clone(),
             pools: Arc::new(Pools {
                 cluster_id: "c1".into(),
                 host: host(n),

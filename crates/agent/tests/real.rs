@@ -138,6 +138,7 @@ impl World {
             migration_address: [127, 0, 0, 1].into(),
             migration_tls: None,
             guard_command: common::config(&dir).command,
+            speaker_command: vec![],
             watchdog: None,
             watchdog_timeout: Duration::from_millis(500),
             dir,
@@ -145,6 +146,7 @@ impl World {
         let drivers = Drivers {
             hypervisor: Arc::new(QemuDriver::new("qemu-system-x86_64")),
             network: Arc::new(FakeNetwork::new()),
+            datapath: Arc::new(quorate_balancer::FakeDatapath::new()),
             pools: Arc::new(Pools {
                 cluster_id: "c1".into(),
                 host: host(n),

@@ -198,6 +198,7 @@ impl World {
             guard_command: vec![],
             watchdog: None,
             watchdog_timeout: Duration::from_millis(500),
+            speaker_command: vec![],
         };
         let drivers = Drivers {
             hypervisor: Arc::new(self.site.host()),
@@ -208,6 +209,7 @@ impl World {
             }),
             peers: Arc::new(self.peers.clone()),
             guard: Some(Allows::new()),
+            datapath: Arc::new(quorate_balancer::FakeDatapath::new()),
         };
         let agent = Agent::start(config, drivers, self.state.subscribe());
         let agent = agent.await.unwrap();

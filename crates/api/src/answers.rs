@@ -87,6 +87,9 @@ pub struct StageView {
     pub unplaced: Vec<UnplacedView>,
     /// VMs that run and stay where they should not: a drain that cannot be finished, a broken rule.
     pub stays: Vec<StaysView>,
+    /// Services whose members move or stand still, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
 }
 
 /// A VM that should leave its host and does not.
@@ -368,6 +371,7 @@ impl From<planner::Stage> for StageView {
             outages: stage.outages.into_iter().map(outage).collect(),
             unplaced: stage.unplaced.into_iter().map(unplaced).collect(),
             stays: stage.stays.into_iter().map(stays).collect(),
+            services: Vec::new(),
         }
     }
 }

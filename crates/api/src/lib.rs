@@ -21,6 +21,7 @@ pub mod questions;
 pub mod quorum;
 mod routes;
 mod server;
+pub mod services;
 pub mod storage;
 pub mod view;
 

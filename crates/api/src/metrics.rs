@@ -5,6 +5,7 @@
 
 use crate::backend::Backend;
 use crate::error::{ApiError, ErrorCode};
+use crate::services::{MemberState, MemberView};
 use crate::view::{ClusterView, HostState, VmState};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -117,6 +118,7 @@ fn gauges(view: Option<&ClusterView>, state: &State) -> Registry {
     );
     hosts(&mut registry, view);
     vms(&mut registry, view);
+    services(&mut registry, view);
     registry
 }
 
@@ -151,6 +153,45 @@ fn hosts(registry: &mut Registry, view: &ClusterView) {
         lease,
     );
     registry.register("host_vms", "VMs that the host owns", owned);
+}
+
+fn services(registry: &mut Registry, view: &ClusterView) {
+    let (serving, members) = (family::<Label>(), family::<Label>());
+    let (epoch, problems) = (family::<Label>(), family::<Label>());
+    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    for service in &view.services {
+        let name = label(&service.name);
+        let serves = |member: &&MemberView| {
+            matches!(member.state, MemberState::Serving | MemberState::Moving)
+        };
+        let now = service.members.iter().filter(serves).count();
+        serving.get_or_create(&name).set(count(now));
+        members
+            .get_or_create(&name)
+            .set(count(service.members.len()));
+        epoch
+            .get_or_create(&name)
+            .set(i64::try_from(service.epoch).unwrap_or(i64::MAX));
+        problems
+            .get_or_create(&name)
+            .set(count(service.problems.len()));
+    }
+    registry.register(
+        "service_members_serving",
+        "Members that get connections because they are well",
+        serving,
+    );
+    registry.register("service_members", "Members of the service", members);
+    registry.register(
+        "service_ring_epoch",
+        "Epoch of the service's ring in force",
+        epoch,
+    );
+    registry.register(
+        "service_problems",
+        "Problems of the service shown by status",
+        problems,
+    );
 }
 
 fn vms(registry: &mut Registry, view: &ClusterView) {

@@ -6,7 +6,7 @@
 
 use crate::answers::{
     BalanceView, BoundView, BrokenView, CapacityView, PlaceView, PlanRequest, PlanView,
-    RestartPlanView, StageView, StepRequest, ThenView,
+    RestartPlanView, StepRequest, ThenView,
 };
 use crate::build::{Answering, Observed, ObservedHost, build};
 use crate::error::{ApiError, ErrorCode};
@@ -59,7 +59,11 @@ pub fn plan(snapshot: &Snapshot, request: &PlanRequest) -> Result<PlanView, ApiE
     Ok(PlanView {
         revision: forecast.base,
         at: snapshot.saved,
-        stages: forecast.stages.into_iter().map(StageView::from).collect(),
+        stages: forecast
+            .stages
+            .into_iter()
+            .map(|stage| crate::services::told(&snapshot.state, stage.into()))
+            .collect(),
         placement: forecast.placement.into_iter().map(place).collect(),
         survives_then,
     })

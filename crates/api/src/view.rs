@@ -1,6 +1,7 @@
 //! What clients see of the cluster. Stable JSON: fields are added, never changed.
 
 use crate::answers::ThenView;
+use crate::services::ServiceView;
 use quorate_state::{Candidate, HostMode};
 use quorate_types::report::Capacity;
 use quorate_types::spec::Power;
@@ -27,6 +28,9 @@ pub struct ClusterView {
     pub networks: Vec<NetworkView>,
     /// Rules by name.
     pub rules: Vec<RuleView>,
+    /// Services by name.
+    #[serde(default)]
+    pub services: Vec<ServiceView>,
 }
 
 /// Facts of the cluster.
@@ -381,6 +385,7 @@ impl From<&quorate_state::Event> for EventView {
             EventKind::Migration => "migration",
             EventKind::Refused => "refused",
             EventKind::Storage => "storage",
+            EventKind::Service => "service",
         };
         let subject = match &event.subject {
             Subject::Cluster => "cluster".to_owned(),

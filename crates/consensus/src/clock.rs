@@ -34,6 +34,12 @@ impl BootTime {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    /// This much earlier, not before the start of the clock.
+    pub(crate) fn minus(self, span: Duration) -> Self {
+        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_sub(nanos))
+    }
+
     pub(crate) fn age(self) -> Duration {
         Self::now().since(self)
     }

@@ -42,6 +42,7 @@ use crate::codec;
 use crate::fault::FaultCell;
 use crate::log::LogStore;
 use crate::network::{VoteAnswer, VoteHeader};
+use crate::quiet::Quiet;
 use crate::quorum::AckTable;
 use crate::types::{LogId, Raft, StoredMembership, Vote};
 use crate::witness::Handover;
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) contact: Newest,
     /// When this node gave its vote last: the one that has it gets the time to win.
     pub(crate) voted: Newest,
+    /// What bounds the leases of earlier leaders.
+    pub(crate) quiet: Arc<Quiet>,
     pub(crate) fault: FaultCell,
     pub(crate) leadership: watch::Sender<Leadership>,
     pub(crate) role: Role,
@@ -95,8 +98,17 @@ impl Shared {
         if !view.leads || self.fault.reason().is_some() {
             return None;
         }
-        self.acks
-            .quorum_time(self.me, view.vote, &view.membership, BootTime::now())
+        let at = self
+            .acks
+            .quorum_time(self.me, view.vote, &view.membership, BootTime::now())?;
+        self.quiet.leads(view.vote.leader_id.term, at).then_some(at)
+    }
+
+    /// On the leader: no earlier leader had a majority that answered anything sent after this.
+    pub(crate) fn quiet_since(&self, view: &View) -> Option<BootTime> {
+        let configs = view.membership.membership().get_joint_config().as_slice();
+        let alone = configs.iter().all(|config| config.len() == 1);
+        self.quiet.since(view.vote.leader_id.term, alone)
     }
 
     pub(crate) fn current_leadership(&self) -> Leadership {
@@ -117,6 +129,14 @@ impl Shared {
             leader,
             term,
             is_self: leader == Some(self.me),
+        }
+    }
+
+    /// A request of the leader with this vote is about to be given to raft.
+    pub(crate) fn note_request(&self, vote: Vote) {
+        // What raft knows may be older here, never newer: then a request too many is noted.
+        if vote >= self.view().vote {
+            self.quiet.heard(BootTime::now());
         }
     }
 

@@ -36,6 +36,7 @@ mod machine;
 mod members;
 mod network;
 mod node;
+mod quiet;
 mod quorum;
 mod serve;
 mod snapshot;

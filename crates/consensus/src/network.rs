@@ -4,6 +4,7 @@
 //! time of a request is taken before it leaves. It must not retry: openraft does, with the back-off below.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::error::{
     Fatal, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::BootTime;
 use crate::codec::{self, CodecError};
+use crate::quiet::Quiet;
 use crate::quorum::AckTable;
 use crate::tenure::{Gate, OVER};
 use crate::types::{LogId, SnapshotMeta, TypeConfig, Vote};
@@ -57,7 +59,17 @@ pub(crate) enum VoteHeader {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum VoteAnswer {
     Ask { granted: bool },
-    Vote(VoteResponse<u64>),
+    Vote(Voted),
+}
+
+/// Answer of raft to a vote request, and what the candidate may count on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Voted {
+    #[serde(flatten)]
+    pub(crate) answer: VoteResponse<u64>,
+    /// For how long the voter had acknowledged no leader; an earlier release does not say.
+    #[serde(default)]
+    pub(crate) quiet_ms: u64,
 }
 
 /// Header of a snapshot chunk; the chunk follows.
@@ -78,6 +90,7 @@ pub(crate) struct Network {
     pub(crate) link: Arc<dyn PeerLink>,
     pub(crate) me: NodeId,
     pub(crate) acks: Arc<AckTable>,
+    pub(crate) quiet: Arc<Quiet>,
     pub(crate) timings: Timings,
     pub(crate) gate: Gate,
 }
@@ -240,10 +253,18 @@ impl RaftNetwork<TypeConfig> for PeerClient {
             vote: rpc.vote,
             last: rpc.last_log_id,
         };
+        let term = rpc.vote.leader_id.term;
         let body = codec::frame(&header, &[]).map_err(|e| self.bad(e))?;
         let reply = self.call(RaftMethod::Vote, body, &option).await?;
         match codec::unframe(&reply).map_err(|e| self.bad(e))?.0 {
-            VoteAnswer::Vote(answer) => Ok(answer),
+            VoteAnswer::Vote(Voted { answer, quiet_ms }) => {
+                if answer.vote_granted {
+                    // Its clock may differ by some part; the caller of the bound allows for that.
+                    let heard = BootTime::now().minus(Duration::from_millis(quiet_ms));
+                    self.network.quiet.elected_by(term, heard);
+                }
+                Ok(answer)
+            }
             VoteAnswer::Ask { .. } => Err(RPCError::RemoteError(RemoteError::new(
                 self.target,
                 RaftError::Fatal(Fatal::Stopped),

@@ -19,6 +19,7 @@ use crate::log::LogStore;
 use crate::log::file::LogFile;
 use crate::machine::MachineStore;
 use crate::network::Network;
+use crate::quiet::Quiet;
 use crate::quorum::AckTable;
 use crate::serve::Inbound;
 use crate::snapshot::SnapshotStore;
@@ -93,6 +94,7 @@ impl<M: StateMachine> Consensus<M> {
     ) -> Result<Self, OpenError> {
         let raft_config = Arc::new(config.openraft()?);
         let acks = Arc::new(AckTable::default());
+        let quiet = Arc::new(Quiet::new(BootTime::now()));
         let gate = Gate(config.tenure.clone());
         let fault = FaultCell::gated(gate.clone());
         let (log, machine) = {
@@ -112,6 +114,7 @@ impl<M: StateMachine> Consensus<M> {
             link: Arc::clone(&link),
             me: config.node_id,
             acks: Arc::clone(&acks),
+            quiet: Arc::clone(&quiet),
             timings: config.timings,
             gate: gate.clone(),
         };
@@ -145,6 +148,7 @@ impl<M: StateMachine> Consensus<M> {
                 None => BootTime::now(),
             }),
             voted: Newest::new(BootTime::LONG_AGO),
+            quiet,
             role: config.role,
             behind: Notify::new(),
             fault,
@@ -293,6 +297,16 @@ impl<M: StateMachine> Consensus<M> {
     pub fn quorum_ack_age(&self) -> Option<Duration> {
         let shared = &self.inner.shared;
         shared.quorum_time(&shared.view()).map(BootTime::age)
+    }
+
+    /// On the leader: for how long no earlier leader has had a majority, counted from when such a leader *sent* what
+    /// this majority answered last; on CLOCK_BOOTTIME. Every lease of an earlier leader has this much behind it. 0 when
+    /// it is not known, or this node does not lead.
+    pub fn predecessors_silent_for(&self) -> Duration {
+        let shared = &self.inner.shared;
+        let view = shared.view();
+        let since = view.leads.then(|| shared.quiet_since(&view)).flatten();
+        since.map_or(Duration::ZERO, BootTime::age)
     }
 
     /// Confirms the leadership with a majority and waits until everything committed before is applied here.

@@ -16,7 +16,7 @@ use crate::codec::{self, CodecError};
 use crate::driver::Shared;
 use crate::error::HandleError;
 use crate::network::{
-    AppendAnswer, AppendHeader, SnapshotAnswer, SnapshotHeader, VoteAnswer, VoteHeader,
+    AppendAnswer, AppendHeader, SnapshotAnswer, SnapshotHeader, VoteAnswer, VoteHeader, Voted,
 };
 
 const INBOUND: usize = 64;
@@ -73,6 +73,7 @@ impl Inbound {
             data: data.to_vec(),
             done: header.done,
         };
+        shared.note_request(vote);
         let answer: SnapshotAnswer = match shared.raft.install_snapshot(request).await {
             Ok(answer) => Ok(answer),
             Err(RaftError::APIError(e)) => Err(e),
@@ -104,6 +105,7 @@ async fn append(shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {
         entries: codec::decode_entries(tail).map_err(malformed)?,
         leader_commit: header.commit,
     };
+    shared.note_request(header.vote);
     let answer = shared
         .raft
         .append_entries(request)
@@ -125,12 +127,16 @@ async fn vote(shared: &Shared, body: &[u8]) -> Result<Vec<u8>, HandleError> {
                 vote,
                 last_log_id: last,
             };
+            let ceding = shared.quiet.cede();
             let answer = shared.raft.vote(request).await;
             let answer = answer.map_err(|e| stopped(shared, &e))?;
+            let mut quiet_ms = 0;
             if answer.vote_granted {
                 shared.voted.advance(BootTime::now());
+                let quiet = ceding.granted(vote.leader_id.term);
+                quiet_ms = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX);
             }
-            VoteAnswer::Vote(answer)
+            VoteAnswer::Vote(Voted { answer, quiet_ms })
         }
     };
     codec::frame(&answer, &[]).map_err(malformed)

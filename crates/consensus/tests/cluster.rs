@@ -168,6 +168,11 @@ async fn a_leader_that_is_heard_but_hears_nobody_is_replaced() {
     assert!(outage < Duration::from_secs(4), "after {outage:?}");
     println!("replaced after {outage:?}");
     let node = &cluster.nodes[&new];
+    // Its voters had been silent before they voted, and the old leader's last majority is at least as old.
+    let silent = node.predecessors_silent_for();
+    assert!(silent >= Duration::from_millis(590), "{silent:?}");
+    let last = cluster.nodes[&old].quorum_ack_age();
+    assert!(last.is_none_or(|age| age >= silent), "{last:?} {silent:?}");
     node.propose(b"on".to_vec(), PATIENCE).await.unwrap();
     cluster.wires.heal();
     let last = cluster.propose("all").await;

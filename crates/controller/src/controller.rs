@@ -12,13 +12,13 @@ use crate::picture::{HostPicture, Picture, VotePicture};
 use crate::power::{Finished, Power, PowerSwitch};
 use crate::storage::{CutFinished, Storage, StorageGate};
 use quorate_controller_logic::{
-    Change, HeartbeatReply, HeartbeatRequest, Leases, cut_job, next_change, owns_something,
-    restorable, standing,
+    Change, HeartbeatReply, HeartbeatRequest, Leases, ServiceMemory, cut_job, next_change,
+    next_drain_end, owns_something, restorable, standing,
 };
 use quorate_membership::{FenceProof, HostHealth, Instant, LeaseProofError, Member};
 use quorate_planner::{Input, Seen};
 use quorate_state::{Command, Plan, Refusal, State};
-use quorate_types::{HostName, Millis, NodeId, VmName};
+use quorate_types::{HostName, Millis, NodeId, ServiceName, VmName};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,7 +37,7 @@ const ADVISE_EVERY: Millis = Millis::secs(10);
 const VOTERS_DEADLINE: Duration = Duration::from_secs(15);
 
 #[derive(Default)]
-struct Shown {
+pub(crate) struct Shown {
     waiting: BTreeMap<VmName, String>,
     problems: Vec<String>,
     fencing: BTreeMap<HostName, String>,
@@ -45,13 +45,15 @@ struct Shown {
     /// What would even out load, and when that was looked at.
     advice: Option<String>,
     advised: Option<Instant>,
+    /// What is wrong with services.
+    pub(crate) services: BTreeMap<ServiceName, Vec<String>>,
 }
 
 pub(crate) struct Inner {
     me: HostName,
     pub(crate) group: Arc<dyn Group>,
     pub(crate) leases: Mutex<Option<Leases>>,
-    shown: Mutex<Shown>,
+    pub(crate) shown: Mutex<Shown>,
     wake: Notify,
     operator: mpsc::Sender<Operator>,
 }
@@ -91,6 +93,7 @@ impl Controller {
             inner: Arc::clone(&inner),
             power: Power::new(switch, done),
             storage,
+            services: ServiceMemory::default(),
             operator_proofs: BTreeMap::new(),
             fence_waiters: BTreeMap::new(),
             voters_checked: Instant(0),
@@ -154,6 +157,7 @@ impl Controller {
             waiting: shown.waiting.clone(),
             problems: shown.problems.clone(),
             advice: shown.advice.clone(),
+            services: shown.services.clone(),
         })
     }
 
@@ -220,7 +224,11 @@ fn quorum_ack(group: &dyn Group, now: Instant) -> Option<Instant> {
     Some(now.minus(age))
 }
 
-fn health_of(leases: &Leases, state: &State, now: Instant) -> BTreeMap<HostName, HostHealth> {
+pub(crate) fn health_of(
+    leases: &Leases,
+    state: &State,
+    now: Instant,
+) -> BTreeMap<HostName, HostHealth> {
     state
         .hosts
         .keys()
@@ -232,6 +240,7 @@ pub(crate) struct Loop {
     pub(crate) inner: Arc<Inner>,
     pub(crate) power: Power,
     storage: Storage,
+    pub(crate) services: ServiceMemory,
     pub(crate) operator_proofs: BTreeMap<HostName, FenceProof>,
     pub(crate) fence_waiters: BTreeMap<HostName, Vec<FenceAnswer>>,
     voters_checked: Instant,
@@ -298,8 +307,16 @@ impl Loop {
             return false;
         }
         let state = self.inner.group.state();
-        *lock(&self.inner.leases) = Some(Leases::new(leading.term, &state, boot_now()));
-        info!(term = leading.term, "leading");
+        let now = boot_now();
+        // Asked after the clock was read: what passes in between makes the bound later, not earlier.
+        let silent = self.inner.group.predecessors_silent_for();
+        let silent = Millis(u64::try_from(silent.as_millis()).unwrap_or(u64::MAX));
+        *lock(&self.inner.leases) = Some(Leases::new(leading.term, &state, silent, now));
+        info!(
+            term = leading.term,
+            silent_ms = silent.0,
+            "leading; no earlier leader had a majority for so long"
+        );
         true
     }
 
@@ -308,6 +325,7 @@ impl Loop {
         *lock(&self.inner.shown) = Shown::default();
         self.power.forget_all();
         self.storage.forget_all();
+        self.services = ServiceMemory::default();
         self.operator_proofs.clear();
         self.fence_waiters.clear();
     }
@@ -321,7 +339,8 @@ impl Loop {
         let due = guard
             .as_ref()
             .and_then(|leases| leases.memory.next_due(now));
-        let until = expiry.into_iter().chain(due).min();
+        let drained = next_drain_end(&self.inner.group.state(), &self.services, now);
+        let until = expiry.into_iter().chain(due).chain(drained).min();
         let until = until.map_or(IDLE_ROUND, |at| {
             at.since(now).as_duration() + Duration::from_millis(1)
         });
@@ -336,6 +355,7 @@ impl Loop {
             return false;
         };
         self.look_at_voters(&state, now);
+        let refused = self.serve(&state, now).await;
         for (host, armed) in look.armed {
             let command = Command::RecordArmed { host, armed };
             if let Err(error) = self.inner.group.propose("controller", command).await {
@@ -343,7 +363,7 @@ impl Loop {
             }
         }
         if look.plan.actions.is_empty() && !look.uncertain {
-            return false;
+            return refused;
         }
         // An empty plan settles an unknown outcome: once it is applied, or refused, so is all that came before it.
         self.commit(look.plan).await
@@ -451,6 +471,7 @@ impl Loop {
             false => (shown.advised, shown.advice.take()),
         };
         *shown = Shown {
+            services: std::mem::take(&mut shown.services),
             waiting,
             problems,
             fencing: fencing.collect(),

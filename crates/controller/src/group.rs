@@ -50,6 +50,9 @@ pub trait Group: Send + Sync + 'static {
     fn leadership(&self) -> watch::Receiver<Leading>;
     /// Age of the newest message that a majority has answered (counted from its sending).
     fn quorum_ack_age(&self) -> Option<Duration>;
+    /// On the leader: for how long no earlier leader has had a majority, so that much of every lease of an earlier
+    /// leader has passed; 0 when that is not known.
+    fn predecessors_silent_for(&self) -> Duration;
     /// Waits until everything committed before now is applied here. Fails when this node does not lead.
     async fn barrier(&self) -> Result<(), String>;
     /// Proposes a command and waits until it is applied here.

@@ -23,6 +23,9 @@ mod leaving;
 mod operator;
 mod picture;
 mod power;
+mod services;
+#[cfg(test)]
+mod services_tests;
 mod storage;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The leader's picture of the cluster, for `status` and everything like it.
 
 use quorate_membership::HostHealth;
-use quorate_types::{HostName, HostReport, Millis, NodeId, VmName};
+use quorate_types::{HostName, HostReport, Millis, NodeId, ServiceName, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +28,9 @@ pub struct Picture {
     /// What would even out load, one sentence.
     #[serde(default)]
     pub advice: Option<String>,
+    /// What is wrong with services, one sentence each.
+    #[serde(default)]
+    pub services: BTreeMap<ServiceName, Vec<String>>,
 }
 
 /// A member of the consensus group in the leader's picture.

@@ -104,6 +104,9 @@ impl Group for FakeGroup {
     fn quorum_ack_age(&self) -> Option<Duration> {
         Some(Duration::ZERO)
     }
+    fn predecessors_silent_for(&self) -> Duration {
+        Duration::ZERO
+    }
     async fn barrier(&self) -> Result<(), String> {
         Ok(())
     }
@@ -157,14 +160,14 @@ impl StorageGate for NoGate {
     }
 }
 
-struct Site {
-    group: Arc<FakeGroup>,
-    controller: Controller,
+pub(crate) struct Site {
+    pub(crate) group: Arc<FakeGroup>,
+    pub(crate) controller: Controller,
     _stop: watch::Sender<bool>,
 }
 
 impl Site {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let group = FakeGroup::new();
         let (stop, stopped) = watch::channel(false);
         let controller = Controller::start(
@@ -184,7 +187,7 @@ impl Site {
         site
     }
 
-    async fn until(&self, what: &str, good: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, good: impl Fn(&Self) -> bool) {
         let end = tokio::time::Instant::now() + SOON;
         while !good(self) {
             assert!(tokio::time::Instant::now() < end, "{what}");

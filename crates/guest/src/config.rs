@@ -12,6 +12,8 @@ pub struct Config {
     pub name: String,
     /// `qr.ip`: address with prefix length for `eth0`; absent: no network.
     pub ip: Option<String>,
+    /// `qr.ip6`: an IPv6 address with prefix length besides.
+    pub ip6: Option<String>,
     /// `qr.disk`: raw disk for the log; absent: no log.
     pub disk: Option<String>,
     /// `qr.log_hz`: records per second.
@@ -37,6 +39,7 @@ impl Default for Config {
         Self {
             name: "guest".to_owned(),
             ip: None,
+            ip6: None,
             disk: None,
             log_hz: 50,
             ready_after_ms: 0,
@@ -87,6 +90,7 @@ impl Config {
         match key {
             "name" => self.name = value.to_owned(),
             "ip" => self.ip = Some(value.to_owned()),
+            "ip6" => self.ip6 = Some(value.to_owned()),
             "disk" => self.disk = Some(value.to_owned()),
             "log_hz" => self.log_hz = value.parse().ok().filter(|hz| (1..=100_000).contains(hz))?,
             "ready_after_ms" => self.ready_after_ms = value.parse().ok()?,

@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod crc;
+pub mod flow;
 pub mod log;
 pub mod verify;
 
@@ -16,6 +17,8 @@ pub mod verify;
 pub const ECHO_PORT: u16 = 7000;
 /// TCP port: the line protocol (`status`, `stream`, `poweroff`, `crash`).
 pub const CONTROL_PORT: u16 = 7001;
+/// TCP port: records of [`flow`], answered with the guest's identity; the first line names it.
+pub const FLOW_PORT: u16 = 7002;
 /// TCP port: `GET /` answers 200 and the VM's name; opened only when the guest is ready.
 pub const HTTP_PORT: u16 = 80;
 /// Start of the line that the guest prints on its serial console when it is ready.

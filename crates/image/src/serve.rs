@@ -7,6 +7,7 @@ use crate::error::ImageError;
 use crate::nbd::Nbd;
 use crate::tool::{Target, shorten};
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -33,6 +34,14 @@ pub(crate) struct Served {
     pub(crate) nbd: Nbd,
     child: tokio::process::Child,
     socket: PathBuf,
+    /// Which file the socket was: another job may have put its own under that name since.
+    made: Option<(u64, i64, i64)>,
+}
+
+/// What tells one file of a name from a later one.
+fn identity(path: &Path) -> Option<(u64, i64, i64)> {
+    let seen = std::fs::symlink_metadata(path).ok()?;
+    Some((seen.ino(), seen.ctime(), seen.ctime_nsec()))
 }
 
 impl Served {
@@ -90,10 +99,16 @@ impl Served {
                 let detail = shorten(&String::from_utf8_lossy(&text));
                 return Err(ImageError::Tool { tool: TOOL, detail });
             }
-            if socket.exists()
+            let made = identity(&socket);
+            if made.is_some()
                 && let Ok(nbd) = Nbd::connect(&socket).await
             {
-                return Ok(Self { nbd, child, socket });
+                return Ok(Self {
+                    nbd,
+                    child,
+                    socket,
+                    made,
+                });
             }
             if Instant::now() >= deadline {
                 let detail = format!("the image did not open within {} s", OPEN_WITHIN.as_secs());
@@ -118,6 +133,31 @@ impl Served {
 impl Drop for Served {
     fn drop(&mut self) {
         // `qemu-nbd` removes it when it ends in order.
-        let _ = std::fs::remove_file(&self.socket);
+        if self.made.is_some() && identity(&self.socket) == self.made {
+            let _ = std::fs::remove_file(&self.socket);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_file_of_the_same_name_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("job.sock");
+        assert_eq!(identity(&path), None);
+        std::fs::write(&path, b"").unwrap();
+        let first = identity(&path);
+        assert!(first.is_some() && identity(&path) == first);
+        std::fs::remove_file(&path).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        std::fs::write(&path, b"").unwrap();
+        assert_ne!(
+            identity(&path),
+            first,
+            "even where the number is used again"
+        );
     }
 }

@@ -10,7 +10,8 @@ use crate::san::{self, KeepSanArgs, keep};
 use crate::site::{DEFAULT_ROOT, DEFAULT_SITE, Networks, SAN, SiteSpec};
 use crate::supervisor::protocol::{Power, Request, Who};
 use crate::supervisor::{SuperviseArgs, supervise};
-use crate::tools::{acks, http, pinger, status};
+use crate::switch::SwitchSettings;
+use crate::tools::{acks, capture, http, impostor, load, pinger, status};
 use crate::{demo, guest};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -115,6 +116,21 @@ pub enum LabCommand {
         #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(8..))]
         kbit_per_s: u32,
     },
+    /// Set up a network of the switch: without options as it is at first.
+    Switch {
+        /// Which network: lan, mgmt or san.
+        #[arg(default_value = "lan")]
+        network: String,
+        /// How long it remembers on which port an address is.
+        #[arg(long, default_value_t = 300)]
+        ageing_s: u32,
+        /// It delivers multicast only to ports that asked for it.
+        #[arg(long)]
+        snooping: bool,
+        /// It asks who wants multicast.
+        #[arg(long)]
+        querier: bool,
+    },
     /// Mend all cables.
     Heal,
     /// LUNs of the lab's SAN and who may use them.
@@ -178,6 +194,12 @@ pub enum ToolCommand {
     FenceAgent,
     /// Measures blackouts.
     Pinger(pinger::PingerArgs),
+    /// Holds connections to a service and judges them.
+    Load(load::LoadArgs),
+    /// Notes who speaks with virtual MAC addresses of services.
+    Capture(capture::CaptureArgs),
+    /// Claims an address that is not its own.
+    Impostor(impostor::ImpostorArgs),
     /// Records acknowledgements.
     Acks(acks::AcksArgs),
     /// Asks a guest's web server for a page.
@@ -206,6 +228,18 @@ pub fn run_tool(command: &ToolCommand) -> Result<ExitCode> {
             println!("{}", serde_json::to_string(&report)?);
         }
         ToolCommand::Visitor(args) => println!("{}", serde_json::to_string(&http::run(args))?),
+        ToolCommand::Load(args) => {
+            let report = load::run(args).context("cannot hold connections")?;
+            println!("{}", serde_json::to_string(&report)?);
+        }
+        ToolCommand::Capture(args) => {
+            let report = capture::run(args).context("cannot capture")?;
+            println!("{}", serde_json::to_string(&report)?);
+        }
+        ToolCommand::Impostor(args) => {
+            let report = impostor::run(args).context("cannot claim the address")?;
+            println!("{}", serde_json::to_string(&report)?);
+        }
         ToolCommand::GuestStatus(args) => {
             println!(
                 "{}",
@@ -333,6 +367,19 @@ fn act(lab: &Lab, command: &LabCommand) -> Result<()> {
         } => lab.make_lossy(from, *network)?,
         LabCommand::Cut { from, network, .. } => lab.isolate(from, *network)?,
         LabCommand::Heal => lab.heal()?,
+        LabCommand::Switch {
+            network,
+            ageing_s,
+            snooping,
+            querier,
+        } => lab.set_switch(
+            network,
+            SwitchSettings {
+                ageing_s: *ageing_s,
+                snooping: *snooping,
+                querier: *querier,
+            },
+        )?,
         LabCommand::Pause { host, only } => drop(lab.pause(host, *only)?),
         LabCommand::Resume { host, only } => drop(lab.resume(host, *only)?),
         LabCommand::RestartDaemon { host, hard } => drop(lab.restart_daemon(host, *hard)?),

@@ -78,6 +78,14 @@ pub enum LabError {
         /// The site.
         site: String,
     },
+    /// There is no such network.
+    #[error("the switch has no network `{network}`; it has {known}")]
+    UnknownNetwork {
+        /// The name given.
+        network: String,
+        /// The names that exist.
+        known: String,
+    },
     /// There is no such LUN.
     #[error("the SAN has no LUN `{name}`; it has {known}")]
     UnknownLun {

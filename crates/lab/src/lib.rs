@@ -15,7 +15,8 @@
 //!   mgmt0 10.78.0.1 -- bridge sw-mgmt (both in qr-switch)  mgmt0 10.78.0.250
 //! ```
 //! Cluster traffic runs on `mgmt`, guests on `lan`; a lab with a SAN has a third network, see [`san`]. Faults are
-//! nftables rules between the switch's ports. A second site at the same time is called `qr-SITE-h1` and so on.
+//! nftables rules between the switch's ports. Frames leave every end of a `lan` cable with whole checksums and
+//! unbatched, as from a network card, and ports take what an eBPF program sends back: see [`net`]. A second site at the same time is called `qr-SITE-h1` and so on.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod cgroup;
@@ -34,6 +35,7 @@ pub mod san;
 mod severed;
 pub mod site;
 pub mod supervisor;
+mod switch;
 pub mod tools;
 pub mod wait;
 
@@ -44,6 +46,7 @@ pub use lab::{Lab, LabGuard, LabStatus};
 pub use san::{Lun, San};
 pub use severed::Severed;
 pub use site::{Networks, Site, SiteSpec};
+pub use switch::SwitchSettings;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, LabError>;

@@ -69,7 +69,38 @@ fn build_switch(site: &Site) -> Result<()> {
             );
         }
     }
+    batch(Some(&site.namespace("switch")), &lines)?;
+    cables_as_cards(site)
+}
+
+/// See `bpf/pass.bpf.c`.
+const PASS: &[u8] = include_bytes!("../bpf/pass.bpf.o");
+
+/// Makes the `lan` cables behave like network cards between machines, which service datapaths count on:
+/// - the end of a host or client sends frames with whole checksums: what a program steers, it does not mend;
+/// - the switch's end has a program, or the kernel loses what one at the other end sends back the way it came.
+fn cables_as_cards(site: &Site) -> Result<()> {
+    let object = site.dir.join("pass.bpf.o");
+    std::fs::write(&object, PASS).map_err(LabError::file("write", &object))?;
+    let mut lines = String::new();
+    for part in site.plugged_into("lan") {
+        whole_checksums(&site.namespace(part), "lan0")?;
+        line(
+            &mut lines,
+            format_args!(
+                "link set dev lan-{part} xdp obj {} sec xdp",
+                object.display()
+            ),
+        );
+    }
     batch(Some(&site.namespace("switch")), &lines)
+}
+
+fn whole_checksums(space: &str, interface: &str) -> Result<()> {
+    let net = format!("--net={}", namespace_path(space));
+    let words = ["ethtool", "-K", interface, "tx", "off"];
+    let arguments: Vec<&str> = [net.as_str()].into_iter().chain(words).collect();
+    crate::process::run("nsenter", &arguments).map(drop)
 }
 
 fn build_client(site: &Site) -> Result<()> {
@@ -180,14 +211,34 @@ pub(crate) fn batch(namespace: Option<&str>, lines: &str) -> Result<()> {
 /// What a power cut and a boot do to a host's network; run inside the host's namespace.
 pub(crate) mod inside {
     use super::*;
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     /// Takes the cables' carrier away, so that no farewell of a dying process leaves the host.
     pub(crate) fn unplug(site: &Site) -> Result<()> {
-        all_cables(site, "down")
+        all_cables(site, "down")?;
+        forget_pins()
     }
 
-    /// A boot: cables up, taps of guests of the life before gone.
+    /// Where eBPF programs are pinned. Each life of a host has a file system of its own there, in the host's mount
+    /// namespace: what is pinned ends with the power, as everything in a kernel.
+    const PINS: &str = "/sys/fs/bpf";
+    static HAS_PINS: AtomicBool = AtomicBool::new(false);
+
+    fn forget_pins() -> Result<()> {
+        if HAS_PINS.swap(false, Ordering::SeqCst) {
+            unmount(PINS, UnmountFlags::DETACH)
+                .map_err(|error| LabError::file("unmount", PINS)(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// A boot: cables up, taps and eBPF programs of the life before gone.
     pub(crate) fn boot(site: &Site) -> Result<()> {
+        forget_pins()?;
+        // A kernel without it runs no services; everything else of the lab works.
+        let made = mount("bpf", PINS, "bpf", MountFlags::empty(), c"mode=0700");
+        HAS_PINS.store(made.is_ok(), Ordering::SeqCst);
         let mut lines = String::new();
         let interfaces = Path::new("/sys/class/net");
         for entry in std::fs::read_dir(interfaces)

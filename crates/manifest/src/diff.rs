@@ -22,7 +22,7 @@ pub enum ChangeKind {
 pub struct Change {
     /// New or changed.
     pub kind: ChangeKind,
-    /// What it is: `vm`, `pool`, `network`, `rule`, `host`, `cluster`.
+    /// What it is: `vm`, `pool`, `network`, `rule`, `service`, `host`, `cluster`.
     pub object: String,
     /// Its name; empty for the cluster.
     pub name: String,
@@ -103,6 +103,10 @@ pub fn diff(existing: &Existing, manifest: &Manifest) -> Vec<Change> {
     }
     for (name, new) in &manifest.rules {
         changes.extend(object("rule", name.as_str(), existing.rules.get(name), new));
+    }
+    for (name, new) in &manifest.services {
+        let old = existing.services.get(name);
+        changes.extend(object("service", name.as_str(), old, new));
     }
     changes
 }

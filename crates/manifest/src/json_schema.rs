@@ -68,7 +68,11 @@ fn kind(kind_of: &Kind) -> Value {
             { "enum": words },
             { "type": "string", "pattern": "\\$\\{" },
         ] }),
-        Kind::Address => json!({ "type": "string" }),
+        Kind::Address | Kind::Address6 | Kind::Subnet(_) => json!({ "type": "string" }),
+        Kind::Ports => json!({ "anyOf": [
+            { "type": "integer", "minimum": 1, "maximum": 65_535 },
+            { "type": "string", "pattern": "^[0-9]+(-[0-9]+)?(/(tcp|udp))?$|\\$\\{" },
+        ] }),
         Kind::List(inner) => json!({ "type": "array", "items": kind(inner) }),
         Kind::Names(_) => names(),
         Kind::Map(_, inner) => map(inner),

@@ -2,10 +2,12 @@
 
 use crate::schema::Kind;
 use crate::suggest;
+use quorate_types::service::PortRange;
+use quorate_types::spec::Subnet;
 use quorate_types::units::UnitError;
 use quorate_types::{ByteSize, Millis, VmName};
 use serde_json::Value;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// A value that cannot be taken.
 pub(crate) struct Wrong {
@@ -30,6 +32,9 @@ pub(crate) fn expected(kind: &Kind) -> &'static str {
         Kind::Bool => "`true` or `false`",
         Kind::Choice(_) => "a word",
         Kind::Address => "an IP address",
+        Kind::Address6 => "an IPv6 address",
+        Kind::Subnet(_) => "a subnet such as `10.0.0.0/24`",
+        Kind::Ports => "a port or a range of ports",
         _ => "a text",
     }
 }
@@ -73,8 +78,42 @@ pub(crate) fn convert(text: &str, kind: &Kind) -> Result<Value, Wrong> {
             };
             wrong(format!("`{text}` is not an IP address"), hint)
         }),
+        Kind::Address6 => match text.parse::<Ipv6Addr>() {
+            Ok(_) => Ok(text.into()),
+            Err(_) if text.parse::<IpAddr>().is_ok() => Err(wrong(
+                format!("`{text}` is not an IPv6 address"),
+                "give an IPv4 address as `address`",
+            )),
+            Err(_) => Err(wrong(
+                format!("`{text}` is not an IPv6 address"),
+                "write an address such as `fd00::5`",
+            )),
+        },
+        Kind::Subnet(v4) => subnet(text, *v4),
+        Kind::Ports => match text.trim().parse::<PortRange>() {
+            Ok(range) => Ok(range.to_string().into()),
+            Err(error) => Err(wrong(
+                error.to_string(),
+                "write it as `80`, `5000-5010`, `53/udp`",
+            )),
+        },
         Kind::Text if text.is_empty() => Err(wrong("the text is empty", "give it a value")),
         _ => Ok(text.into()),
+    }
+}
+
+fn subnet(text: &str, v4: bool) -> Result<Value, Wrong> {
+    let (example, field) = match v4 {
+        true => ("10.0.0.0/24", "subnet6"),
+        false => ("fd00::/64", "subnet"),
+    };
+    match text.trim().parse::<Subnet>() {
+        Ok(subnet) if subnet.address().is_ipv4() == v4 => Ok(subnet.to_string().into()),
+        Ok(_) => Err(wrong(
+            format!("`{text}` is of the other family"),
+            format!("give it as `{field}`"),
+        )),
+        Err(error) => Err(wrong(error.to_string(), format!("as in `{example}`"))),
     }
 }
 
@@ -198,7 +237,7 @@ pub(crate) fn familiar(word: &str) -> Option<&'static str> {
         "mem" | "ram" | "mem_limit" => "memory",
         "interfaces" | "nic" | "network_interfaces" => "nics",
         "volumes" | "drives" | "disk" => "disks",
-        "services" | "domains" | "virtual_machines" | "machines" | "vm" => "vms",
+        "domains" | "virtual_machines" | "machines" | "vm" => "vms",
         "storage" | "datastores" => "pools",
         "affinity" | "anti_affinity" | "placement" => "rules",
         "healthcheck" | "readiness" | "readiness_probe" => "ready",

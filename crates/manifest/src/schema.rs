@@ -6,6 +6,8 @@
 
 #[path = "schema_pools.rs"]
 mod pools;
+#[path = "schema_services.rs"]
+mod services;
 
 /// What a value must look like.
 #[derive(Debug)]
@@ -28,6 +30,12 @@ pub(crate) enum Kind {
     Choice(&'static [&'static str]),
     /// An IP address.
     Address,
+    /// An IPv6 address.
+    Address6,
+    /// Addresses with equal leading bits, of IPv4 or of IPv6.
+    Subnet(bool),
+    /// A port or a range of ports.
+    Ports,
     /// A list.
     List(&'static Kind),
     /// A list of names without repetition.
@@ -143,6 +151,11 @@ pub(crate) static MANIFEST: Struct = Struct {
                 &Kind::OneOf(&RULE, &["keep_apart", "keep_with", "spread"]),
             ),
             "Placement rules by name.",
+        ),
+        optional(
+            "services",
+            Kind::Map("service", &Kind::Struct(&services::SERVICE)),
+            "Services by name: an address and ports that are spread over VMs.",
         ),
     ],
 };
@@ -410,6 +423,18 @@ static NETWORK: Struct = Struct {
             Kind::Int(1, 10_000),
             "Most VMs plugged into it that migrate at the same time.",
         ),
+        optional("subnet", Kind::Subnet(true), "Its IPv4 addresses."),
+        optional("subnet6", Kind::Subnet(false), "Its IPv6 addresses."),
+        optional(
+            "guard",
+            Kind::Struct(&services::GUARD),
+            "What its guests may not do; everything else is left alone.",
+        ),
+        optional(
+            "bgp",
+            Kind::Struct(&services::BGP),
+            "How its hosts announce addresses of services to routers.",
+        ),
     ],
 };
 
@@ -455,6 +480,7 @@ static VM: Struct = Struct {
             Kind::List(&Kind::Struct(&NIC)),
             "Network interfaces.",
         ),
+        services::VM_LABELS,
         optional(
             "ready",
             Kind::Struct(&READY),
@@ -568,6 +594,16 @@ static NIC: Struct = Struct {
             "address",
             Kind::Address,
             "The guest's own address, where it is known.",
+        ),
+        optional(
+            "address6",
+            Kind::Address6,
+            "Its IPv6 address, beside an IPv4 one.",
+        ),
+        optional(
+            "trusted",
+            Kind::Bool,
+            "The network's guard does not hold for it.",
         ),
     ],
 };

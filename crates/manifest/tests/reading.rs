@@ -31,7 +31,8 @@ hosts:
   h1: {labels: {rack: r1, room: a}, resources: {gpu: 2}, cpu_overcommit_percent: 100, parallel_migrations: 1}
   h2: {labels: {rack: r2}}
 networks:
-  lan: {bridge: br-lan, uplink: eth0, mtu: 9000, parallel_migrations: 3}
+  lan: {bridge: br-lan, uplink: eth0, mtu: 9000, parallel_migrations: 3, subnet: 10.77.0.0/24, subnet6: "fd77::/64", guard: {source: true, dhcp: true, router: true},
+    bgp: {daemon: frr, as: 65001, neighbors: [{address: 10.77.0.254, as: 65000}], hold_time: 9s, bfd: true}}
 pools:
   shared: {kind: directory, path: /srv/vms, hosts: [h1, h2]}
 vms:
@@ -41,7 +42,8 @@ vms:
     machine: q35
     boot: disk
     disks: [{pool: shared, image: db.raw, format: raw, size: 16MiB}]
-    nics: [{network: lan, mac: "52:54:00:00:00:01", address: 10.77.0.11}]
+    labels: {tier: data}
+    nics: [{network: lan, mac: "52:54:00:00:00:01", address: 10.77.0.11, address6: "fd77::11", trusted: true}]
     ready: {probe: {tcp: {address: 10.77.0.11, port: 7001}}, timeout: 2m}
     hosts: [h1, h2]
     host_labels: {rack: [r1, r2]}
@@ -76,6 +78,18 @@ rules:
   with: {keep_with: [app, web]}
   racks: {keep_apart: [db, log], across: rack, max: 1, weight: 50}
   even: {spread: [db, log, late]}
+services:
+  web:
+    network: lan
+    address: 10.77.0.100
+    address6: "fd77::100"
+    ports: [80, 8000-8010/tcp, 53/udp]
+    members: {db: {weight: 2}}
+    select: {tier: [data, web]}
+    affinity: {kind: subnet, prefix: 20, prefix6: 56, timeout: 10m}
+    health: {kind: https, port: 443, path: /health, interval: 5s, timeout: 2s, rise: 1, fall: 2}
+    drain_timeout: 1m
+    attractor: bgp
 "#;
 
 fn none() -> BTreeMap<String, String> {
@@ -119,6 +133,9 @@ fn the_schema_knows_every_field() {
     let schema = json_schema().to_string();
     let manifest = parse(FULL, "full.yaml", &none()).unwrap().manifest;
     let value = serde_json::to_value(&manifest).unwrap();
+    for field in value["services"]["web"].as_object().unwrap().keys() {
+        assert!(schema.contains(&format!("\"{field}\"")), "{field}");
+    }
     for field in value["vms"]["db"].as_object().unwrap().keys() {
         assert!(schema.contains(&format!("\"{field}\"")), "{field}");
     }
@@ -288,6 +305,28 @@ fn the_example_of_racks_is_accepted_and_says_what_it_means() {
         changes
             .iter()
             .any(|change| change.object == "host" && change.name == "h6")
+    );
+}
+
+#[test]
+fn the_example_of_services_is_sound_and_its_difference_is_told() {
+    let text = include_str!("../../../examples/services.yaml");
+    let parsed = load(text, "services.yaml", &none(), &hosts()).unwrap();
+    let services = &parsed.manifest.services;
+    assert_eq!(services.len(), 2);
+    let existing = hosts().with(&parsed.manifest);
+    let mut changed = parsed.manifest.clone();
+    for service in changed.services.values_mut() {
+        service.ports.push("8443".parse().unwrap());
+        service.drain_timeout = Millis::secs(60);
+    }
+    let said: Vec<String> = diff(&existing, &changed)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        said[1],
+        "~ service web\n    drain_timeout: 10m -> 1m\n    ports: [80, 443] -> [80, 443, 8443]"
     );
 }
 

@@ -3,7 +3,8 @@
 //! Always holds:
 //! * a grant ends no later than `last quorum ack + lease`, so a leader that was cut off from the
 //!   majority stops granting at once and its last grants end before a new leader judges;
-//! * a new leader assumes that every host got a lease at the moment of its election;
+//! * a new leader assumes that every host got a lease at the last moment at which an earlier leader may have had a
+//!   majority: its election, or as long before it as its voters had acknowledged nobody;
 //! * from the moment a `LeaseExpired` proof is handed out, the host is *sealed*: it gets no lease
 //!   until the caller says that the outcome of the commit that used the proof is applied here;
 //! * no more than the configured share of the hosts is declared dead on lease evidence within one lease.
@@ -77,19 +78,20 @@ struct Entry {
 pub struct LeaseTable {
     timings: LeaseTimings,
     max_fence_percent: u32,
-    elected: Instant,
+    predecessors: Instant,
     quorum_ack: Option<Instant>,
     hosts: BTreeMap<HostName, Entry>,
     recent_proofs: BTreeMap<HostName, Instant>,
 }
 
 impl LeaseTable {
-    /// The table of a leader that was elected at `now` (a point not before the real election).
-    pub fn new(settings: &ClusterSettings, now: Instant) -> Self {
+    /// The table of a new leader; earlier leaders granted nothing that counts from after `granted`: the election, or
+    /// as much before it as they are known to have had no majority.
+    pub fn new(settings: &ClusterSettings, granted: Instant) -> Self {
         Self {
             timings: settings.lease,
             max_fence_percent: settings.max_fence_percent,
-            elected: now,
+            predecessors: granted,
             quorum_ack: None,
             hosts: BTreeMap::new(),
             recent_proofs: BTreeMap::new(),
@@ -126,7 +128,7 @@ impl LeaseTable {
         Entry {
             boot: None,
             heard: None,
-            last_grant: now.max(self.elected),
+            last_grant: now.max(self.predecessors),
             guard_armed: false,
             watchdog: None,
             sealed: false,
@@ -151,7 +153,7 @@ impl LeaseTable {
         revision: Revision,
         now: Instant,
     ) -> Result<Grant, NoGrant> {
-        let unknown = self.unknown(self.elected);
+        let unknown = self.unknown(self.predecessors);
         let entry = self.hosts.entry(beat.host.clone()).or_insert(unknown);
         entry.boot = Some(beat.boot.clone());
         entry.heard = Some(now);

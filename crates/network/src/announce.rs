@@ -76,7 +76,7 @@ impl Announcement {
         )];
         frames.extend(self.address.map(|address| match address {
             IpAddr::V4(address) => frame(self.mac, ETHERTYPE_ARP, ARP_REQUEST, address, [0; 6]),
-            IpAddr::V6(address) => neighbour_advertisement(self.mac, address),
+            IpAddr::V6(address) => neighbour_advertisement(self.mac, self.mac, address),
         }));
         frames
     }
@@ -102,6 +102,19 @@ fn frame(
     frame
 }
 
+/// An ARP question to all for `asked`, from a sender that says it is `sender` at `told`.
+pub(crate) fn arp_frame(
+    source: MacAddr,
+    told: MacAddr,
+    sender: Ipv4Addr,
+    asked: Ipv4Addr,
+) -> Vec<u8> {
+    let mut frame = frame(source, 0x0806, 1, sender, [0; 6]);
+    frame[22..28].copy_from_slice(&told.octets());
+    frame[38..42].copy_from_slice(&asked.octets());
+    frame
+}
+
 fn ethernet(to: [u8; 6], source: MacAddr, ethertype: u16) -> Vec<u8> {
     let mut frame = Vec::with_capacity(96);
     frame.extend(to);
@@ -112,8 +125,13 @@ fn ethernet(to: [u8; 6], source: MacAddr, ethertype: u16) -> Vec<u8> {
 
 /// An unsolicited neighbour advertisement to all nodes (RFC 4861, 7.2.6), which replaces the link-layer
 /// address that neighbours have. It says that the guest is no router, since that is not known here: hosts
-/// that use the guest as a default router take it up again with its next router advertisement.
-fn neighbour_advertisement(source: MacAddr, address: Ipv6Addr) -> Vec<u8> {
+/// that use the guest as a default router take it up again with its next router advertisement. `told` is the
+/// link-layer address that neighbours take.
+pub(crate) fn neighbour_advertisement(
+    source: MacAddr,
+    told: MacAddr,
+    address: Ipv6Addr,
+) -> Vec<u8> {
     const ETHERTYPE_IPV6: u16 = 0x86dd;
     const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     const ICMPV6: u8 = 58;
@@ -123,7 +141,7 @@ fn neighbour_advertisement(source: MacAddr, address: Ipv6Addr) -> Vec<u8> {
     let mut message = vec![ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0];
     message.extend(address.octets());
     message.extend([TARGET_LINK_LAYER, 1]);
-    message.extend(source.octets());
+    message.extend(told.octets());
     let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
     // The checksum covers a pseudo header of both addresses, the length and the protocol.
     let mut summed = [address.octets(), ALL_NODES.octets()].concat();

@@ -19,6 +19,7 @@
 //! refuses and says what the operator should do instead.
 
 pub mod announce;
+pub mod attract;
 mod error;
 pub mod fake;
 pub mod linux;

@@ -6,10 +6,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
-/// First octet of generated addresses: unicast, locally administered.
-const NIC_OCTET: u8 = 0x02;
 
 /// First octet of the host's side of a tap: locally administered, and higher than any
 /// other so that no bridge takes it for its own address.
@@ -115,17 +111,7 @@ impl FromStr for MacAddr {
 /// Two NICs among 10,000 collide with probability 5e-5, so whoever accepts a VM asks
 /// [`find_collisions`] and refuses; the operator then writes a `mac` by hand.
 pub fn nic_mac(cluster_id: &str, vm: &str, nic_index: u32) -> MacAddr {
-    let mut hash = Sha256::new();
-    hash.update(b"quorate mac 1\0");
-    hash.update(cluster_id.as_bytes());
-    hash.update([0]);
-    hash.update(vm.as_bytes());
-    hash.update([0]);
-    hash.update(nic_index.to_be_bytes());
-    let digest = hash.finalize();
-    MacAddr([
-        NIC_OCTET, digest[0], digest[1], digest[2], digest[3], digest[4],
-    ])
+    MacAddr(quorate_types::mac::nic_octets(cluster_id, vm, nic_index))
 }
 
 /// NICs that have the same address.

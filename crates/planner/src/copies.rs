@@ -33,6 +33,10 @@ const DOMAINS: [&str; 8] = [
 ];
 
 pub(crate) fn run(work: &mut Work<'_>) {
+    let mut pools = work.input.state.pools.values();
+    if !pools.any(|pool| pool.spec.is_mirrored()) {
+        return;
+    }
     for vm in 0..work.vms.len() {
         if work.vms[vm].own == Own::Free && !work.vms[vm].touched {
             settle(work, vm);

@@ -4,14 +4,24 @@
 //! and again. Always holds: only words of hosts in the picture about VMs in the state.
 
 use crate::names::Names;
-use quorate_types::{HostReport, VmName, VmReport};
+use quorate_types::{Epoch, HostReport, VmName, VmPhase, VmReport};
 
 #[derive(Debug)]
 pub(crate) struct Heard<'a> {
     /// Where the words about each VM begin; one more at the end.
     begins: Vec<usize>,
-    /// Host and what it says.
-    words: Vec<(usize, &'a VmReport)>,
+    words: Vec<Word<'a>>,
+}
+
+/// What one host says of a VM. What every step asks for stands here itself: with many VMs a report is
+/// far away in memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Word<'a> {
+    host: usize,
+    pub(crate) epoch: Epoch,
+    pub(crate) closed: Epoch,
+    pub(crate) phase: VmPhase,
+    pub(crate) report: &'a VmReport,
 }
 
 impl<'a> Heard<'a> {
@@ -30,16 +40,21 @@ impl<'a> Heard<'a> {
         let mut words = Vec::with_capacity(all.len());
         for (vm, host, said) in all {
             begins.resize(vm + 1, words.len());
-            words.push((host, said));
+            words.push(Word {
+                host,
+                epoch: said.epoch,
+                closed: said.closed,
+                phase: said.phase,
+                report: said,
+            });
         }
         begins.resize(vms.len() + 1, words.len());
         Self { begins, words }
     }
 
     /// What a host says of a VM.
-    pub(crate) fn get(&self, vm: usize, host: usize) -> Option<&'a VmReport> {
+    pub(crate) fn get(&self, vm: usize, host: usize) -> Option<Word<'a>> {
         let words = &self.words[self.begins[vm]..self.begins[vm + 1]];
-        let mut words = words.iter();
-        words.find(|(at, _)| *at == host).map(|(_, said)| *said)
+        words.iter().copied().find(|word| word.host == host)
     }
 }

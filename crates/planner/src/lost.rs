@@ -26,7 +26,7 @@ impl<'a> Work<'a> {
     /// The pool of a VM's disks that its host, which is up, has lost for longer than a hiccup.
     pub(crate) fn lost_storage(&self, vm: usize, host: usize) -> Option<Lost<'a>> {
         let seen = &self.hosts[host];
-        if !seen.up {
+        if !seen.up || !self.input.memory.loses(seen.name) {
             return None;
         }
         let disks = self.vms[vm].record.effective().disks.iter();

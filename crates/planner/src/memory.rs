@@ -151,6 +151,11 @@ impl Memory {
         }
     }
 
+    /// Whether a host has lost any pool at all.
+    pub(crate) fn loses(&self, host: &HostName) -> bool {
+        self.lost.get(host).is_some_and(|pools| !pools.is_empty())
+    }
+
     /// Since when a host cannot use a pool that others can, as far as this leader saw it: when a SAN comes back, hosts notice
     /// one after the other.
     pub(crate) fn lost_since(&self, host: &HostName, pool: &PoolName) -> Option<Instant> {

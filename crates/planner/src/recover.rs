@@ -66,7 +66,7 @@ fn recover(work: &mut Work<'_>, vm: usize, host: usize, epoch: Epoch, order: Ord
 impl<'a> Work<'a> {
     /// A proof that `host` does not run the VM under `epoch`, the owner's own word first.
     pub(crate) fn proof(&self, vm: usize, host: usize, epoch: Epoch) -> Option<FenceProof> {
-        let closed = self.report(vm, host).map(|report| report.closed);
+        let closed = self.word(vm, host).map(|word| word.closed);
         if let Some(closed) = closed.filter(|closed| *closed >= epoch) {
             let evidence = Evidence::Closed {
                 vm: self.vms[vm].name.clone(),
@@ -128,6 +128,9 @@ impl<'a> Work<'a> {
 
     /// Notes what an owned VM waits for, if it is not as wanted.
     fn note_owner(&mut self, vm: usize, host: usize, epoch: Epoch, order: OrderKind) {
+        if !self.takes_notes() {
+            return;
+        }
         if !self.hosts[host].up {
             self.note(vm, |work| work.silent_owner(host));
             return;

@@ -162,11 +162,11 @@ pub(crate) fn leaves(work: &Work<'_>, vm: usize, host: usize) -> bool {
 
 /// The guest ends again and again under this epoch.
 fn loops(work: &Work<'_>, vm: usize, host: usize, epoch: quorate_types::Epoch) -> bool {
-    let never = work.vms[vm].record.spec.migration == MigrationPolicy::Never;
-    let report = work.report(vm, host).filter(|report| report.epoch == epoch);
-    let looping = report.is_some_and(|seen| seen.phase == VmPhase::BackOff)
-        && work.input.memory.looping(work.vms[vm].name, epoch);
-    looping && !never && work.hosts[host].up
+    let word = work.word(vm, host).filter(|word| word.epoch == epoch);
+    word.is_some_and(|word| word.phase == VmPhase::BackOff)
+        && work.input.memory.looping(work.vms[vm].name, epoch)
+        && work.vms[vm].record.spec.migration != MigrationPolicy::Never
+        && work.hosts[host].up
 }
 
 /// Tries another host for it. Each host is tried once, then avoided for a while: this ends.

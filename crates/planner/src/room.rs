@@ -40,6 +40,7 @@ pub(crate) struct Short {
 }
 
 impl<'a> Room<'a> {
+    /// A spec without counted resources may be left out.
     pub(crate) fn new(specs: impl Iterator<Item = &'a VmSpec>, hosts: usize, vms: usize) -> Self {
         let names: BTreeSet<&ResourceName> = specs.flat_map(|spec| spec.resources.keys()).collect();
         let columns = FIRST_RESOURCE + names.len();

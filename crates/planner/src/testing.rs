@@ -68,6 +68,8 @@ pub(crate) fn report(name: &str) -> HostReport {
         pools: BTreeMap::from([("shared".parse().unwrap(), pool)]),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     }
 }
 

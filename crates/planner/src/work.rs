@@ -7,7 +7,7 @@
 use crate::Input;
 use crate::domains::{Domains, HostFacts};
 use crate::groups::Groups;
-use crate::heard::Heard;
+use crate::heard::{Heard, Word};
 use crate::lists::Lists;
 use crate::names::Names;
 use crate::reach::Reach;
@@ -129,6 +129,8 @@ pub(crate) struct Vm<'a> {
     pub(crate) dependents: u32,
     /// An action of this plan is about it.
     pub(crate) touched: bool,
+    /// It needs resources that are counted.
+    counts: bool,
 }
 
 impl<'a> Vm<'a> {
@@ -190,7 +192,8 @@ impl<'a> Work<'a> {
         let settings = state.settings();
         let facts: Vec<HostFacts<'a>> = hosts.iter().map(Host::facts).collect();
         let domains = Domains::new(state, &vm_index, &facts);
-        let specs = vms.iter().flat_map(Vm::specs);
+        let counting = vms.iter().filter(|vm| vm.counts);
+        let specs = counting.flat_map(Vm::specs);
         let mut room = Room::new(specs, hosts.len(), vms.len());
         for (at, host) in hosts.iter().enumerate() {
             let spec = host.record.map(|record| &record.spec);
@@ -403,6 +406,11 @@ impl<'a> Work<'a> {
 
     /// What a host says of a VM.
     pub(crate) fn report(&self, vm: usize, host: usize) -> Option<&'a VmReport> {
+        self.word(vm, host).map(|word| word.report)
+    }
+
+    /// The short form of what a host says of a VM.
+    pub(crate) fn word(&self, vm: usize, host: usize) -> Option<Word<'a>> {
         self.heard.get(vm, host)
     }
 
@@ -412,6 +420,11 @@ impl<'a> Work<'a> {
             host.record.is_none() || host.proof.is_some() || (host.up && host.report.is_some())
         };
         self.input.settled || self.hosts.iter().all(known)
+    }
+
+    /// Whether anybody wants to know why nothing is done.
+    pub(crate) fn takes_notes(&self) -> bool {
+        self.notes.is_some()
     }
 
     /// Notes why nothing is done for a VM; the first note stays.
@@ -514,6 +527,7 @@ fn vm<'a>(
     };
     let resumes = record.saved.is_some() && record.active.is_some();
     let fresh = own == Own::Free && !resumes;
+    let counting = |spec: &VmSpec| !spec.resources.is_empty();
     Vm {
         name,
         record,
@@ -533,5 +547,6 @@ fn vm<'a>(
         },
         dependents: 0,
         touched: false,
+        counts: counting(&record.spec) || record.active.as_ref().is_some_and(counting),
     }
 }

@@ -6,10 +6,11 @@ use crate::event::Event;
 use crate::model::{HostMode, StopMode};
 use crate::plan::Plan;
 use crate::quorum::WitnessChoice;
+use quorate_types::service::RingMember;
 use quorate_types::spec::Power;
 use quorate_types::{
     ClusterSettings, HostName, LabelName, Manifest, Millis, NetworkName, NodeId, PoolName,
-    Revision, RuleName, Secret, SecretName, Timestamp, VmName,
+    Revision, RuleName, Secret, SecretName, ServiceName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`; witnesses; hosts that left in
 /// order.
-pub const FORMAT: u32 = 3;
+///
+/// 4: services, labels of VMs, IPv6 addresses of NICs, subnets of networks.
+pub const FORMAT: u32 = 4;
 
 /// A command with its circumstances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,7 +232,7 @@ pub enum Command {
         /// It goes.
         left: bool,
     },
-    /// An image was made on a host, in a pool of the hosts' own disks. Since format 3.
+    /// An image was made on a host, in a pool of the hosts' own disks. Since format 4.
     RecordDisk {
         /// Which pool.
         pool: PoolName,
@@ -238,6 +241,117 @@ pub enum Command {
         /// Where it is.
         host: HostName,
     },
+    /// What the leader found about services. Each change is checked by itself; what does not fit any more is left out.
+    /// Since format 4.
+    ChangeServices {
+        /// In this order.
+        changes: Vec<ServiceChange>,
+    },
+    /// Give a member no new connections and let the old ones end. Since format 4.
+    DrainMember {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+    },
+    /// Give a drained member connections again. Since format 4.
+    ResumeMember {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+    },
+    /// Forget a service. Since format 4.
+    DeleteService {
+        /// Which.
+        service: ServiceName,
+    },
+}
+
+/// A change of a service that the leader makes by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceChange {
+    /// Directors are to hold this ring beside the one in force.
+    PrepareRing {
+        /// Which service.
+        service: ServiceName,
+        /// The epoch after the last one handed out.
+        epoch: u64,
+        /// Its members, sorted by VM.
+        members: Vec<RingMember>,
+    },
+    /// Every live director holds the coming ring: it is in force.
+    ActivateRing {
+        /// Which service.
+        service: ServiceName,
+        /// The epoch of the coming ring.
+        epoch: u64,
+        /// Members of earlier rings whose guest has ended: nobody asks them for old connections.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        dead: BTreeSet<VmName>,
+    },
+    /// The coming ring is not wanted any more.
+    AbandonRing {
+        /// Which service.
+        service: ServiceName,
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// Another host answers for a service's address.
+    SetHolder {
+        /// Which service.
+        service: ServiceName,
+        /// The host.
+        host: HostName,
+        /// The generation of the holder that the proposer saw; 0: none.
+        expect: u64,
+        /// The old holder is alive and goes on until the new one answers.
+        planned: bool,
+    },
+    /// The new holder answers: the old one need not any more.
+    HolderSettled {
+        /// Which service.
+        service: ServiceName,
+        /// The new holder's generation.
+        generation: u64,
+    },
+    /// A member serves, or does not.
+    RecordHealth {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+        /// It serves.
+        healthy: bool,
+        /// Why it does not.
+        problem: Option<String>,
+    },
+    /// A member that was being drained has no connection left, or its time is over.
+    DrainEnded {
+        /// Which service.
+        service: ServiceName,
+        /// Its member.
+        vm: VmName,
+        /// Connections that were left and end now.
+        cut: u64,
+    },
+}
+
+impl ServiceChange {
+    /// The service that it is about.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        match self {
+            Self::PrepareRing { service, .. }
+            | Self::ActivateRing { service, .. }
+            | Self::AbandonRing { service, .. }
+            | Self::SetHolder { service, .. }
+            | Self::HolderSettled { service, .. }
+            | Self::RecordHealth { service, .. }
+            | Self::DrainEnded { service, .. } => service,
+        }
+    }
 }
 
 /// What an applied command did.

@@ -19,7 +19,7 @@ pub enum Subject {
     Host(HostName),
     /// A VM.
     Vm(VmName),
-    /// A pool, network or rule, by its kind and name.
+    /// A pool, network, rule or service, by its kind and name.
     Object(String),
 }
 
@@ -43,6 +43,8 @@ pub enum EventKind {
     Refused,
     /// A copy of a disk was added, is in step, or is not any more.
     Storage,
+    /// The ring of a service changed, another host holds its address, a member serves or does not.
+    Service,
 }
 
 /// One thing that happened.

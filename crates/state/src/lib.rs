@@ -29,9 +29,10 @@ mod model;
 mod order;
 mod plan;
 mod quorum;
+mod service;
 mod stops;
 
-pub use command::{Command, Envelope, FORMAT, Outcome, Refusal};
+pub use command::{Command, Envelope, FORMAT, Outcome, Refusal, ServiceChange};
 pub use copies::{COPIES, DiskCopies, DiskCopy, DiskRecords, Unsettled};
 pub use event::{Event, EventKind, EventLog, Subject};
 pub use model::{
@@ -41,6 +42,7 @@ pub use model::{
 pub use order::Order;
 pub use plan::{Action, ActionKind, Candidate, CopyOf, MigrationEnd, Plan, PlannedAction, Reason};
 pub use quorum::{Quorum, Witness, WitnessChoice};
+pub use service::{Drain, Health, Holder, RINGS_KEPT, ServiceRecord, slots_for};
 pub use stops::Stopped;
 
 #[cfg(test)]
@@ -49,3 +51,5 @@ mod copies_tests;
 mod tests;
 #[cfg(test)]
 mod tests_quorum;
+#[cfg(test)]
+mod tests_services;

@@ -4,11 +4,12 @@ use crate::copies::DiskRecords;
 use crate::event::EventLog;
 use crate::plan::{ActionKind, Reason};
 use crate::quorum::Quorum;
+use crate::service::ServiceRecord;
 use quorate_types::report::SavedState;
 use quorate_types::{
     ClusterSettings, Epoch, HostName, HostSpec, MigrationId, Millis, NetworkName, NetworkSpec,
-    NodeId, PoolName, PoolSpec, Revision, RuleName, RuleSpec, Secret, SecretName, Timestamp,
-    VmName, VmSpec,
+    NodeId, PoolName, PoolSpec, Revision, RuleName, RuleSpec, Secret, SecretName, ServiceId,
+    ServiceName, Timestamp, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,6 +48,12 @@ pub struct State {
     pub rules: BTreeMap<RuleName, Object<RuleSpec>>,
     /// VMs by name.
     pub vms: BTreeMap<VmName, VmRecord>,
+    /// Services by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, ServiceRecord>,
+    /// Highest number of a service handed out.
+    #[serde(default)]
+    pub last_service: ServiceId,
     /// Join tokens by the SHA-256 of their secret, in hex.
     pub tokens: BTreeMap<String, TokenRecord>,
     /// The last revision that changed hosts, pools, networks, rules or settings: a plan made before it is stale.

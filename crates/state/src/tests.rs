@@ -20,7 +20,7 @@ fn spec() -> VmSpec {
     serde_json::from_value(serde_json::json!({ "memory": "64MiB" })).unwrap()
 }
 
-fn envelope(command: Command) -> Envelope {
+pub(crate) fn envelope(command: Command) -> Envelope {
     Envelope {
         format: FORMAT,
         at: Timestamp(1000),
@@ -104,7 +104,7 @@ impl World {
         })
     }
 
-    fn act(&mut self, actions: Vec<Action>) {
+    pub(crate) fn act(&mut self, actions: Vec<Action>) {
         let command = self.plan(actions);
         self.ok(command);
     }
@@ -114,7 +114,7 @@ impl World {
         self.refused(command)
     }
 
-    fn start(&mut self, name: &str, on: u32) {
+    pub(crate) fn start(&mut self, name: &str, on: u32) {
         self.act(vec![Action::Start {
             vm: vm(name),
             host: host(on),

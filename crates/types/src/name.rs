@@ -127,6 +127,10 @@ name_type!(
     /// Name of a secret that the cluster keeps.
     SecretName
 );
+name_type!(
+    /// Name of a service.
+    ServiceName
+);
 
 #[cfg(test)]
 mod tests {

@@ -4,9 +4,10 @@
 //! anything on *another* host is dead; a VM's `closed` epoch is the one fact in it that is durable
 //! on the reporting host before it is sent.
 
+use crate::service::{ServiceReport, UplinkMode};
 use crate::{
-    BootId, ByteSize, Epoch, HostName, MigrationId, NetworkName, PoolName, Revision, Timestamp,
-    VmName,
+    BootId, ByteSize, Epoch, HostName, MigrationId, NetworkName, PoolName, Revision, ServiceName,
+    Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,12 @@ pub struct HostReport {
     pub links: BTreeMap<HostName, LinkReport>,
     /// Guests on this host and what became of the ones it was told of.
     pub vms: BTreeMap<VmName, VmReport>,
+    /// Services, as far as its datapath has to do with them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, ServiceReport>,
+    /// How its director is attached to each network that has a service.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub uplinks: BTreeMap<NetworkName, UplinkMode>,
 }
 
 /// Resources of a host for guests.

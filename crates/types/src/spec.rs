@@ -4,16 +4,22 @@
 //! object (an unknown pool, a cycle of dependencies) are checked where the whole is known: by the
 //! `manifest` crate for positions and hints, by `state` before a change is accepted.
 
+pub use crate::bgp::{BgpDaemon, BgpNeighbor, BgpSpec};
 pub use crate::placement::{
     Condition, Dependency, HostSpec, LabelSelector, OnTimeout, Preference, RuleKind, RuleSpec,
     Tolerates,
 };
 pub use crate::pool::PoolSpec;
+pub use crate::service::ServiceSpec;
 use crate::settings::ClusterSettings;
-use crate::{ByteSize, HostName, Millis, NetworkName, PoolName, ResourceName, RuleName, VmName};
+pub use crate::subnet::{Guard, Subnet};
+use crate::{
+    ByteSize, HostName, LabelName, Millis, NetworkName, PoolName, ResourceName, RuleName,
+    ServiceName, VmName,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// A whole manifest. Objects that it names are created or changed; others are left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -33,6 +39,9 @@ pub struct Manifest {
     pub vms: BTreeMap<VmName, VmSpec>,
     /// Placement rules by name.
     pub rules: BTreeMap<RuleName, RuleSpec>,
+    /// Services by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<ServiceName, ServiceSpec>,
 }
 
 /// A network: one Linux bridge of the same name on every host.
@@ -50,6 +59,28 @@ pub struct NetworkSpec {
     /// Most VMs plugged into it that migrate at the same time; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_migrations: Option<u32>,
+    /// Its IPv4 addresses; absent: not known, and not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<Subnet>,
+    /// Its IPv6 addresses; absent: not known, and not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Subnet>,
+    /// What its guests may not do.
+    #[serde(default, skip_serializing_if = "Guard::is_off")]
+    pub guard: Guard,
+    /// How its hosts announce addresses to routers; absent: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bgp: Option<BgpSpec>,
+}
+
+impl NetworkSpec {
+    /// The subnet of an address's family, where it is known.
+    #[must_use]
+    pub fn subnet_for(&self, address: IpAddr) -> Option<&Subnet> {
+        let subnets = [self.subnet.as_ref(), self.subnet6.as_ref()];
+        let mut known = subnets.into_iter().flatten();
+        known.find(|subnet| subnet.address().is_ipv4() == address.is_ipv4())
+    }
 }
 
 fn default_mtu() -> u32 {
@@ -88,6 +119,9 @@ pub struct VmSpec {
     /// Network interfaces, in order.
     #[serde(default)]
     pub nics: Vec<NicSpec>,
+    /// What it is, for services that take their members by label: `tier: web`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<LabelName, LabelName>,
     /// When the guest counts as ready; absent: as soon as its CPUs run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<ReadyCheck>,
@@ -131,6 +165,7 @@ impl VmSpec {
             boot: Boot::default(),
             disks: Vec::new(),
             nics: Vec::new(),
+            labels: BTreeMap::new(),
             ready: None,
             depends_on: BTreeMap::new(),
             hosts: BTreeSet::new(),
@@ -244,6 +279,32 @@ pub struct NicSpec {
     /// The guest's own address, where it is known: used for announcements after a move.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
+    /// Its IPv6 address, beside an IPv4 one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
+    /// The network's guard does not hold for it: it is a router, or a DHCP server.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trusted: bool,
+}
+
+impl NicSpec {
+    /// A NIC in this network with defaults for everything else.
+    #[must_use]
+    pub fn new(network: NetworkName) -> Self {
+        Self {
+            network,
+            mac: None,
+            address: None,
+            address6: None,
+            trusted: false,
+        }
+    }
+
+    /// The guest's own addresses, as far as they are known.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let second = self.address6.map(IpAddr::V6);
+        self.address.into_iter().chain(second)
+    }
 }
 
 /// When a guest counts as ready.

@@ -77,5 +77,7 @@ pub(crate) enum Msg {
         term: u64,
         pre: bool,
         granted: bool,
+        /// For how long the voter had acknowledged no leader.
+        quiet: u64,
     },
 }

@@ -31,6 +31,10 @@ pub(crate) struct Node {
     pub(crate) leader: Option<NodeId>,
     /// When a leader was heard, by the local clock.
     heard: Option<u64>,
+    /// When it acknowledged a leader, or counted on a majority as the leader.
+    acked: Option<u64>,
+    /// When those who voted for this node heard a leader, at the latest.
+    voters_heard: u64,
     /// When something is due next, by the local clock.
     pub(crate) due: u64,
     pub(crate) commit: usize,
@@ -61,6 +65,8 @@ impl Node {
             role: Role::Follower,
             leader: None,
             heard: None,
+            acked: None,
+            voters_heard: 0,
             due: 0,
             commit: 0,
             votes: BTreeSet::new(),
@@ -81,6 +87,7 @@ impl Node {
         self.leader = None;
         // A restarted node may have heard a leader just before.
         self.heard = Some(now);
+        self.acked = Some(now);
         self.commit = committed.min(self.log.len());
         self.votes.clear();
         self.acks.clear();
@@ -142,6 +149,11 @@ impl Node {
             majority?;
         }
         oldest
+    }
+
+    /// As the leader: no earlier leader had a majority that answered anything sent after this.
+    pub(crate) fn quiet_since(&self) -> u64 {
+        self.acked.unwrap_or(0).max(self.voters_heard)
     }
 
     /// It leads, and a majority has said so lately.
@@ -253,6 +265,7 @@ impl Node {
         self.leader = None;
         self.role = Role::Candidate { pre: false };
         self.votes = BTreeSet::from([self.id]);
+        self.voters_heard = 0;
         if self.config().majority(|node| node == self.id) {
             return self.lead(now);
         }
@@ -321,12 +334,24 @@ impl Node {
                 last,
                 last_term,
             } => self.on_ask(from, term, pre, (last_term, last), now, rng),
-            Msg::Vote { term, pre, granted } => self.on_vote(from, term, pre, granted, now, rng),
+            Msg::Vote {
+                term,
+                pre,
+                granted,
+                quiet,
+            } => {
+                if granted && !pre {
+                    self.voters_heard = self.voters_heard.max(now.saturating_sub(quiet));
+                }
+                self.on_vote(from, term, pre, granted, now, rng)
+            }
         }
     }
 
     fn yield_to(&mut self, term: u64, now: u64, rng: &mut Rng) {
         if term > self.term {
+            // What it counted on as the leader.
+            self.acked = self.acked.max(self.quorum_ack(now));
             self.term = term;
             self.voted = None;
             self.leader = None;
@@ -362,8 +387,20 @@ impl Node {
             )]
         };
         if term < self.term {
-            return answer(self, false, 0);
+            // Acknowledges nothing: the time is that of an earlier leader, or of an earlier life of this one.
+            let (term, sent) = (self.term, 0);
+            let (ok, matched) = (false, 0);
+            return vec![(
+                from,
+                Msg::Appended {
+                    term,
+                    ok,
+                    matched,
+                    sent,
+                },
+            )];
         }
+        self.acked = self.acked.max(Some(now));
         self.role = Role::Follower;
         self.leader = Some(from);
         if !mute {
@@ -488,7 +525,15 @@ impl Node {
                 self.due = now;
             }
             let granted = good && term > self.term;
-            return vec![(from, Msg::Vote { term, pre, granted })];
+            return vec![(
+                from,
+                Msg::Vote {
+                    term,
+                    pre,
+                    granted,
+                    quiet: 0,
+                },
+            )];
         }
         if lease {
             return Vec::new();
@@ -501,7 +546,16 @@ impl Node {
             self.rest(now, rng);
         }
         let term = self.term;
-        vec![(from, Msg::Vote { term, pre, granted })]
+        let quiet = self.acked.map_or(now, |at| now.saturating_sub(at));
+        vec![(
+            from,
+            Msg::Vote {
+                term,
+                pre,
+                granted,
+                quiet,
+            },
+        )]
     }
 
     fn on_vote(

@@ -29,6 +29,7 @@ mod host;
 mod input;
 mod ledger;
 mod mirror;
+mod services;
 pub mod vm;
 
 pub use effect::{Act, Effect, Token};
@@ -40,3 +41,4 @@ pub use ledger::{Ledger, LedgerEntry, LedgerRecord, SendEntry, SendStage};
 pub use mirror::{
     ExportOffer, ExportRequest, Mirror, MirrorStep, keeps_export, may_export, mirror_step,
 };
+pub use services::{service_table, services_wanted};

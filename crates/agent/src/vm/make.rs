@@ -90,6 +90,7 @@ pub(super) async fn make(
     let mode = start_mode(shared, vm, &plan).await?;
     prepare_network(shared, &nics).await?;
     super::reserve::before_start(shared, vm, &plan.spec.disks, plan.epoch, plan.incoming).await?;
+    crate::services::edges::attach(shared, vm, !plan.incoming).await;
     let layout = &shared.layout;
     note_serial_log(shared, vm).await?;
     let config = guest_config(

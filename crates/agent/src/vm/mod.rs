@@ -24,6 +24,7 @@ use crate::facts::OpenPools;
 use crate::guest_config::Layout;
 use crate::host::Message;
 use crate::ports::{AgentConfig, Drivers, GuestGuard, PoolDefinition};
+use crate::services::{Services, edges};
 use make::{Making, Plan, Prepared};
 use quorate_agent_logic::{Act, Exit, GuestEvent, Observed, Token};
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationControl, Vm};
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) units: Mutex<BTreeMap<VmName, Units>>,
     pub(crate) inbox: mpsc::Sender<Message>,
     pub(crate) exports: Exports,
+    pub(crate) services: Services,
     /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
     pub(crate) deadline_ns: AtomicU64,
     pub(crate) tasks: TaskTracker,
@@ -343,6 +345,9 @@ impl VmTask {
                     Ok((live, watching)) => {
                         let incoming = watching.awaits();
                         self.take_charge(live, watching);
+                        if !incoming {
+                            self.shared.services.note_running(&self.vm, true);
+                        }
                         if reaping {
                             self.kill(Token(0), run).await;
                         } else if !incoming {
@@ -368,6 +373,7 @@ impl VmTask {
                     }
                     self.shared.set_pid(&self.vm, None);
                     self.shared.set_guest(&self.vm, None);
+                    self.shared.services.note_gone(&self.vm);
                 }
                 let (shared, vm) = (self.shared.clone(), self.vm.clone());
                 self.shared.spawn(async move {
@@ -494,6 +500,9 @@ impl VmTask {
         });
         for tap in taps {
             let ours = tap.nic.as_ref().is_some_and(|nic| nic.starts_with(&prefix));
+            if ours {
+                edges::detach(&self.shared, &tap.ifname).await;
+            }
             if ours && let Err(error) = network.delete_tap(&tap.ifname).await {
                 tracing::warn!(vm = %self.vm, error = text(&error), "a tap stays");
             }
@@ -501,6 +510,17 @@ impl VmTask {
         let (shared, vm) = (self.shared.clone(), self.vm.clone());
         self.shared
             .spawn(async move { shared.guard.unregister(&vm, run.0).await });
+    }
+}
+
+/// Tells the switches that a VM's frames come here from now on; several rounds, in the background.
+pub(crate) fn announce_place(shared: &Shared, vm: &VmName) {
+    let state = shared.state();
+    let Some(record) = state.vms.get(vm) else {
+        return;
+    };
+    for announcement in make::announcements(shared, vm, record.effective()) {
+        watch::announce_one(shared, vm, &announcement);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The source of a migration: forwards its phases.
 
 use super::{Done, Live, Shared, observed, text};
+use crate::services::edges;
 use quorate_agent_logic::{GuestEvent, Observed, Token};
 use quorate_hypervisor::{
     Adoption, HypervisorError, MigrationPhase, MigrationRequest, MigrationStatus,
@@ -123,7 +124,7 @@ pub(super) async fn cancel_found(guest: &dyn Vm) -> Result<(), HypervisorError> 
 }
 
 async fn follow(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     vm: &VmName,
     token: Token,
     mut outgoing: OutgoingMigration,
@@ -142,7 +143,14 @@ async fn follow(
                 transferred: progress.transferred_bytes,
                 remaining: progress.remaining_bytes,
             },
-            MigrationPhase::PreSwitchover => GuestEvent::PreSwitchover,
+            MigrationPhase::PreSwitchover => {
+                let (shared, vm) = (shared.clone(), vm.clone());
+                // Beside what else is handed over: neither waits for the other.
+                shared
+                    .clone()
+                    .spawn(async move { edges::leave(&shared, &vm).await });
+                GuestEvent::PreSwitchover
+            }
             MigrationPhase::Device => {
                 switching = true;
                 continue;
@@ -165,6 +173,9 @@ async fn follow(
                 observed: state(source),
             },
         };
+        if matches!(event, GuestEvent::SendFailed { .. }) {
+            edges::back(shared, vm).await;
+        }
         let last = matches!(
             event,
             GuestEvent::SendCompleted { .. } | GuestEvent::SendFailed { .. }

@@ -10,7 +10,7 @@ use quorate_hypervisor::{
     self as hypervisor, ExitInfo, GuestState, IncomingMigration, IncomingOutcome, MigrationStatus,
     Vm,
 };
-use quorate_network::tap_name;
+use quorate_network::{Announcement, tap_name};
 use quorate_types::VmName;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
@@ -142,9 +142,15 @@ async fn on_event(
     if watching.awaits() {
         watching.ran |= tells_of_life(&event);
         if event == hypervisor::GuestEvent::Resume {
+            shared.services.note_running(vm, true);
             open_taps(shared, vm, live, watching).await;
         }
         return;
+    }
+    match event {
+        hypervisor::GuestEvent::Stop => shared.services.note_running(vm, false),
+        hypervisor::GuestEvent::Resume => shared.services.note_running(vm, true),
+        _ => {}
     }
     let event = match event {
         hypervisor::GuestEvent::Stop
@@ -180,11 +186,16 @@ async fn on_outcome(
             watching.ran = true;
             open_taps(shared, vm, live, watching).await;
             let running = state == GuestState::Running;
+            shared.services.note_running(vm, running);
             GuestEvent::Arrived { running }
         }
         IncomingOutcome::Failed { reason } => {
             if let Some(arrival) = &mut watching.arrival {
                 arrival.incoming = None;
+                // They may have been opened for what waits for the guest.
+                for tap in &arrival.taps {
+                    let _ = shared.drivers.network.mute(tap).await;
+                }
             }
             let detail = reason;
             return shared
@@ -226,24 +237,29 @@ async fn open(shared: &Shared, vm: &VmName, live: &Live, taps: &[String]) {
             tracing::error!(%vm, tap, error = text(&error), "a tap stays mute");
         }
     }
+    crate::services::edges::open(shared, vm).await;
     announce(shared, vm, live);
 }
 
 /// Tells the switches where the guest is; several rounds, in the background.
 pub(super) fn announce(shared: &Shared, vm: &VmName, live: &Live) {
     for announcement in &live.announcements {
-        let (network, vm) = (shared.drivers.network.clone(), vm.clone());
-        let announcement = announcement.clone();
-        shared.spawn(async move {
-            if let Err(error) = network.announce(&announcement).await {
-                tracing::warn!(%vm, error = text(&error), "a guest is not announced");
-            }
-        });
+        announce_one(shared, vm, announcement);
     }
     let (guest, vm) = (live.guest.clone(), vm.clone());
     shared.spawn(async move {
         if let Err(error) = guest.announce().await {
             tracing::debug!(%vm, error = text(&error), "QEMU does not announce it");
+        }
+    });
+}
+
+pub(super) fn announce_one(shared: &Shared, vm: &VmName, announcement: &Announcement) {
+    let (network, vm) = (shared.drivers.network.clone(), vm.clone());
+    let announcement = announcement.clone();
+    shared.spawn(async move {
+        if let Err(error) = network.announce(&announcement).await {
+            tracing::warn!(%vm, error = text(&error), "a guest is not announced");
         }
     });
 }

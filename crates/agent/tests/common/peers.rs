@@ -1,7 +1,7 @@
 //! Hosts that ask each other's agents without a network.
 
 use async_trait::async_trait;
-use quorate_agent::{AgentHandle, ExportOffer, ExportRequest, PeerAsk};
+use quorate_agent::{AgentHandle, ExportOffer, ExportRequest, PeerAsk, ShippedFlows};
 use quorate_agent_logic::TargetSays;
 use quorate_types::{HostName, MigrationId, VmName};
 use std::collections::BTreeMap;
@@ -40,6 +40,18 @@ impl PeerAsk for Peers {
     async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String> {
         let agent = self.get(&to).ok_or("unreachable")?;
         agent.hand_over(vm, id).await
+    }
+    async fn ship_flows(&self, to: HostName, flows: ShippedFlows) -> Result<(), String> {
+        let agent = self.get(&to).ok_or("unreachable")?;
+        agent.put_flows(&flows).await
+    }
+    async fn send_pins(
+        &self,
+        to: HostName,
+        pins: Vec<quorate_balancer::Pin>,
+    ) -> Result<(), String> {
+        let agent = self.get(&to).ok_or("unreachable")?;
+        agent.pin(&pins).await
     }
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {
         match self.get(&to) {

@@ -19,7 +19,7 @@ use crate::view::{
 };
 use quorate_membership::HostHealth;
 use quorate_state::State;
-use quorate_types::{HostName, HostReport, Millis, NodeId, PoolSpec, VmName};
+use quorate_types::{HostName, HostReport, Millis, NodeId, PoolSpec, ServiceName, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +44,9 @@ pub struct Observed {
     /// What would even out load, one sentence.
     #[serde(default)]
     pub advice: Option<String>,
+    /// What is wrong with services, one sentence each.
+    #[serde(default)]
+    pub services: BTreeMap<ServiceName, Vec<String>>,
 }
 
 /// A member of the consensus group as the leader sees it.
@@ -113,6 +116,7 @@ pub fn build(state: &State, observed: Option<&Observed>, me: &Answering) -> Clus
         pools,
         networks,
         rules,
+        services: crate::services::services(state, observed),
     };
     view.cluster.problems = problems::problems(&view, seen);
     if let Some(text) = quorum::witness_problem(state, seen).filter(|_| quorate) {

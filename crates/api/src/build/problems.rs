@@ -2,6 +2,7 @@
 //! network, VMs. A VM that only suffers from a lower layer's fault is not listed again.
 
 use super::{Observed, problem};
+use crate::services::{MemberState, MemberView};
 use crate::view::{ClusterView, HostState, HostView, Level, ProblemView, VmState};
 use quorate_state::HostMode;
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ pub(super) fn problems(view: &ClusterView, seen: &Observed) -> Vec<ProblemView> 
     }
     storage_and_network(view, &mut found);
     vms(view, &mut found);
+    services(view, &mut found);
     let mut seen_texts = BTreeSet::new();
     found.retain(|problem| seen_texts.insert(problem.text.clone()));
     found
@@ -166,6 +168,24 @@ fn storage_and_network(view: &ClusterView, found: &mut Vec<ProblemView>) {
                 format!("network/{}", network.name),
                 text,
             ));
+        }
+    }
+}
+
+/// The highest layer: what is told here is not the fault of one below, or shows whom that one hurts.
+fn services(view: &ClusterView, found: &mut Vec<ProblemView>) {
+    for service in &view.services {
+        let name = &service.name;
+        let serves = |member: &MemberView| {
+            matches!(member.state, MemberState::Serving | MemberState::Moving)
+        };
+        let level = match service.members.iter().any(serves) && service.epoch > 0 {
+            true => Level::Warning,
+            false => Level::Error,
+        };
+        for text in &service.problems {
+            let text = format!("service {name}: {text}");
+            found.push(problem(level, format!("service/{name}"), text));
         }
     }
 }

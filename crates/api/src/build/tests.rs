@@ -181,6 +181,8 @@ fn report(name: &str) -> HostReport {
         pools: BTreeMap::new(),
         links: BTreeMap::new(),
         vms: BTreeMap::new(),
+        services: BTreeMap::new(),
+        uplinks: BTreeMap::new(),
     }
 }
 
@@ -529,4 +531,30 @@ mod storage {
             pairs(&[("lost", ImageState::Missing), ("new", ImageState::Planned)])
         );
     }
+}
+
+#[test]
+fn services_in_trouble_are_told_after_what_lies_below_them() {
+    let mut scene = Scene::new();
+    let manifest = serde_json::json!({
+        "networks": { "lan": { "bridge": "br0" } },
+        "services": { "web": { "network": "lan", "address": "10.0.0.9", "ports": ["80"], "members": { "db": {} } } },
+    });
+    let manifest: quorate_types::Manifest = serde_json::from_value(manifest).unwrap();
+    let (name, spec) = manifest.services.into_iter().next().unwrap();
+    let record = serde_json::json!({ "spec": spec, "id": 1, "slots": 65_537, "last_epoch": 0, "changed": 1 });
+    let record = serde_json::from_value(record).unwrap();
+    scene.state.services.insert(name.clone(), record);
+    assert_eq!(scene.view().services[0].members[0].vm, vm("db"));
+    let text = "no member serves yet".to_owned();
+    scene.seen.services.insert(name, vec![text]);
+    scene.health("h1", HostHealth::Suspect);
+    let problems = scene.view().cluster.problems;
+    let last = problems.last().unwrap();
+    assert_eq!(last.text, "service web: no member serves yet");
+    assert_eq!(
+        (last.level, last.about.as_str()),
+        (Level::Error, "service/web")
+    );
+    assert!(problems.len() > 1);
 }

@@ -158,6 +158,11 @@ pub(crate) fn existing(state: &ClusterState) -> Existing {
             .map(|(name, vm)| (name.clone(), vm.spec.clone()))
             .collect(),
         rules: specs(&state.rules),
+        services: state
+            .services
+            .iter()
+            .map(|(name, service)| (name.clone(), service.spec.clone()))
+            .collect(),
     }
 }
 

@@ -8,6 +8,7 @@ mod manifest;
 mod questions;
 mod quorum;
 mod secrets;
+mod services;
 mod storage;
 mod vms;
 
@@ -19,6 +20,7 @@ pub(crate) use manifest::*;
 pub(crate) use questions::*;
 pub(crate) use quorum::*;
 pub(crate) use secrets::*;
+pub(crate) use services::*;
 pub(crate) use storage::*;
 pub(crate) use vms::*;
 
@@ -114,6 +116,11 @@ pub fn router(
         .route("/pools", get(list_pools))
         .route("/pools/{name}", get(show_pool).delete(delete_pool))
         .route("/pools/{name}/drill", post(drill_pool))
+        .route("/services", get(list_services))
+        .route("/services/{name}", get(show_service).delete(delete_service))
+        .route("/services/{name}/trace", get(trace_service))
+        .route("/services/{name}/members/{vm}/drain", post(drain_member))
+        .route("/services/{name}/members/{vm}/resume", post(resume_member))
         .route("/networks/{name}", delete(delete_network))
         .route("/rules/{name}", delete(delete_rule))
         .route("/images/jobs", get(list_image_jobs).post(make_image_job))

@@ -102,6 +102,8 @@ fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
             .into_iter()
             .map(|(vm, order)| (vm, running(order.epoch())))
             .collect(),
+        services: Default::default(),
+        uplinks: Default::default(),
     }
 }
 

@@ -29,12 +29,18 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// An empty picture: every host has been heard at the election, and has no lease from this leader.
+    /// An empty picture: no host has a lease from this leader, and each may have got one from an earlier leader, `silent`
+    /// ago at the latest: for so long none has had a majority. `silent` was measured by several clocks.
     #[must_use]
-    pub fn new(term: u64, state: &State, now: Instant) -> Self {
+    pub fn new(term: u64, state: &State, silent: Millis, now: Instant) -> Self {
         let settings = state.settings();
-        let mut table = LeaseTable::new(&settings, now);
-        table.configure(&settings, state.hosts.keys(), now);
+        // Who is alive gets half a lease to say so to a new leader, however long there was none. One clock may be fast
+        // and another one slow.
+        let silent = silent.min(Millis(settings.lease.duration.0 / 2));
+        let unsure = Millis(2 * settings.lease.drift(silent).0 + 1);
+        let granted = now.minus(Millis(silent.0.saturating_sub(unsure.0)));
+        let mut table = LeaseTable::new(&settings, granted);
+        table.configure(&settings, state.hosts.keys(), granted);
         Self {
             term,
             elected: now,

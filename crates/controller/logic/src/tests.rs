@@ -43,7 +43,7 @@ const START: Instant = Instant(100_000_000_000);
 #[test]
 fn grants_only_after_a_majority_has_answered() {
     let state = state(3, Some(Millis(500)));
-    let mut leases = Leases::new(7, &state, START);
+    let mut leases = Leases::new(7, &state, Millis(0), START);
     let (reply, _) = leases.heartbeat(beat(2, Some(500)), &state, None, START);
     assert_eq!(reply.granted_ms, 0, "{:?}", reply.why);
     assert!(reply.want_report);
@@ -55,7 +55,7 @@ fn grants_only_after_a_majority_has_answered() {
 #[test]
 fn a_host_that_became_less_well_armed_gets_no_lease_before_that_is_recorded() {
     let state = state(3, Some(Millis(500)));
-    let mut leases = Leases::new(7, &state, START);
+    let mut leases = Leases::new(7, &state, Millis(0), START);
     for watchdog_ms in [None, Some(501)] {
         let (reply, changed) = leases.heartbeat(beat(2, watchdog_ms), &state, Some(START), START);
         assert_eq!(reply.granted_ms, 0);
@@ -67,7 +67,7 @@ fn a_host_that_became_less_well_armed_gets_no_lease_before_that_is_recorded() {
 #[test]
 fn a_removed_host_is_told_so() {
     let state = state(2, None);
-    let mut leases = Leases::new(7, &state, START);
+    let mut leases = Leases::new(7, &state, Millis(0), START);
     let (reply, _) = leases.heartbeat(beat(9, None), &state, Some(START), START);
     assert!(reply.why.is_some_and(|why| why.contains("not a host")));
 }
@@ -75,7 +75,7 @@ fn a_removed_host_is_told_so() {
 #[test]
 fn the_group_follows_the_hosts_one_change_at_a_time() {
     let three = state(3, None);
-    let mut leases = Leases::new(7, &three, START);
+    let mut leases = Leases::new(7, &three, Millis(0), START);
     for n in 1..=3 {
         let _ = leases.heartbeat(beat(n, None), &three, Some(START), START);
     }
@@ -111,7 +111,7 @@ fn a_witness_is_taken_in_by_what_it_answers_and_goes_with_its_number() {
         pool: "shared".parse().unwrap(),
     };
     two.quorum.witness = Some(witness(5));
-    let mut leases = Leases::new(7, &two, START);
+    let mut leases = Leases::new(7, &two, Millis(0), START);
     for n in 1..=2 {
         let _ = leases.heartbeat(beat(n, None), &two, Some(START), START);
     }
@@ -155,4 +155,25 @@ fn a_witness_is_taken_in_by_what_it_answers_and_goes_with_its_number() {
     members.voters = [1, 2, 6].into();
     members.learners = [5].into();
     assert_eq!(next(&members, &two), Some(Change::Remove(5)));
+}
+
+#[test]
+fn a_new_leader_counts_what_its_voters_know_of_earlier_leases() {
+    let state = state(3, Some(Millis(500)));
+    let lapse = |silent: u64| {
+        let leases = Leases::new(7, &state, Millis(silent), START);
+        leases.table.lapse(&host(2)).unwrap().since(START).0
+    };
+    let whole = lapse(0);
+    assert!(whole > 2000, "a whole lease and what clocks may differ by");
+    let less = whole - lapse(600);
+    assert!(
+        (550..600).contains(&less),
+        "{less} ms: not more than is known"
+    );
+    let most = whole - lapse(60_000);
+    assert!(
+        (900..=1000).contains(&most),
+        "{most} ms: whoever is alive has half a lease to say so"
+    );
 }

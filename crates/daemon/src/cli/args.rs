@@ -3,7 +3,9 @@
 use super::plan::Thens;
 use super::when::When;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use quorate_types::{HostName, LabelName, Millis, NetworkName, PoolName, RuleName, VmName};
+use quorate_types::{
+    HostName, LabelName, Millis, NetworkName, PoolName, RuleName, ServiceName, VmName,
+};
 use std::path::PathBuf;
 
 /// Where the daemon keeps its state unless told otherwise.
@@ -27,9 +29,10 @@ const TEMPLATE: &str = "\
 \x1b[1mChange\x1b[0m
   apply        Make what a manifest says hold
   diff         What an apply would change
-  delete       Forget a VM, pool, network or rule
+  delete       Forget a VM, pool, network, rule or service
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
+  service      list, show, drain, resume, trace: addresses over many VMs
   storage      list, show, keys, drill: pools, their images, who may write a LUN
   image        list, import, export, clone, resize, snapshot, delete, jobs
   secret       set, list, delete: passwords that pools name
@@ -116,7 +119,7 @@ pub(crate) enum Command {
     Apply(ApplyArgs),
     /// What an apply would change.
     Diff(DiffArgs),
-    /// Forget a VM, pool, network or rule. Disk images stay.
+    /// Forget a VM, pool, network, rule or service. Disk images stay.
     #[command(subcommand)]
     Delete(DeleteCommand),
     /// Virtual machines.
@@ -125,6 +128,9 @@ pub(crate) enum Command {
     /// Hosts.
     #[command(subcommand)]
     Host(HostCommand),
+    /// Services: one address over many VMs.
+    #[command(subcommand)]
+    Service(super::service::ServiceCommand),
     /// Storage pools: who reaches them, what they can prove, their images.
     #[command(subcommand)]
     Storage(super::storage::StorageCommand),
@@ -315,6 +321,11 @@ pub(crate) enum DeleteCommand {
     Rule {
         /// Which.
         name: RuleName,
+    },
+    /// Forget a service; its connections end.
+    Service {
+        /// Which.
+        name: ServiceName,
     },
 }
 

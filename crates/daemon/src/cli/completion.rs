@@ -11,7 +11,7 @@ use clap::{Arg, Command, CommandFactory as _};
 use clap_complete::env::{CompleteEnv, Shells};
 use clap_complete::{ArgValueCompleter, CompletionCandidate, Shell};
 use quorate_api::Client;
-use quorate_types::{HostName, ImageRef, PoolName, SecretName, VmName};
+use quorate_types::{HostName, ImageRef, PoolName, SecretName, ServiceName, VmName};
 use std::any::TypeId;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -79,6 +79,8 @@ fn path_of(arg: &Arg) -> Option<&'static str> {
         Some("/api/v1/vms")
     } else if kind == TypeId::of::<HostName>() {
         Some("/api/v1/hosts")
+    } else if kind == TypeId::of::<ServiceName>() {
+        Some("/api/v1/services")
     } else if kind == TypeId::of::<SecretName>() {
         Some("/api/v1/secrets")
     } else if kind == TypeId::of::<PoolName>() || kind == TypeId::of::<ImageRef>() {
@@ -182,6 +184,8 @@ mod tests {
         assert!(!completes(&["init"], "host"));
         assert!(completes(&["delete", "pool"], "name"));
         assert!(completes(&["secret", "delete"], "name"));
+        assert!(completes(&["service", "drain"], "service"));
+        assert!(completes(&["service", "drain"], "member"));
         assert!(!completes(&["delete", "rule"], "name"));
     }
 }

@@ -23,6 +23,7 @@ mod quorum;
 mod reservation;
 mod saved;
 mod secret;
+mod service;
 mod setup;
 mod show;
 mod status;
@@ -99,7 +100,11 @@ fn now_ms() -> u64 {
 pub(crate) fn main() -> ExitCode {
     // The guard takes little memory and has no threads of an async runtime: it comes before all else.
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|word| word == "guard") {
+    let first = arguments.next();
+    if first.as_ref().is_some_and(|word| word == "bgp-speaker") {
+        return crate::serve::watch_speaker(arguments.next());
+    }
+    if first.is_some_and(|word| word == "guard") {
         return quorate_agent::guard::main(arguments);
     }
     match completion::answer() {
@@ -173,6 +178,7 @@ async fn run(global: &Global, command: Command) -> Result<(), CliError> {
         Command::Delete(command) => vm::delete(&context, command).await,
         Command::Vm(command) => vm::run(&context, command).await,
         Command::Host(command) => host::run(&context, command).await,
+        Command::Service(command) => service::run(&context, command).await,
         Command::Storage(command) => storage::run(&context, command).await,
         Command::Image(command) => image::run(&context, command).await,
         Command::Secret(command) => secret::run(&context, command).await,

@@ -370,6 +370,8 @@ fn ending(out: &Output, stage: &StageView, nothing: bool) -> Vec<String> {
         let names: Vec<&str> = outage.left_without.iter().map(VmName::as_str).collect();
         format!("  Without {} meanwhile: {}.", outage.vm, names.join(", "))
     }));
+    let services = stage.services.iter().take(NAMED);
+    lines.extend(services.map(|text| format!("  {text}.")));
     let shown = stage.unplaced.iter().take(NAMED);
     lines.extend(shown.map(|missing| bad(format!("{} does not run: {}", missing.vm, missing.why))));
     match stage.unplaced.len().saturating_sub(NAMED) {

@@ -21,6 +21,10 @@ pub(crate) fn page(out: &Output, view: &ClusterView) -> String {
         parts.push(String::new());
         parts.push(vms(out, &view.vms));
     }
+    if !view.services.is_empty() {
+        parts.push(String::new());
+        parts.push(super::service::table(out, &view.services, false));
+    }
     parts.push(String::new());
     parts.push(out.paint(Tone::Dim, &footer(view)));
     parts.join("\n")

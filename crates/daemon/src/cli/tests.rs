@@ -5,7 +5,7 @@ use super::args::{Cli, Command, Format, HostCommand, VmCommand};
 use super::output::{Output, bytes, span};
 use super::plan::Then;
 use super::wait::{Goal, Standing};
-use super::{error::CliError, host, image, manifest, show, status, storage};
+use super::{error::CliError, host, image, manifest, service, show, status, storage};
 use clap::{CommandFactory as _, Parser as _};
 use jiff::tz::TimeZone;
 use quorate_api::view::{ClusterView, Explanation};
@@ -68,6 +68,7 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
             "host",
             "list, show, drain, resume, label, fence, confirm-dead, remove",
         ),
+        ("service", "list, show, drain, resume, trace"),
         ("storage", "list, show, keys, drill"),
         ("secret", "set, list, delete"),
     ] {
@@ -132,6 +133,9 @@ fn commands_are_understood() {
         "quorate image import a.img --to shared/a --format iso",
         "quorate image resize shared/a big",
         "quorate secret set san-chap word",
+        "quorate service drain web",
+        "quorate service trace web",
+        "quorate service drain web web1 --timeout 5s",
     ] {
         assert!(parse(bad).is_err(), "{bad}");
     }
@@ -381,4 +385,53 @@ fn a_disk_witness_needs_a_pool() {
     assert!(parse("quorate quorum set --witness none").is_ok());
     assert!(parse("quorate quorum set").is_err());
     assert!(parse("quorate witness join T --address 192.0.2.9:7420 --name w1").is_ok());
+}
+
+#[test]
+fn pages_of_services() {
+    let services: Vec<quorate_api::services::ServiceView> =
+        serde_json::from_str(include_str!("golden/services.json")).unwrap();
+    golden("services.txt", &service::list(&PLAIN, &services));
+    let now = 1_760_000_600_000;
+    let pages: Vec<String> = services
+        .iter()
+        .map(|of| service::page(&PLAIN, of, now))
+        .collect();
+    golden("services-shown.txt", &pages.join("\n\n"));
+    assert!(service::list(&PLAIN, &[]).starts_with("No services yet"));
+    let traces: Vec<quorate_api::services::TraceView> =
+        serde_json::from_str(include_str!("golden/traces.json")).unwrap();
+    let traces: Vec<String> = traces
+        .iter()
+        .map(|answer| service::trace(&PLAIN, answer))
+        .collect();
+    golden("traces.txt", &traces.join("\n\n"));
+}
+
+#[test]
+fn a_drain_of_a_member_is_told_by_its_connections() {
+    let services: serde_json::Value =
+        serde_json::from_str(include_str!("golden/services.json")).unwrap();
+    let standing = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut view = serde_json::to_value(well()).unwrap();
+        view["services"] = services.clone();
+        change(&mut view["services"][0]);
+        let view: ClusterView = serde_json::from_value(view).unwrap();
+        let (web, vm) = ("web".parse().unwrap(), "web2".parse().unwrap());
+        service::drained(&view, &web, &vm)
+    };
+    let busy = |text: &str| Standing::Busy(text.to_owned());
+    assert_eq!(standing(&|_| ()), busy("3 connections to go"));
+    let in_ring = standing(&|of| of["members"][1]["in_ring"] = true.into());
+    assert!(matches!(in_ring, Standing::Busy(text) if text.starts_with("not yet out of the ring")));
+    let ended = standing(&|of| {
+        of["members"][1]["state"] = "drained".into();
+        of["members"][1]["cut"] = 1.into();
+    });
+    let done = "drained, 1 connection cut at the time-out".to_owned();
+    assert_eq!(ended, Standing::Done(done));
+    let resumed = standing(&|of| of["members"][1]["state"] = "serving".into());
+    assert!(matches!(resumed, Standing::Failed(_)));
+    let gone = standing(&|of| of["name"] = "other".into());
+    assert!(matches!(gone, Standing::Failed(_)));
 }

@@ -152,6 +152,7 @@ pub(crate) async fn delete(context: &Context, command: DeleteCommand) -> Result<
         DeleteCommand::Pool { name } => format!("/api/v1/pools/{name}"),
         DeleteCommand::Network { name } => format!("/api/v1/networks/{name}"),
         DeleteCommand::Rule { name } => format!("/api/v1/rules/{name}"),
+        DeleteCommand::Service { name } => format!("/api/v1/services/{name}"),
     };
     let changed: Changed = context.client.delete(&path).await?;
     match command {

@@ -11,7 +11,7 @@ use quorate_api::view::{ClusterView, HostState, VmState, VmView};
 use quorate_api::{Client, ClientError};
 use quorate_state::HostMode;
 use quorate_types::spec::Power;
-use quorate_types::{HostName, Millis, VmName};
+use quorate_types::{HostName, Millis, ServiceName, VmName};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ pub(crate) enum Goal {
     Gone(VmName),
     /// A host without VMs.
     Drained(HostName),
+    /// A member of a service without connections.
+    MemberDrained { service: ServiceName, vm: VmName },
 }
 
 impl Goal {
@@ -66,6 +68,9 @@ impl Goal {
                 vec![(name.to_string(), standing)]
             }
             Self::Drained(host) => vec![(host.to_string(), drained(view, host))],
+            Self::MemberDrained { service, vm } => {
+                vec![(vm.to_string(), super::service::drained(view, service, vm))]
+            }
         }
     }
 }

@@ -64,6 +64,7 @@ fn observed(picture: Picture) -> Observed {
         waiting: picture.waiting,
         problems: picture.problems,
         advice: picture.advice,
+        services: picture.services,
     }
 }
 

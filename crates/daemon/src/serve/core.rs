@@ -173,6 +173,17 @@ impl Core {
             Ask::CutUnits { pool, host, epochs } => Ok(Answer::UnitsCut(
                 self.agent.cut_units(&pool, &host, epochs).await,
             )),
+            Ask::Flows(flows) => {
+                let put = self.agent.put_flows(&flows).await;
+                put.map(|()| Answer::Done(String::new()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
+            Ask::Pins(pins) => {
+                let pinned = self.agent.pin(&pins).await;
+                pinned
+                    .map(|()| Answer::Done(String::new()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
             Ask::Outcome { vm, id } => Ok(Answer::Outcome(self.agent.outcome(vm, id).await)),
             Ask::ConsoleRead { vm, offset, limit } => self.consoles.read(&vm, offset, limit).await,
             Ask::ConsoleWrite { vm, input } => self.consoles.write(&vm, &input).await,

@@ -78,6 +78,10 @@ impl Group for RaftGroup {
         self.consensus.quorum_ack_age()
     }
 
+    fn predecessors_silent_for(&self) -> Duration {
+        self.consensus.predecessors_silent_for()
+    }
+
     async fn barrier(&self) -> Result<(), String> {
         self.consensus
             .barrier()

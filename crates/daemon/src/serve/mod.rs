@@ -11,6 +11,7 @@ mod certs;
 mod console;
 mod core;
 mod cut;
+mod datapath;
 mod doors;
 mod drill;
 mod group;
@@ -32,6 +33,7 @@ mod tls;
 mod wiring;
 mod witness;
 
+pub(crate) use datapath::watch_speaker;
 pub(crate) use remote::serve_witness;
 pub(crate) use setup::{init, join, join_witness};
 

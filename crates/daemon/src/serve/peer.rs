@@ -61,6 +61,10 @@ pub(crate) enum Ask {
     },
     /// To a migration's target: what became of the guest?
     Outcome { vm: VmName, id: MigrationId },
+    /// To a migration's target: flows of the VM's edges, ahead of it.
+    Flows(quorate_agent::ShippedFlows),
+    /// To a director: flows that the coming ring of a service would strand.
+    Pins(Vec<quorate_balancer::Pin>),
     /// To the VM's host: a piece of its serial log.
     ConsoleRead { vm: VmName, offset: u64, limit: u64 },
     /// To the VM's host: input for its serial console.

@@ -3,12 +3,15 @@
 use super::backend::Daemon;
 use super::console::Consoles;
 use super::core::Core;
+use super::datapath;
 use super::node::NodeFile;
 use super::peer::{self, Answer, Ask};
 use super::tls;
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
-use quorate_agent::{Agent, AgentConfig, AgentHandle, Drivers, PeerAsk, Pools, hypervisor_facts};
+use quorate_agent::{
+    Agent, AgentConfig, AgentHandle, Drivers, PeerAsk, Pools, ShippedFlows, hypervisor_facts,
+};
 use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
 use quorate_hypervisor::qemu::QemuDriver;
 use quorate_hypervisor::qemu::probe::{ProbeOptions, probe};
@@ -70,6 +73,7 @@ pub(crate) async fn start_agent(
         migration_address: address.ip(),
         migration_tls: Some(tls::directory(dir)),
         guard_command: vec![own_program()?.into(), OsString::from("guard")],
+        speaker_command: vec![own_program()?.into(), OsString::from("bgp-speaker")],
         watchdog: std::env::var("QUORATE_WATCHDOG").ok(),
         watchdog_timeout: lease.watchdog_bound.as_duration(),
     };
@@ -79,6 +83,7 @@ pub(crate) async fn start_agent(
             LinuxNetwork::open()
                 .context("the kernel's network interface cannot be opened: run as root")?,
         ),
+        datapath: datapath::open(dir, node.node).await,
         pools: Arc::new(Pools {
             cluster_id: node.cluster_id.clone(),
             host: node.host.clone(),
@@ -123,6 +128,15 @@ impl Asker {
             .get(host)
             .map(|record| record.node)
             .ok_or_else(|| format!("{host} is not a host of this cluster"))
+    }
+}
+
+impl Asker {
+    /// Something that needs no answer but that it was taken.
+    async fn tell(&self, to: &HostName, what: &Ask) -> Result<(), String> {
+        let node = self.node(to)?;
+        let told = peer::ask(&self.peers, node, what, ASK_TIMEOUT).await;
+        told.map(drop).map_err(|error| error.to_string())
     }
 }
 
@@ -176,6 +190,18 @@ impl PeerAsk for Asker {
             )),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    async fn ship_flows(&self, to: HostName, flows: ShippedFlows) -> Result<(), String> {
+        self.tell(&to, &Ask::Flows(flows)).await
+    }
+
+    async fn send_pins(
+        &self,
+        to: HostName,
+        pins: Vec<quorate_balancer::Pin>,
+    ) -> Result<(), String> {
+        self.tell(&to, &Ask::Pins(pins)).await
     }
 
     async fn ask_outcome(&self, to: HostName, vm: VmName, id: MigrationId) -> TargetSays {

@@ -22,6 +22,7 @@ fn with_fencing(hosts: u32) -> Cluster {
         settings,
         watchdog: false,
         san: false,
+        environment: Vec::new(),
     })
 }
 

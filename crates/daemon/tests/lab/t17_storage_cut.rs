@@ -13,8 +13,6 @@ use std::time::Duration;
 const ROUNDS: usize = 4;
 /// From the end of the lease to the start of QEMU elsewhere, in seconds.
 const LIMIT: f64 = 1.0;
-/// The same when the leader was on that host: a new one must be elected, and waits for its predecessor's leases.
-const LEADER_LIMIT: f64 = 2.5;
 /// The default lease, with the drift that the leader allows for.
 const LEASE: f64 = 2.0;
 /// A guest that nobody stopped has that long to try to write after its host is healed.
@@ -65,7 +63,7 @@ fn a_host_that_is_cut_off_is_shut_out_at_the_san_and_nothing_is_lost() {
         "storage cut: end of the leader's lease -> QEMU started elsewhere",
         &leaders,
         "s",
-        LEADER_LIMIT,
+        LIMIT,
     );
     let reports = cluster.judge(witness);
     assert!(reports[0].ranges.len() > rounds() / 2, "{:?}", reports[0]);

@@ -53,7 +53,7 @@ fn run_guest() -> ! {
     setup::load_modules();
     let shared = Arc::new(Shared::new(config));
     if let Some(address) = &shared.config.ip {
-        network::up(address);
+        network::up(address, shared.config.ip6.as_deref());
     }
     services::start(&shared);
     power::watch_buttons(&shared);

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Gives `eth0` its address.
-pub(crate) fn up(address: &str) {
+/// Gives `eth0` its addresses.
+pub(crate) fn up(address: &str, ip6: Option<&str>) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !Path::new("/sys/class/net/eth0").exists() {
         if Instant::now() > deadline {
@@ -14,11 +14,15 @@ pub(crate) fn up(address: &str) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    for arguments in [
-        &["link", "set", "lo", "up"][..],
-        &["addr", "add", address, "dev", "eth0"],
-        &["link", "set", "eth0", "up"],
-    ] {
+    // The test's network has no second claimant; without the wait for one the address works at once.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0");
+    let mut commands = vec![
+        vec!["link", "set", "lo", "up"],
+        vec!["addr", "add", address, "dev", "eth0"],
+        vec!["link", "set", "eth0", "up"],
+    ];
+    commands.extend(ip6.map(|address| vec!["-6", "addr", "add", address, "dev", "eth0"]));
+    for arguments in &commands {
         let done = Command::new("/bin/busybox")
             .arg("ip")
             .args(arguments)

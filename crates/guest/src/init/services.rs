@@ -1,41 +1,51 @@
-//! The guest's network services: UDP echo, the control port, HTTP.
+//! The guest's network services: UDP echo, the control port, numbered records, HTTP.
 //!
 //! Control port, one command per line:
 //! ```text
 //! status    -> one line of JSON
 //! stream    -> `boot <boot id> <first>`, then `ack <seq>` for every record as it becomes durable
 //! poweroff  -> `ok`, then an orderly shutdown     crash -> the kernel crashes
+//! sick      -> `ok`, and HTTP answers 503         well  -> `ok`, and HTTP answers 200 again
 //! ```
 
 use crate::console::say;
 use crate::power;
 use crate::shared::{Shared, uptime_ns, wall_ns};
-use quorate_guest::{CONTROL_PORT, ECHO_PORT, HTTP_PORT};
+use quorate_guest::flow::{RECORD, Record, identity};
+use quorate_guest::{CONTROL_PORT, ECHO_PORT, FLOW_PORT, HTTP_PORT};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Connections served at the same time; more are closed at once.
 const MAX_CONNECTIONS: usize = 64;
+/// The same for connections of records: a test may hold 200 of them, all at one guest at worst.
+const MAX_FLOWS: usize = 256;
 const MAX_LINE: u64 = 4096;
 
-/// Starts echo and control port.
+/// Starts echo, control port and records.
 pub(crate) fn start(shared: &Arc<Shared>) {
     std::thread::spawn(echo);
-    let control = Arc::clone(shared);
-    std::thread::spawn(move || listen(CONTROL_PORT, &control, serve_control));
+    for (port, most, serve) in [
+        (CONTROL_PORT, MAX_CONNECTIONS, serve_control as Serve),
+        (FLOW_PORT, MAX_FLOWS, serve_flow),
+    ] {
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || listen(port, most, &shared, serve));
+    }
 }
 
 /// Starts HTTP: the sign that the guest is ready.
 pub(crate) fn start_http(shared: &Arc<Shared>) {
     let shared = Arc::clone(shared);
-    std::thread::spawn(move || listen(HTTP_PORT, &shared, serve_http));
+    std::thread::spawn(move || listen(HTTP_PORT, MAX_CONNECTIONS, &shared, serve_http));
 }
 
 fn echo() {
-    let socket = match UdpSocket::bind(("0.0.0.0", ECHO_PORT)) {
+    let bound = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, ECHO_PORT));
+    let socket = match bound.or_else(|_| UdpSocket::bind(("0.0.0.0", ECHO_PORT))) {
         Ok(socket) => socket,
         Err(error) => return say(&format!("guest: cannot bind UDP {ECHO_PORT}: {error}")),
     };
@@ -49,14 +59,16 @@ fn echo() {
 
 type Serve = fn(TcpStream, &Arc<Shared>) -> io::Result<()>;
 
-fn listen(port: u16, shared: &Arc<Shared>, serve: Serve) {
-    let listener = match TcpListener::bind(("0.0.0.0", port)) {
+/// Both IPv6 and IPv4 where the kernel has IPv6.
+fn listen(port: u16, most: usize, shared: &Arc<Shared>, serve: Serve) {
+    let bound = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
+    let listener = match bound.or_else(|_| TcpListener::bind(("0.0.0.0", port))) {
         Ok(listener) => listener,
         Err(error) => return say(&format!("guest: cannot bind TCP {port}: {error}")),
     };
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming().flatten() {
-        if open.fetch_add(1, Ordering::SeqCst) >= MAX_CONNECTIONS {
+        if open.fetch_add(1, Ordering::SeqCst) >= most {
             open.fetch_sub(1, Ordering::SeqCst);
             continue;
         }
@@ -87,9 +99,13 @@ fn serve_control(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
                 shared.request_shutdown();
             }
             "crash" => power::crash(),
+            word @ ("sick" | "well") => {
+                shared.sick.store(word == "sick", Ordering::SeqCst);
+                answers.write_all(b"ok\n")?;
+            }
             other => writeln!(
                 answers,
-                "error: unknown command `{other}`; known: status, stream, poweroff, crash"
+                "error: unknown command `{other}`; known: status, stream, poweroff, crash, sick, well"
             )?,
         }
     }
@@ -134,6 +150,29 @@ fn send_acknowledgements(answers: &mut TcpStream, shared: &Shared) -> io::Result
     }
 }
 
+/// Says its name, padded to a record's length, then answers records; a damaged one ends the connection.
+fn serve_flow(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(600)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(120)))?;
+    let mut greeting = [0; RECORD];
+    for (to, from) in greeting.iter_mut().zip(shared.config.name.bytes()) {
+        *to = from;
+    }
+    stream.write_all(&greeting)?;
+    let mut boot = [0; 8];
+    boot.copy_from_slice(&shared.boot.0[..8]);
+    let who = identity(&shared.config.name, u64::from_le_bytes(boot));
+    let mut bytes = [0; RECORD];
+    loop {
+        stream.read_exact(&mut bytes)?;
+        let Some(record) = Record::decode(&bytes) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        stream.write_all(&Record { who, ..record }.encode())?;
+    }
+}
+
 fn serve_http(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;
@@ -144,7 +183,9 @@ fn serve_http(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     while lines.read_line(&mut header)? > 0 && !header.trim().is_empty() {
         header.clear();
     }
-    let (code, body) = if request.starts_with("GET / ") {
+    let (code, body) = if shared.sick.load(Ordering::SeqCst) {
+        ("503 Service Unavailable", "sick, as asked\n".to_owned())
+    } else if request.starts_with("GET / ") {
         ("200 OK", format!("{}\n", shared.config.name))
     } else {
         ("404 Not Found", "only / is here\n".to_owned())

@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) boot: GuestBoot,
     pub(crate) log_errors: AtomicU64,
+    /// HTTP answers that it cannot serve.
+    pub(crate) sick: AtomicBool,
     ready: AtomicBool,
     progress: Mutex<Progress>,
     changed: Condvar,
@@ -56,6 +58,7 @@ impl Shared {
             config,
             boot: GuestBoot(boot),
             log_errors: AtomicU64::new(0),
+            sick: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             progress: Mutex::default(),
             changed: Condvar::new(),

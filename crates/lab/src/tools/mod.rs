@@ -4,7 +4,10 @@
 //! never outlives the program that started it.
 
 pub mod acks;
+pub mod capture;
 pub mod http;
+pub mod impostor;
+pub mod load;
 pub mod pinger;
 pub mod status;
 
@@ -33,6 +36,11 @@ pub struct Tool<R> {
 
 impl<R: DeserializeOwned> Tool<R> {
     fn start(lab: &Lab, name: &'static str, arguments: &[String]) -> Result<Self> {
+        Self::start_in(lab, CLIENT, name, arguments)
+    }
+
+    /// Starts a tool in a part of the site.
+    fn start_in(lab: &Lab, part: &str, name: &'static str, arguments: &[String]) -> Result<Self> {
         let tool = &lab.site().tool;
         let missing = |source| LabError::MissingTool {
             tool: tool.join(" "),
@@ -42,7 +50,7 @@ impl<R: DeserializeOwned> Tool<R> {
             return Err(missing(std::io::ErrorKind::NotFound.into()));
         };
         let child = lab
-            .command(CLIENT, program)
+            .command(part, program)
             .args(rest)
             .arg(name)
             .args(arguments)
@@ -119,6 +127,52 @@ impl Lab {
         let at_least = at_least.to_string();
         let arguments = [target, path.to_owned(), "--at-least".to_owned(), at_least];
         Tool::start(self, "visitor", &arguments)
+    }
+
+    /// Holds connections to a service, from the client. Its report so far: [`Lab::load_so_far`].
+    pub fn load(&self, load: &load::LoadArgs) -> Result<Tool<load::LoadReport>> {
+        let state = self.load_state();
+        let _ = std::fs::remove_file(&state);
+        let arguments = [
+            load.target.to_string(),
+            format!("--connections={}", load.connections),
+            format!("--interval-us={}", load.interval_us),
+            format!("--fresh-ms={}", load.fresh_ms),
+            format!("--state={}", state.display()),
+        ];
+        Tool::start(self, "load", &arguments)
+    }
+
+    fn load_state(&self) -> std::path::PathBuf {
+        self.site().dir.join("load.json")
+    }
+
+    /// What the load tool has seen so far; `None` until it has written something.
+    #[must_use]
+    pub fn load_so_far(&self) -> Option<load::LoadReport> {
+        let bytes = std::fs::read(self.load_state()).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Notes what the switch's ports of these parts receive on a network from MAC addresses that begin with `source`.
+    pub fn capture(
+        &self,
+        network: &str,
+        parts: &[&str],
+        source: &str,
+    ) -> Result<Tool<capture::CaptureReport>> {
+        let mut ports: Vec<String> = parts
+            .iter()
+            .map(|part| format!("{network}-{part}"))
+            .collect();
+        ports.push(format!("--source={source}"));
+        Tool::start_in(self, "switch", "capture", &ports)
+    }
+
+    /// Claims an address, from the client.
+    pub fn impostor(&self, address: Ipv4Addr) -> Result<Tool<impostor::ImpostorReport>> {
+        let arguments = ["lan0".to_owned(), address.to_string()];
+        Tool::start(self, "impostor", &arguments)
     }
 
     /// Collects what a guest acknowledges, at the client.

@@ -10,12 +10,13 @@ mod fields;
 mod placement;
 mod pools;
 mod references;
+mod services;
 mod sharing;
 mod wishes;
 
 use quorate_types::{
     ClusterSettings, HostName, HostSpec, LabelName, Manifest, NetworkName, NetworkSpec, PoolName,
-    PoolSpec, RuleName, RuleSpec, VmName, VmSpec,
+    PoolSpec, RuleName, RuleSpec, ServiceName, ServiceSpec, VmName, VmSpec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,6 +37,8 @@ pub struct Existing {
     pub vms: BTreeMap<VmName, VmSpec>,
     /// Rules.
     pub rules: BTreeMap<RuleName, RuleSpec>,
+    /// Services.
+    pub services: BTreeMap<ServiceName, ServiceSpec>,
 }
 
 /// Something wrong between objects.
@@ -62,6 +65,7 @@ impl Existing {
         all.pools.extend(manifest.pools.clone());
         all.vms.extend(manifest.vms.clone());
         all.rules.extend(manifest.rules.clone());
+        all.services.extend(manifest.services.clone());
         all
     }
 
@@ -134,6 +138,7 @@ pub fn check(manifest: &Manifest, existing: &Existing) -> Vec<Problem> {
     checker.sharing();
     checker.wishes();
     checker.placement();
+    checker.services();
     let mut problems = checker.problems;
     problems.sort();
     problems.dedup();

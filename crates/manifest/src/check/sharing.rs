@@ -51,12 +51,17 @@ impl Checker<'_> {
                         "leave `mac` out and a unique one is derived",
                     );
                 }
-                if let Some(address) = nic.address
-                    && let Some(other) =
-                        addresses.insert((nic.network.clone(), address), name.clone())
-                    && touched
-                {
-                    let path = ["vms", here, "nics", &index, "address"];
+                for address in nic.addresses() {
+                    let key = (nic.network.clone(), address);
+                    let Some(other) = addresses.insert(key, name.clone()).filter(|_| touched)
+                    else {
+                        continue;
+                    };
+                    let field = match nic.address == Some(address) {
+                        true => "address",
+                        false => "address6",
+                    };
+                    let path = ["vms", here, "nics", &index, field];
                     let message = format!(
                         "the address {address} in network `{}` is used by `{other}` already",
                         nic.network

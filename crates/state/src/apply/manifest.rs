@@ -27,6 +27,7 @@ pub(super) fn apply(
         }
     }
     let before = conflicts(change.state);
+    let wrong = super::services::problems(change.state);
     if let Some(settings) = &manifest.cluster {
         settings
             .check()
@@ -57,6 +58,8 @@ pub(super) fn apply(
     for (name, spec) in &manifest.vms {
         put_vm(change, name, spec)?;
     }
+    super::services::put(change, &manifest.services);
+    super::services::still_right(change.state, &wrong)?;
     still_holds(change, &before)
 }
 
@@ -81,7 +84,9 @@ pub(super) fn still_holds(change: &Change<'_>, before: &[Conflict]) -> Result<()
 
 fn newest_object(state: &State) -> Revision {
     let vms = state.vms.values().map(|vm| vm.changed);
-    vms.chain([state.topology_changed])
+    let services = state.services.values().map(|service| service.changed);
+    vms.chain(services)
+        .chain([state.topology_changed])
         .max()
         .unwrap_or_default()
 }
@@ -335,10 +340,16 @@ pub(super) fn delete_vm(change: &mut Change<'_>, vm: &VmName) -> Result<(), Refu
         .filter(|(_, rule)| rule.spec.vms().contains(vm))
         .map(|(name, _)| name.to_string())
         .collect();
+    let alone = super::services::left_empty(change.state, vm).cloned();
     let revision = change.revision;
     let Some(record) = change.state.vms.get_mut(vm) else {
         return Err(unknown("VM", vm));
     };
+    if let Some(service) = alone {
+        return Err(Refusal::InUse(format!(
+            "VM {vm} is the only member of service {service}: change or delete that first"
+        )));
+    }
     if !dependents.is_empty() {
         return Err(Refusal::InUse(format!(
             "{} depends on VM {vm}: change or delete it first",
@@ -464,6 +475,12 @@ pub(super) fn delete_network(
     if let Some((vm, _)) = used {
         return Err(Refusal::InUse(format!(
             "VM {vm} is plugged into network {network}"
+        )));
+    }
+    let mut services = change.state.services.iter();
+    if let Some((service, _)) = services.find(|(_, service)| service.spec.network == *network) {
+        return Err(Refusal::InUse(format!(
+            "service {service} is in network {network}"
         )));
     }
     change

@@ -8,6 +8,7 @@ mod copies;
 mod manifest;
 mod plan;
 mod quorum;
+mod services;
 mod storage;
 
 use crate::command::{Command, Envelope, FORMAT, Outcome, Refusal};
@@ -139,6 +140,10 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         } => quorum::admit(change, token, name, address),
         Command::RenewDiskWitness { old, why } => quorum::renew_disk(change, *old, why),
         Command::HostLeft { host, left } => quorum::left(change, host, *left),
+        Command::ChangeServices { changes } => services::change_all(change, changes),
+        Command::DrainMember { service, vm } => services::drain(change, service, vm),
+        Command::ResumeMember { service, vm } => services::resume(change, service, vm),
+        Command::DeleteService { service } => services::delete(change, service),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Always holds: a plan made before a change of something it touches is refused whole, so the
 //! planner looks again; **proof-before-start** is checked here, not believed.
 
-use super::{Change, copies, unknown};
+use super::{Change, copies, services, unknown};
 use crate::command::Refusal;
 use crate::copies::Unsettled;
 use crate::event::EventKind;
@@ -197,6 +197,7 @@ fn start(
     let epoch = record.last_epoch.next();
     record.last_epoch = epoch;
     // A saved memory belongs to the definition it was saved with.
+    let restored = record.saved.is_some() && record.active.is_some();
     if record.saved.is_none() || record.active.is_none() {
         record.active = Some(record.spec.clone());
         record.abi = Some(abi.clone());
@@ -210,6 +211,9 @@ fn start(
     record.last_host = Some(host.clone());
     record.failed_moves = 0;
     copies::started(change, action, vm, host, epoch)?;
+    if !restored {
+        services::new_life(change.state, vm);
+    }
     Ok(EventKind::Start)
 }
 
@@ -270,6 +274,7 @@ fn release(
     if record.saved.is_none() {
         record.active = None;
         record.abi = None;
+        services::new_life(change.state, vm);
     }
     if let Some((spec, unsettled)) = left {
         copies::abandoned(change, &spec, &unsettled);
@@ -444,6 +449,7 @@ fn forget(change: &mut Change<'_>, action: &Action, vm: &VmName) -> Result<(), R
     let last = record.last_epoch;
     change.state.forgotten_epoch = change.state.forgotten_epoch.max(last);
     change.state.vms.remove(vm);
+    services::forget_vm(change.state, vm);
     change.vm_event(EventKind::Changed, vm, format!("VM {vm} deleted"));
     Ok(())
 }

@@ -40,6 +40,7 @@ pub fn spec() -> VmSpec {
         depends_on: Default::default(),
         hosts: Default::default(),
         host_labels: Default::default(),
+        labels: Default::default(),
         prefer: Vec::new(),
         resources: Default::default(),
         priority: 0,

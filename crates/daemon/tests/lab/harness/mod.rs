@@ -9,6 +9,7 @@ pub(crate) mod bare;
 pub(crate) mod guest;
 pub(crate) mod measure;
 pub(crate) mod process;
+pub(crate) mod service;
 pub(crate) mod witness;
 
 use guest::Guest;
@@ -41,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) watchdog: bool,
     /// There is a SAN.
     pub(crate) san: bool,
+    /// More environment for the daemons.
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             settings: String::new(),
             watchdog: true,
             san: false,
+            environment: Vec::new(),
         }
     }
 }
@@ -85,6 +89,15 @@ impl Cluster {
         cluster
     }
 
+    /// Three hosts whose daemons have more environment.
+    pub(crate) fn with_environment(environment: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Self::with(Options {
+            environment: environment.iter().map(owned).collect(),
+            ..Options::default()
+        })
+    }
+
     /// Only the machines, powered off.
     pub(crate) fn machines(options: &Options) -> Self {
         let turn = ONE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,6 +106,7 @@ impl Cluster {
         spec.site = format!("t{}", std::process::id() % 10_000_000);
         spec.hosts = options.hosts;
         spec.san = options.san;
+        spec.environment.extend(options.environment.iter().cloned());
         if !options.watchdog {
             spec.daemon = ["env", "-u", "QUORATE_WATCHDOG"]
                 .map(str::to_owned)

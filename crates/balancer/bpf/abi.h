@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only */
+/*
+ * What the programs share with the daemon. `src/abi.rs` says the same in Rust, and asserts the sizes.
+ *
+ * Addresses are 16 octets in network order, IPv4 mapped into IPv6, as two words that are never read as numbers.
+ * Ports in tables are numbers (host order). ABI_VERSION grows with every change of a map's key or value.
+ */
+#ifndef QUORATE_ABI_H
+#define QUORATE_ABI_H
+
+#include <linux/types.h>
+
+#define ABI_VERSION 1
+
+#define NO_MEMBER 0xffff
+#define MAX_RANGES 32
+#define MAX_ALLOWED 8
+
+struct address {
+	__u64 high;
+	__u64 low;
+};
+
+/* Which addresses are a service's: key of `vips4` and `vips6`. */
+struct vip4_key {
+	__u32 scope; /* interface index of the uplink; of the bridge where there is none */
+	__u32 address;
+};
+
+struct vip6_key {
+	__u32 scope;
+	__u32 zero;
+	struct address address;
+};
+
+struct range {
+	__u8 protocol;
+	__u8 zero;
+	__u16 first;
+	__u16 last;
+	__u16 service; /* index into `services` */
+};
+
+#define VIP_HOLDER 1    /* this host answers for it on the wire */
+#define VIP_ROUTED 2    /* routers send to the host's own MAC */
+#define VIP_MULTICAST 4 /* every host gets every frame, and serves its own members */
+
+struct vip {
+	__u32 count; /* of ranges */
+	__u32 flags;
+	__u8 virtual_mac[6];
+	__u8 told_mac[6]; /* what ARP and neighbour discovery answer */
+	__u8 host_mac[6]; /* where routers send to (VIP_ROUTED) */
+	__u8 zero[6];
+	struct range ranges[MAX_RANGES];
+};
+
+#define AFFINITY_NONE 0
+#define AFFINITY_CLIENT 1 /* the masks say how much of the address */
+
+#define SERVICE_PINS 1
+#define SERVICE_MULTICAST 2
+
+struct service {
+	__u32 id;
+	__u32 slots; /* 0: no ring, nobody is steered to */
+	__u32 ring;  /* index into `rings` */
+	__u8 affinity;
+	__u8 flags;
+	__u8 virtual_mac[6];
+	__u32 address4;
+	__u32 mask4;
+	__u32 remember_s; /* a client that comes back so soon finds its old member; 0: not asked for */
+	__u32 zero;
+	struct address address6;
+	struct address mask6;
+	__u64 udp_until_ns; /* until then unknown UDP flows get a second chance (after a change of the ring) */
+};
+
+/* A slot of a ring: indexes into `members`. */
+struct slot {
+	__u16 primary;
+	__u16 previous;
+	__u16 next;
+	__u16 zero;
+};
+
+struct member {
+	__u8 mac[6];
+	__u16 used;
+	__u32 ifindex; /* its tap, if it runs here; else 0 */
+};
+
+#define EDGE_OPEN 1
+#define EDGE_FORWARD 2
+#define GUARD_MAC 16
+#define GUARD_ADDRESS 32
+#define GUARD_DHCP 64
+#define GUARD_ROUTER 128
+
+struct edge {
+	__u32 scope;
+	__u32 uplink; /* 0: none */
+	__u32 bridge;
+	__u16 member; /* index into `members`, NO_MEMBER: it serves nothing */
+	__u16 flags;
+	__u8 mac[6];
+	__u16 count;   /* of ranges */
+	__u32 address4; /* the guest's own, 0: none */
+	__u32 allowed_count;
+	struct address address6; /* zero: none */
+	struct address allowed[MAX_ALLOWED];
+	struct range ranges[MAX_RANGES];
+};
+
+/* A flow at an edge. */
+struct flow_key {
+	__u32 ifindex; /* the tap's */
+	__u16 client_port;
+	__u16 port;
+	struct address client;
+	__u8 protocol;
+	__u8 zero[7];
+};
+
+#define FLOW_OWNED 1
+#define FLOW_DIRECT 2 /* the client speaks to the guest's own address */
+#define FLOW_SELF 3   /* the guest is the client of a service that it is a member of, and got itself */
+
+#define FLOW_FIN_IN 1
+#define FLOW_FIN_OUT 2
+#define FLOW_RESET 4
+
+struct flow {
+	__u32 seen; /* CLOCK_BOOTTIME in units of 2^30 ns */
+	__u16 service;
+	__u8 kind;
+	__u8 bits;
+};
+
+struct pin_key {
+	__u32 service;
+	__u16 client_port;
+	__u16 port;
+	struct address client;
+	__u8 protocol;
+	__u8 zero[7];
+};
+
+struct pin {
+	__u32 seen;
+	__u16 member;
+	__u16 zero;
+};
+
+/* A client at an edge, for services that remember clients. */
+struct client_key {
+	__u32 ifindex;
+	__u32 service;
+	struct address client;
+};
+
+/* A datagram in pieces: the first piece has the ports, the others follow it. `place` is a tap's index at an edge. */
+struct fragment_key {
+	struct address source;
+	struct address destination;
+	__u32 place;
+	__u32 id;
+	__u8 protocol;
+	__u8 zero[7];
+};
+
+struct fragment {
+	__u16 member;
+	__u16 service;
+};
+
+struct duplicate_key {
+	__u32 scope;
+	__u32 zero;
+	struct address address;
+};
+
+struct duplicate {
+	__u8 mac[6];
+	__u16 zero;
+	__u32 ifindex;
+	__u32 zero2;
+	__u64 seen_ns;
+	__u64 count;
+};
+
+struct service_count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct pair_key {
+	__u32 ifindex;
+	__u32 service;
+};
+
+struct pair_count {
+	__u64 packets_in;
+	__u64 bytes_in;
+	__u64 packets_out;
+	__u64 bytes_out;
+	__u64 flows;
+};
+
+/* What became of frames. Names are in `src/abi.rs`. */
+enum cause {
+	CAUSE_LEASE,       /* dropped: this host may not serve now */
+	CAUSE_MALFORMED,   /* dropped: truncated or contradictory headers to a service */
+	CAUSE_NO_SERVICE,  /* dropped: to a virtual MAC, but no service of ours */
+	CAUSE_NO_PORT,     /* dropped: not a port or protocol of the service */
+	CAUSE_NO_MEMBER,   /* dropped: the service has no member */
+	CAUSE_ELSEWHERE,   /* dropped: every host got it, and another one has the member (multicast) */
+	CAUSE_FRAGMENT,    /* dropped: a later piece whose first one was not seen */
+	CAUSE_ICMP,        /* dropped: ICMP to a service that means nothing to it */
+	CAUSE_SPOOFED,     /* dropped: a guest used another's address, or a datapath's */
+	CAUSE_DHCP,        /* dropped: a guest answered as a DHCP server */
+	CAUSE_ROUTER,      /* dropped: a guest announced itself as a router */
+	CAUSE_CLAIMED,     /* a foreign station claims a service's address */
+	CAUSE_ARP,         /* answered: ARP */
+	CAUSE_ND,          /* answered: neighbour discovery */
+	CAUSE_ECHO,        /* answered: ping */
+	CAUSE_BOUNCED,     /* sent on to the member that may know the flow */
+	CAUSE_RETURNED,    /* sent back as final */
+	CAUSE_FORWARDED,   /* sent after a guest that has left */
+	CAUSE_STRAGGLER,   /* dropped: for a guest that has left, and sent after it already */
+	CAUSE_PINNED,      /* steered by a pin */
+	CAUSE_SELF,        /* a member calls its own service and got itself */
+	CAUSE_TAGGED,      /* passed: VLAN tag, so another network's */
+	CAUSE_ERROR,       /* dropped: the kernel refused a rewrite */
+	CAUSES,
+};
+
+struct cpu {
+	__u64 tick;     /* when the clock was read last */
+	__u64 now_ns;   /* CLOCK_BOOTTIME then */
+	__u32 serving;  /* whether the lease held then */
+	__u32 zero;
+	__u64 causes[32];
+};
+
+/* What measurements vary: the service's address counts from `first` on. */
+struct series {
+	__u32 first;
+	__u32 services;
+	__u32 number;
+	__u32 zero;
+};
+
+struct config {
+	__u8 director_mac[6];
+	__u8 bounced_mac[6];
+	__u8 final_mac[6];
+	__u8 unusual; /* some service is routed or multicast */
+	__u8 zero[5];
+};
+
+#endif

@@ -1,0 +1,180 @@
+//! One address over several VMs: all of its members are moved at once, members come and go, and no connection breaks.
+
+use crate::harness::guest::Guest;
+use crate::harness::measure::{measured, median};
+use crate::harness::service::{assert_unbroken, web, webs};
+use crate::harness::{Cluster, LONG, Options, find_vm};
+use quorate_api::view::VmState;
+use quorate_lab::tools::load::wall_ms;
+use quorate_lab::wait;
+use std::time::{Duration, Instant};
+
+const MEMBERS: [&str; 4] = ["web1", "web2", "web3", "web4"];
+
+fn setting(name: &str, default: u32) -> u32 {
+    let given = std::env::var(name).ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// What one swap of all members came to.
+struct Swap {
+    /// For each connection its longest wait, in milliseconds.
+    stalls: Vec<f64>,
+    /// QEMU's own downtimes, in milliseconds.
+    downtimes: Vec<f64>,
+    /// Migrations that were seen at one time.
+    at_once: usize,
+}
+
+/// Moves every member to the next host, all at once; `meanwhile` is done while they move.
+fn swap(cluster: &Cluster, members: &[&str], meanwhile: impl FnOnce()) -> Swap {
+    let hosts = cluster.hosts();
+    let view = cluster.view();
+    let next = |name: &str| {
+        let host = find_vm(&view, name).unwrap().host.unwrap().to_string();
+        let at = hosts.iter().position(|one| *one == host).unwrap();
+        hosts[(at + 1) % hosts.len()].clone()
+    };
+    let moves: Vec<(&str, String)> = members.iter().map(|name| (*name, next(name))).collect();
+    let begun_ms = wall_ms();
+    let before = cluster.lab.events(&cluster.desk()).unwrap();
+    let last_event = before.last().map_or(0, |event| event.sequence);
+    let (desk, lab) = (cluster.desk(), &*cluster.lab);
+    std::thread::scope(|scope| {
+        for (name, to) in &moves {
+            let desk = &desk;
+            scope.spawn(move || {
+                lab.quorate(desk, &["vm", "migrate", name, "--to", to])
+                    .unwrap()
+            });
+        }
+    });
+    meanwhile();
+    let mut at_once = 0;
+    cluster.wait("all members on other hosts", LONG, |view| {
+        let migrating = view.vms.iter().filter(|vm| vm.migration.is_some());
+        at_once = at_once.max(migrating.count());
+        moves.iter().try_for_each(|(name, to)| {
+            let vm = find_vm(view, name)?;
+            let there = vm.host.as_ref().is_some_and(|host| host.as_str() == to);
+            match there && vm.state == VmState::Running && vm.migration.is_none() {
+                true => Ok(()),
+                false => Err(format!("{vm:?}")),
+            }
+        })
+    });
+    // A connection whose packet was lost at the switchover goes on with its next retransmission.
+    wait::pause(Duration::from_millis(1200));
+    let report = cluster.unbroken("after a swap of all members");
+    let stalls = report.longest_since(begun_ms).into_iter();
+    Swap {
+        stalls: stalls.map(|us| us as f64 / 1000.0).collect(),
+        downtimes: downtimes(cluster, last_event),
+        at_once,
+    }
+}
+
+/// Downtimes that QEMU said since an event.
+fn downtimes(cluster: &Cluster, since: u64) -> Vec<f64> {
+    let events = cluster.lab.events(&cluster.desk()).unwrap();
+    let recent = events.iter().filter(|event| event.sequence > since);
+    recent
+        .filter_map(|event| {
+            let (before, _) = event.text.split_once(" ms downtime")?;
+            before.rsplit(' ').next()?.parse().ok()
+        })
+        .collect()
+}
+
+#[test]
+fn all_members_are_moved_at_once_and_no_connection_breaks() {
+    let cluster = Cluster::with(Options {
+        settings: "  parallel_migrations: 8\n".to_owned(),
+        ..Options::default()
+    });
+    let guests: Vec<Guest> = webs(5);
+    cluster.apply_service(&guests, &web(&MEMBERS, ""));
+    cluster.wait_ready(&["web1", "web2", "web3", "web4", "web5"], LONG * 2);
+    cluster.wait_ring(&MEMBERS);
+    let holder = cluster.holder();
+    cluster.say(&format!("{holder} answers for the address"));
+    let connections = setting("QUORATE_CONNECTIONS", 24);
+    let load = cluster.hold(connections, 100);
+    let report = cluster.unbroken("at the beginning");
+    cluster.say(&format!("connections: {:?}", report.members()));
+    assert_eq!(report.members().len(), MEMBERS.len(), "a member has none");
+
+    let rounds = setting("QUORATE_ROUNDS", 2);
+    let (mut stalls, mut downtimes, mut at_once) = (Vec::new(), Vec::new(), 0);
+    for round in 1..=rounds {
+        let begun = Instant::now();
+        let swap = swap(&cluster, &MEMBERS, || {});
+        cluster.say(&format!(
+            "swap {round} of {rounds}: {:.1} s, {} at a time, median wait {:.0} ms, downtimes {:?} ms",
+            begun.elapsed().as_secs_f64(),
+            swap.at_once,
+            median(&swap.stalls),
+            swap.downtimes,
+        ));
+        stalls.extend(swap.stalls);
+        downtimes.extend(swap.downtimes);
+        at_once = at_once.max(swap.at_once);
+    }
+    // A member comes while all others move, and one goes.
+    let five = ["web1", "web2", "web3", "web4", "web5"];
+    swap(&cluster, &MEMBERS, || {
+        cluster.apply_service(&guests, &web(&five, ""));
+    });
+    cluster.wait_ring(&five);
+    cluster.say("a member has joined while the others moved");
+    let before = cluster.unbroken("with a new member");
+    swap(&cluster, &MEMBERS, || {
+        cluster.apply_service(&guests, &web(&MEMBERS, ""));
+    });
+    cluster.wait_ring(&MEMBERS);
+    cluster.say("it has left while the others moved");
+
+    let report = load.finish().unwrap();
+    assert_unbroken(&report, "in the end");
+    let fresh = &report.fresh;
+    cluster.say(&format!("new connections: {fresh:?}"));
+    assert_eq!(
+        fresh.failed, 0,
+        "a new connection was not served: {fresh:?}"
+    );
+    assert!(
+        fresh.answered.contains_key("web5"),
+        "the new member got none: {:?} then {fresh:?}",
+        before.fresh
+    );
+    let swaps = f64::from(rounds + 2);
+    measured(
+        "services: swaps of all members",
+        swaps,
+        "swaps",
+        "25 by hand",
+    );
+    measured(
+        "services: connections broken or moved",
+        0.0,
+        "connections",
+        &format!("0 of {connections} in each of {swaps} swaps"),
+    );
+    measured(
+        "services: migrations at a time",
+        at_once as f64,
+        "migrations",
+        "4",
+    );
+    let more = median(&stalls) - median(&downtimes);
+    measured(
+        "services: median wait in a swap above QEMU's downtime",
+        more,
+        "ms",
+        &format!(
+            "< 60 ms; wait {:.0} ms, downtime {:.0} ms",
+            median(&stalls),
+            median(&downtimes)
+        ),
+    );
+}

@@ -1,0 +1,124 @@
+//! A service whose address routers are told of: every host announces it, a router spreads clients over the hosts by the
+//! hash of addresses and ports, and the end of one of these hosts breaks no connection.
+
+use crate::harness::measure::measured;
+use crate::harness::service::{assert_unbroken, webs};
+use crate::harness::{Cluster, LONG};
+use quorate_lab::wait;
+use std::net::Ipv4Addr;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// In no network of the lab.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
+const MEMBERS: [&str; 2] = ["web1", "web2"];
+
+/// BIRD in the client's namespace: the client is its own router.
+struct Router(Child);
+
+impl Router {
+    fn start(cluster: &Cluster) -> Self {
+        let config = cluster.file(
+            "router.conf",
+            "router id 10.77.0.250;\nlog stderr all;\nprotocol device { scan time 1; }\n\
+             protocol bfd { interface \"lan0\" { interval 100 ms; multiplier 3; }; }\n\
+             protocol kernel { merge paths on limit 8; ipv4 { import none; export all; }; }\n\
+             protocol bgp hosts {\n  local as 65000;\n  neighbor range 10.77.0.0/24 as 65001;\n  \
+             dynamic name \"host\";\n  hold time 3;\n  bfd on;\n  ipv4 { import all; export none; };\n}\n",
+        );
+        let by_port = cluster
+            .lab
+            .command("client", "sh")
+            .args([
+                "-c",
+                "echo 1 > /proc/sys/net/ipv4/fib_multipath_hash_policy",
+            ])
+            .status();
+        assert!(by_port.unwrap().success());
+        let control = cluster.lab.site().dir.join("router.ctl");
+        let bird = cluster
+            .lab
+            .command("client", "bird")
+            .arg("-f")
+            .arg("-c")
+            .arg(config)
+            .arg("-s")
+            .arg(control)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(bird.unwrap())
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Hosts that the client's kernel sends to for the address.
+fn ways(cluster: &Cluster) -> usize {
+    let output = cluster
+        .lab
+        .command("client", "ip")
+        .args(["route", "show", &ADDRESS.to_string()])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.matches("via ").count()
+}
+
+fn wait_ways(cluster: &Cluster, count: usize) {
+    cluster.eventually(&format!("{count} ways to {ADDRESS}"), LONG, || {
+        let found = ways(cluster);
+        (found == count).then_some(()).ok_or(format!("{found}"))
+    });
+}
+
+#[test]
+fn routers_learn_the_address_of_every_host_and_lose_one_without_breaking_a_connection() {
+    let cluster = Cluster::up();
+    let _router = Router::start(&cluster);
+    let guests = webs(2);
+    let service = format!(
+        "services:\n  web:\n    network: lan\n    address: {ADDRESS}\n    ports: [{}]\n    members: [web1, web2]\n    attractor: bgp\n",
+        quorate_guest::FLOW_PORT
+    );
+    let network = "bgp: {as: 65001, bfd: true, neighbors: [{address: 10.77.0.250, as: 65000}]}";
+    cluster.apply_service_on(&guests, &service, network);
+    cluster.wait_ready(&MEMBERS, LONG);
+    cluster.wait_ring(&MEMBERS);
+    wait_ways(&cluster, 3);
+    cluster.say("the router has three ways");
+    cluster.place("web1", "h1");
+    cluster.place("web2", "h2");
+    let load = cluster.hold_at(ADDRESS, 24, 100);
+    wait::pause(Duration::from_millis(500));
+    cluster.unbroken("before a host dies");
+    let begun = Instant::now();
+    cluster.lab.kill("h3").unwrap();
+    wait_ways(&cluster, 2);
+    measured(
+        "services: a dead host's route is gone",
+        begun.elapsed().as_secs_f64(),
+        "s",
+        "0.3 s by BFD, 3 s by BGP's hold time",
+    );
+    // Who waits for a packet that went to the dead host sends it again.
+    wait::pause(Duration::from_secs(3));
+    let report = load.finish().unwrap();
+    assert_unbroken(&report, "after a host's death");
+    let longest = report.connections.iter().map(|one| one.longest_us).max();
+    measured(
+        "services: longest wait when one of three directors dies",
+        longest.unwrap_or(0) as f64 / 1e6,
+        "s",
+        "no connection broken",
+    );
+    cluster.boot("h3");
+    wait_ways(&cluster, 3);
+    cluster.say("the host is back, and so is its way");
+}

@@ -9,6 +9,8 @@ set -eu
 plain="busybox-static ca-certificates ethtool gcc iproute2 kmod libc6-dev make nftables pkg-config procps tgt util-linux"
 # Speakers of BGP, for services that routers are told of.
 plain="$plain bird2 frr"
+# To build the eBPF programs again and compare (without them only their sources are), and a bench's opponent.
+plain="$plain clang haproxy libbpf-dev llvm"
 # For the lab's Debian guest.
 plain="$plain debian-archive-keyring debootstrap e2fsprogs fdisk grub-common grub-pc-bin"
 qemu="qemu-system-x86 qemu-utils qemu-block-extra"
@@ -88,9 +90,11 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 say "installing: $need$need_qemu"
 apt-get update -q
-# The lab runs an iSCSI target of its own in a namespace; the package's service would serve the whole machine.
-quiet_tgt=
-case " $need" in *" tgt "*) quiet_tgt=yes ;; esac
+# Daemons of packages that Quorate starts by itself where it needs them: the packages' own would serve the whole machine.
+quiet=
+for service in tgt bird frr haproxy; do
+    case " $need" in *" $service "* | *" ${service}2 "*) quiet="$quiet $service" ;; esac
+done
 # shellcheck disable=SC2086 # lists of words
 [ -z "$need" ] || apt-get install -q -y --no-install-recommends $need
 for service in $quiet; do

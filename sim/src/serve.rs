@@ -98,7 +98,6 @@ fn at_once(change: ServiceChange) -> Vec<ServiceChange> {
             let activate = ServiceChange::ActivateRing {
                 service: service.clone(),
                 epoch: *epoch,
-                dead: BTreeSet::new(),
             };
             vec![change, activate]
         }

@@ -106,3 +106,28 @@ fn a_source_that_qemu_resumes_with_its_disks_is_caught() {
 fn a_lease_that_counts_from_the_answer_is_caught() {
     caught(Mutation::LeaseFromAnswer, 0, 400);
 }
+
+#[test]
+fn a_datapath_that_serves_past_its_lease_is_caught() {
+    caught(Mutation::DatapathNoLease, 16, 8);
+}
+
+#[test]
+fn a_host_that_comes_back_with_old_tables_is_caught() {
+    caught(Mutation::DatapathStaleTables, 16, 16);
+}
+
+#[test]
+fn an_old_replica_that_reaches_the_kernel_is_caught() {
+    caught(Mutation::DatapathOldReplica, 16, 48);
+}
+
+#[test]
+fn a_ring_in_force_that_nobody_prepared_is_caught() {
+    caught(Mutation::ActivateUnprepared, 16, 48);
+}
+
+#[test]
+fn edges_without_second_chance_are_caught() {
+    caught(Mutation::NoSecondChance, 16, 8);
+}

@@ -121,6 +121,9 @@ fn verify(root: &Path, no_tests: bool) -> Result<()> {
         let lab = ["clippy", "--quiet", "-p", "quorate-daemon", "--test", "lab"];
         cargo(root, &[&lab[..], &["--", "-D", "warnings"]].concat())
     })?;
+    stage("eBPF objects", || {
+        run(root, "crates/balancer/bpf/build.sh", &["--check"])
+    })?;
     stage("dependencies", || dependencies(root))?;
     if !no_tests {
         stage("tests", || cargo(root, &["test", "--quiet", "--workspace"]))?;

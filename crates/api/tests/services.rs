@@ -51,7 +51,6 @@ fn make_ring(site: &Site) {
         ServiceChange::ActivateRing {
             service: web,
             epoch: 1,
-            dead: Default::default(),
         },
     ];
     let command = Command::ChangeServices { changes };

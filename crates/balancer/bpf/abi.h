@@ -244,12 +244,15 @@ struct cpu {
 	__u64 causes[32];
 };
 
-/* What measurements vary: the service's address counts from `first` on. */
+#define SERIES_FRAME 96
+
+/* What measurements run on: every frame is made this one again, and varied if there are `services`. */
 struct series {
-	__u32 first;
-	__u32 services;
-	__u32 number;
-	__u32 zero;
+	__u32 first;    /* the service's address counts from here on */
+	__u32 services; /* in turn, with another client port each time; 0: the frame stays as it is */
+	__u32 number;   /* of frames so far */
+	__u32 verdict;  /* of `calibrate` */
+	__u64 frame[SERIES_FRAME / 8];
 };
 
 struct config {

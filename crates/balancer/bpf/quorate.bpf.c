@@ -143,6 +143,77 @@ COLD int tagged(int virtual)
 	return XDP_PASS;
 }
 
+/*
+ * The common case, all in registers: TCP or UDP without options, whole, to a service without pins.
+ * What is anything else, or wrong, goes the long way (SLOW), which does the same and more.
+ */
+#define SLOW -1
+
+INLINE int quick(struct xdp_md *ctx, struct config *config, int v6)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u32 bytes = end - data, header = ETHER + (v6 ? sizeof(struct ipv6) : sizeof(struct ipv4));
+	struct ether *ether = data;
+	struct udp *ports = data + header;
+	struct service_count *counted;
+	struct service *service;
+	struct address client;
+	struct member *member;
+	struct slot *slot;
+	struct vip *vip;
+	struct cpu *cpu;
+	__u32 index;
+	__u16 port;
+	__u8 protocol;
+
+	if (data + header + sizeof(struct tcp) > end)
+		return SLOW;
+	if (v6) {
+		struct ipv6 *ip = data + ETHER;
+
+		if ((*(__u8 *)ip & 0xf0) != 0x60 || header + bpf_ntohs(ip->length) > bytes)
+			return SLOW;
+		protocol = ip->next;
+		client = ip->source;
+		struct vip6_key key = { ctx->ingress_ifindex, 0, ip->destination };
+		vip = bpf_map_lookup_elem(&vips6, &key);
+	} else {
+		struct ipv4 *ip = data + ETHER;
+
+		if (ip->version_length != 0x45 || ip->fragment & bpf_htons(0x3fff) ||
+		    ETHER + bpf_ntohs(ip->length) > bytes)
+			return SLOW;
+		protocol = ip->protocol;
+		client = mapped(ip->source);
+		struct vip4_key key = { ctx->ingress_ifindex, ip->destination };
+		vip = bpf_map_lookup_elem(&vips4, &key);
+	}
+	if (!vip || !vip->count || (protocol != IP_TCP && protocol != IP_UDP))
+		return SLOW;
+	port = bpf_ntohs(ports->destination);
+	index = vip->ranges[0].service;
+	if (vip->ranges[0].protocol != protocol || port < vip->ranges[0].first || port > vip->ranges[0].last)
+		index = find_range(vip->ranges, vip->count, protocol, port);
+	service = bpf_map_lookup_elem(&services, &index);
+	cpu = this_cpu();
+	if (!service || !service->slots || service->flags & SERVICE_PINS || !cpu || !serving(cpu))
+		return SLOW;
+	slot = find_slot(service, client, bpf_ntohs(ports->source), port, protocol, v6);
+	if (!slot)
+		return SLOW;
+	member = find_member(slot->primary);
+	counted = bpf_map_lookup_elem(&counts, &index);
+	if (!member || !member->used || !counted)
+		return SLOW;
+	counted->packets++;
+	counted->bytes += bytes;
+	copy_mac(ether->destination, member->mac);
+	if (member->ifindex)
+		return XDP_PASS;
+	copy_mac(ether->source, config->director_mac);
+	return XDP_TX;
+}
+
 INLINE int direct(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -167,6 +238,16 @@ INLINE int direct(struct xdp_md *ctx)
 	config = bpf_map_lookup_elem(&settings, &zero);
 	if (!config || (!virtual && !config->unusual))
 		return XDP_PASS;
+	if (virtual) {
+		int verdict = SLOW;
+
+		if (ether->type == bpf_htons(TYPE_IPV4))
+			verdict = quick(ctx, config, 0);
+		else if (ether->type == bpf_htons(TYPE_IPV6))
+			verdict = quick(ctx, config, 1);
+		if (verdict != SLOW)
+			return verdict;
+	}
 	if (ether->type == bpf_htons(TYPE_VLAN) || ether->type == bpf_htons(TYPE_VLAN_OUTER))
 		return tagged(virtual);
 	return steer(ctx, config, virtual);
@@ -178,45 +259,56 @@ int director(struct xdp_md *ctx)
 	return direct(ctx);
 }
 
-/* Makes the frame the next one of a series: another service, another client port, and the virtual MAC again. */
-INLINE int vary(struct xdp_md *ctx)
+/* Makes the frame the next one of a series; a program before, or the kernel, may have changed it. */
+INLINE struct series *vary(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ether *ether = data;
 	__u32 zero = 0, service, number;
 	struct series *series = bpf_map_lookup_elem(&measures, &zero);
 	struct udp *ports;
+	__u16 *checksum;
+	__u8 protocol;
 
-	if (!series || data + ETHER + sizeof(struct ipv6) + sizeof(struct tcp) > end)
-		return -1;
+	if (!series || data + SERIES_FRAME > end)
+		return 0;
+	__builtin_memcpy(data, series->frame, SERIES_FRAME);
+	if (!series->services)
+		return series;
 	number = series->number++;
-	service = bpf_htonl(series->first + number % (series->services ? series->services : 1));
-	*(__u32 *)ether->destination = bpf_htonl(0x02515600);
+	service = bpf_htonl(series->first + number % series->services);
 	if (ether->type == bpf_htons(TYPE_IPV4)) {
 		struct ipv4 *ip = data + ETHER;
 
 		ip->destination = service;
+		protocol = ip->protocol;
 		ports = (void *)(ip + 1);
 	} else {
 		struct ipv6 *ip = data + ETHER;
 
 		ip->destination.low = (__u64)service << 32;
+		protocol = ip->next;
 		ports = (void *)(ip + 1);
 	}
+	/* Right for the first service, which is the frame's own. */
+	checksum = (void *)ports + (protocol == IP_TCP ? 16 : 6);
+	*checksum = checksum_changed(*checksum, ports->source, number);
 	ports->source = number;
-	return 0;
+	return series;
 }
 
 SEC("xdp")
 int measure(struct xdp_md *ctx)
 {
-	return vary(ctx) ? XDP_ABORTED : direct(ctx);
+	return vary(ctx) ? direct(ctx) : XDP_ABORTED;
 }
 
 SEC("xdp")
 int calibrate(struct xdp_md *ctx)
 {
-	return vary(ctx) ? XDP_ABORTED : XDP_TX;
+	struct series *series = vary(ctx);
+
+	return series ? series->verdict : XDP_ABORTED;
 }
 
 /* The frame's head in one piece. */

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 /*
  * Takes every frame as it comes. A veth hands over what its peer's XDP program sends (XDP_TX) only if it has a program
- * itself; labs and tests put this one at the switch's end of a host's cable.
+ * itself; labs and tests put this one at the switch's end of a host's cable. `swallow` ends every frame there, for
+ * measurements.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -12,4 +13,10 @@ SEC("xdp.frags")
 int receive(struct xdp_md *ctx)
 {
 	return XDP_PASS;
+}
+
+SEC("xdp.frags")
+int swallow(struct xdp_md *ctx)
+{
+	return XDP_DROP;
 }

@@ -422,18 +422,23 @@ pub struct Config {
     pub zero: [u8; 5],
 }
 
-/// What measurements vary.
+/// Octets of a frame that measurements restore.
+pub const SERIES_FRAME: usize = 96;
+
+/// What measurements run on.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Series {
     /// The last four octets of the first service's address, as a number.
     pub first: u32,
-    /// Services in turn.
+    /// Services in turn; 0: the frame stays as it is.
     pub services: u32,
     /// Frames so far.
     pub number: u32,
-    /// Zero.
-    pub zero: u32,
+    /// What `calibrate` returns.
+    pub verdict: u32,
+    /// The frame.
+    pub frame: [u8; SERIES_FRAME],
 }
 
 macro_rules! sizes {
@@ -464,7 +469,7 @@ sizes!(
     PairCount = 40,
     Cpu = 280,
     Config = 24,
-    Series = 16,
+    Series = 112,
 );
 
 #[cfg(test)]

@@ -61,11 +61,11 @@ impl Edges {
         self.0.datapath.test_run(program, frame, index, 1).unwrap()
     }
 
-    fn to_guest(&self, n: u8, frame: &Frame) -> Verdict {
+    fn guest_gets(&self, n: u8, frame: &Frame) -> Verdict {
         self.run("edge_to_guest", n, &frame.clone().to(mac(n)).build())
     }
 
-    fn from_guest(&self, n: u8, frame: &Frame) -> Verdict {
+    fn guest_sends(&self, n: u8, frame: &Frame) -> Verdict {
         let to = if frame.destination_mac == VIRTUAL {
             CLIENT_MAC
         } else {
@@ -136,14 +136,14 @@ async fn the_guest_sees_its_own_address_and_the_client_the_service_s() {
                 Frame::udp(&own, client, 53, 1000),
             ),
         ] {
-            rewritten(&edges.to_guest(1, &to), client, &own);
-            rewritten(&edges.from_guest(1, &from), vip, client);
+            rewritten(&edges.guest_gets(1, &to), client, &own);
+            rewritten(&edges.guest_sends(1, &from), vip, client);
             // With options.
             let (mut to, mut from) = (to, from);
             to.options = vec![1; 4];
             from.options = vec![1; 4];
-            rewritten(&edges.to_guest(1, &to), client, &own);
-            rewritten(&edges.from_guest(1, &from), vip, client);
+            rewritten(&edges.guest_gets(1, &to), client, &own);
+            rewritten(&edges.guest_sends(1, &from), vip, client);
         }
     }
     let counters = edges.0.datapath.counters().await.unwrap();
@@ -184,19 +184,19 @@ async fn who_speaks_to_the_guest_s_own_address_is_answered_from_there() {
     let edges = Edges::new(common::table(vec![version(1, &[1])]), &[1]).await;
     for (client, _, own) in families(1) {
         let to = Frame::tcp(client, &own, 1000, 80, SYN);
-        rewritten(&edges.to_guest(1, &to), client, &own);
+        rewritten(&edges.guest_gets(1, &to), client, &own);
         let from = Frame::tcp(&own, client, 80, 1000, SYN | ACK);
-        rewritten(&edges.from_guest(1, &from), &own, client);
+        rewritten(&edges.guest_sends(1, &from), &own, client);
         // What the guest begins by itself, also from such a port.
         let begins = Frame::tcp(&own, client, 80, 2000, SYN);
-        rewritten(&edges.from_guest(1, &begins), &own, client);
+        rewritten(&edges.guest_sends(1, &begins), &own, client);
         rewritten(
-            &edges.from_guest(1, &Frame::tcp(&own, client, 80, 2000, ACK)),
+            &edges.guest_sends(1, &Frame::tcp(&own, client, 80, 2000, ACK)),
             &own,
             client,
         );
         rewritten(
-            &edges.from_guest(1, &Frame::tcp(&own, client, 3000, 443, ACK)),
+            &edges.guest_sends(1, &Frame::tcp(&own, client, 3000, 443, ACK)),
             &own,
             client,
         );
@@ -218,7 +218,7 @@ async fn a_reply_is_proof_of_a_flow() {
     .await;
     let middle = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK);
     // Unknown here: the member that had the slot may know it.
-    let verdict = edges.to_guest(1, &middle);
+    let verdict = edges.guest_gets(1, &middle);
     assert_eq!(
         (verdict.code, &verdict.frame[0..6]),
         (REDIRECT, &mac(2)[..])
@@ -227,24 +227,24 @@ async fn a_reply_is_proof_of_a_flow() {
     // A reset proves nothing, data does.
     let own = own4(1);
     rewritten(
-        &edges.from_guest(1, &Frame::tcp(&own, CLIENT4, 80, 1000, RST)),
+        &edges.guest_sends(1, &Frame::tcp(&own, CLIENT4, 80, 1000, RST)),
         VIP4,
         CLIENT4,
     );
     assert!(edges.flows(1).await.is_empty());
     rewritten(
-        &edges.from_guest(1, &Frame::tcp(&own, CLIENT4, 80, 1000, ACK)),
+        &edges.guest_sends(1, &Frame::tcp(&own, CLIENT4, 80, 1000, ACK)),
         VIP4,
         CLIENT4,
     );
     assert_eq!(edges.flows(1).await.len(), 1);
-    rewritten(&edges.to_guest(1, &middle), CLIENT4, &own);
+    rewritten(&edges.guest_gets(1, &middle), CLIENT4, &own);
     // Goodbyes from both sides close it.
-    edges.to_guest(1, &Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK | FIN));
+    edges.guest_gets(1, &Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK | FIN));
     assert!(!edges.flows(1).await[0].closing);
-    edges.from_guest(1, &Frame::tcp(&own, CLIENT4, 80, 1000, ACK | FIN));
+    edges.guest_sends(1, &Frame::tcp(&own, CLIENT4, 80, 1000, ACK | FIN));
     assert!(edges.flows(1).await[0].closing);
-    rewritten(&edges.to_guest(1, &middle), CLIENT4, &own);
+    rewritten(&edges.guest_gets(1, &middle), CLIENT4, &own);
 }
 
 #[tokio::test]
@@ -260,32 +260,32 @@ async fn the_second_chance_has_two_hops_and_an_end() {
         let udp = Frame::udp(client, vip, 1000, 53);
         for frame in [&tcp, &udp] {
             // Member 1 is primary, member 2 was.
-            let once = edges.to_guest(1, frame);
+            let once = edges.guest_gets(1, frame);
             assert_eq!(once.code, REDIRECT);
             assert_eq!(Seen(&once.frame).source_mac(), macs::bounced_mac(1));
             assert_eq!(Seen(&once.frame).destination_mac(), mac(2));
         }
         // A connection that nobody knows: the guest's reset is the truth.
         rewritten(
-            &edges.to_guest(2, &tcp.clone().from(macs::bounced_mac(1))),
+            &edges.guest_gets(2, &tcp.clone().from(macs::bounced_mac(1))),
             client,
             &own2,
         );
         // A datagram that nobody knows is the primary's, for good.
-        let back = edges.to_guest(2, &udp.clone().from(macs::bounced_mac(1)));
+        let back = edges.guest_gets(2, &udp.clone().from(macs::bounced_mac(1)));
         assert_eq!(back.code, REDIRECT);
         assert_eq!(Seen(&back.frame).source_mac(), macs::final_mac(1));
         assert_eq!(Seen(&back.frame).destination_mac(), mac(1));
         rewritten(
-            &edges.to_guest(1, &udp.clone().from(macs::final_mac(1))),
+            &edges.guest_gets(1, &udp.clone().from(macs::final_mac(1))),
             client,
             &own,
         );
         // From now on it is known.
-        rewritten(&edges.to_guest(1, &udp), client, &own);
+        rewritten(&edges.guest_gets(1, &udp), client, &own);
         // A new connection stays where it comes to.
         rewritten(
-            &edges.to_guest(1, &Frame::tcp(client, vip, 1001, 80, SYN)),
+            &edges.guest_gets(1, &Frame::tcp(client, vip, 1001, 80, SYN)),
             client,
             &own,
         );
@@ -305,12 +305,12 @@ async fn while_a_ring_is_prepared_the_coming_member_asks_the_primary() {
     table.next = Some(version(2, &[2]));
     let edges = Edges::new(table, &[1, 2]).await;
     let frame = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK);
-    let verdict = edges.to_guest(2, &frame);
+    let verdict = edges.guest_gets(2, &frame);
     assert_eq!(
         (verdict.code, &verdict.frame[0..6]),
         (REDIRECT, &mac(1)[..])
     );
-    rewritten(&edges.to_guest(1, &frame), CLIENT4, &own4(1));
+    rewritten(&edges.guest_gets(1, &frame), CLIENT4, &own4(1));
 }
 
 #[tokio::test]
@@ -323,27 +323,27 @@ async fn a_client_that_is_remembered_comes_back_to_its_member() {
     table.affinity.timeout = Some(Millis(600_000));
     let edges = Edges::new(table.clone(), &[1, 2]).await;
     let syn = |port| Frame::tcp(CLIENT4, VIP4, port, 80, SYN);
-    rewritten(&edges.to_guest(2, &syn(1000)), CLIENT4, &own4(2));
+    rewritten(&edges.guest_gets(2, &syn(1000)), CLIENT4, &own4(2));
     table.history.push(version(2, &[1]));
     edges.apply(table).await;
     // A new connection: member 1 has not seen the client and asks, member 2 has.
-    let asked = edges.to_guest(1, &syn(1001));
+    let asked = edges.guest_gets(1, &syn(1001));
     assert_eq!((asked.code, &asked.frame[0..6]), (REDIRECT, &mac(2)[..]));
     rewritten(
-        &edges.to_guest(2, &syn(1001).from(macs::bounced_mac(1))),
+        &edges.guest_gets(2, &syn(1001).from(macs::bounced_mac(1))),
         CLIENT4,
         &own4(2),
     );
     // Another client: member 2 sends it back.
     let other = Frame::tcp("10.0.0.3", VIP4, 1000, 80, SYN);
-    assert_eq!(edges.to_guest(1, &other).code, REDIRECT);
-    let back = edges.to_guest(2, &other.clone().from(macs::bounced_mac(1)));
+    assert_eq!(edges.guest_gets(1, &other).code, REDIRECT);
+    let back = edges.guest_gets(2, &other.clone().from(macs::bounced_mac(1)));
     assert_eq!(
         (back.code, &back.frame[6..12]),
         (REDIRECT, &macs::final_mac(1)[..])
     );
     rewritten(
-        &edges.to_guest(1, &other.from(macs::final_mac(1))),
+        &edges.guest_gets(1, &other.from(macs::final_mac(1))),
         "10.0.0.3",
         &own4(1),
     );
@@ -361,12 +361,12 @@ async fn errors_are_rewritten_inside_too() {
         } else {
             ("fd00::254", 2, 1)
         };
-        edges.to_guest(1, &Frame::udp(client, vip, 1000, 53));
-        edges.to_guest(1, &Frame::tcp(client, vip, 1000, 80, SYN));
+        edges.guest_gets(1, &Frame::udp(client, vip, 1000, 53));
+        edges.guest_gets(1, &Frame::tcp(client, vip, 1000, 80, SYN));
         // Too big, about what the guest sent.
         let sent = Frame::tcp(vip, client, 80, 1000, ACK);
         let error = Frame::error(router, vip, too_big, &sent, 8);
-        let verdict = edges.to_guest(1, &error);
+        let verdict = edges.guest_gets(1, &error);
         rewritten(&verdict, router, &own);
         let quoted = Frame::tcp(&own, client, 80, 1000, ACK).build();
         let header = if vip == VIP4 { 20 } else { 40 };
@@ -374,7 +374,7 @@ async fn errors_are_rewritten_inside_too() {
         assert_eq!(inner, &quoted[14..14 + header + 4]);
         // Unreachable, from the guest about what a client sent.
         let got = Frame::udp(client, &own, 1000, 53);
-        let verdict = edges.from_guest(1, &Frame::error(&own, client, unreachable, &got, 8));
+        let verdict = edges.guest_sends(1, &Frame::error(&own, client, unreachable, &got, 8));
         rewritten(&verdict, vip, client);
         let quoted = Frame::udp(client, vip, 1000, 53).build();
         assert_eq!(
@@ -384,7 +384,7 @@ async fn errors_are_rewritten_inside_too() {
         // About a flow of its own: as it is.
         let got = Frame::udp(client, &own, 1001, 9);
         rewritten(
-            &edges.from_guest(1, &Frame::error(&own, client, unreachable, &got, 8)),
+            &edges.guest_sends(1, &Frame::error(&own, client, unreachable, &got, 8)),
             &own,
             client,
         );
@@ -410,11 +410,11 @@ async fn fragments_of_both_directions_are_rewritten() {
             piece(Frame::new(source, destination, 17, vec![7; 24]), 16, false)
         };
         let address = |verdict: &Verdict| Seen(&verdict.frame).destination().to_string();
-        assert_eq!(edges.to_guest(1, &later(client, vip)).code, DROP);
+        assert_eq!(edges.guest_gets(1, &later(client, vip)).code, DROP);
         // Unknown: both pieces are sent on to the member that had the slot.
         let first = piece(Frame::udp(client, vip, 1000, 53), 0, true);
         for frame in [&first, &later(client, vip)] {
-            let verdict = edges.to_guest(1, frame);
+            let verdict = edges.guest_gets(1, frame);
             assert_eq!(
                 (verdict.code, &verdict.frame[0..6]),
                 (REDIRECT, &mac(2)[..])
@@ -422,19 +422,19 @@ async fn fragments_of_both_directions_are_rewritten() {
         }
         // Final: both are delivered.
         rewritten(
-            &edges.to_guest(1, &first.clone().from(macs::final_mac(1))),
+            &edges.guest_gets(1, &first.clone().from(macs::final_mac(1))),
             client,
             &own,
         );
-        let verdict = edges.to_guest(1, &later(client, vip).from(macs::final_mac(1)));
+        let verdict = edges.guest_gets(1, &later(client, vip).from(macs::final_mac(1)));
         assert_eq!((verdict.code, address(&verdict)), (NEXT, own.clone()));
         // Answers.
         rewritten(
-            &edges.from_guest(1, &piece(Frame::udp(&own, client, 53, 1000), 0, true)),
+            &edges.guest_sends(1, &piece(Frame::udp(&own, client, 53, 1000), 0, true)),
             vip,
             client,
         );
-        let verdict = edges.from_guest(1, &later(&own, client));
+        let verdict = edges.guest_sends(1, &later(&own, client));
         assert_eq!(
             (verdict.code, Seen(&verdict.frame).source().to_string()),
             (NEXT, vip.to_owned())
@@ -587,7 +587,7 @@ async fn what_comes_for_a_guest_that_has_left_follows_it_once() {
     assert_eq!(director(1).unwrap().code, 2, "delivered here");
     edges.0.datapath.close_edge("qt-1", true).await.unwrap();
     assert_eq!(director(1).unwrap().code, 3, "back to the wire");
-    let verdict = edges.to_guest(1, &frame);
+    let verdict = edges.guest_gets(1, &frame);
     assert_eq!(verdict.code, REDIRECT);
     let mut sent = frame.clone().to(mac(1)).from(macs::bounced_mac(1)).build();
     assert_eq!(verdict.frame, sent);
@@ -596,11 +596,11 @@ async fn what_comes_for_a_guest_that_has_left_follows_it_once() {
         assert_eq!(edges.run("edge_to_guest", 1, &sent).code, DROP);
     }
     assert_eq!(
-        edges.to_guest(1, &frame.clone().to([0xff; 6])).code,
+        edges.guest_gets(1, &frame.clone().to([0xff; 6])).code,
         REDIRECT
     );
     edges.0.datapath.open_edge("qt-1").await.unwrap();
-    rewritten(&edges.to_guest(1, &frame), CLIENT4, &own4(1));
+    rewritten(&edges.guest_gets(1, &frame), CLIENT4, &own4(1));
 }
 
 #[tokio::test]
@@ -610,8 +610,8 @@ async fn flows_travel_and_outlive_the_daemon() {
     }
     let table = common::table(vec![version(1, &[2]), version(2, &[1])]);
     let edges = Edges::new(table.clone(), &[1]).await;
-    edges.to_guest(1, &Frame::tcp(CLIENT4, VIP4, 1000, 80, SYN));
-    edges.to_guest(1, &Frame::udp(CLIENT6, &own6(1), 1001, 53));
+    edges.guest_gets(1, &Frame::tcp(CLIENT4, VIP4, 1000, 80, SYN));
+    edges.guest_gets(1, &Frame::udp(CLIENT6, &own6(1), 1001, 53));
     let flows = edges.flows(1).await;
     assert_eq!(flows.len(), 2);
     // To another edge, as if there were another host.
@@ -662,7 +662,7 @@ async fn pins_hold_flows_that_a_ring_would_lose() {
     let edges = Edges::new(table.clone(), &[1, 2]).await;
     let frame = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK);
     // Member 1 owns the flow, by way of the second chance.
-    edges.from_guest(1, &Frame::tcp(&own4(1), CLIENT4, 80, 1000, ACK));
+    edges.guest_sends(1, &Frame::tcp(&own4(1), CLIENT4, 80, 1000, ACK));
     table.next = Some(version(3, &[3]));
     edges.apply(table.clone()).await;
     let pins = edges.0.datapath.strays(&table).await.unwrap();
@@ -693,7 +693,7 @@ async fn pins_hold_flows_that_a_ring_would_lose() {
     };
     assert_eq!(to(1000), mac(1));
     assert_eq!(to(1001), mac(3));
-    rewritten(&edges.to_guest(1, &frame), CLIENT4, &own4(1));
+    rewritten(&edges.guest_gets(1, &frame), CLIENT4, &own4(1));
     let query = quorate_balancer::TraceQuery {
         service: common::service(),
         client: CLIENT4.parse().unwrap(),

@@ -235,6 +235,29 @@ async fn a_later_process_replaces_programs_in_place_and_forgets_old_maps() {
     assert_eq!(again.apply(&all).await.unwrap(), applied);
 }
 
+#[tokio::test]
+async fn tables_taken_over_keep_their_size() {
+    if !permitted("loading") {
+        return;
+    }
+    own_namespace();
+    common::ip("link add br0 type bridge");
+    let site = Site::with(small()).await;
+    let mut options = site.options.clone();
+    options.capacity = Capacity::default();
+    let again = LinuxDatapath::new(options).await.unwrap();
+    let crowd = wanted(table(vec![version(2, &[1, 2, 3, 4])]));
+    let applied = again.apply(&crowd).await.unwrap();
+    let problem = applied.services[&common::service()]
+        .problem
+        .clone()
+        .unwrap();
+    assert!(
+        problem.contains("`members` is full (3 entries)"),
+        "{problem}"
+    );
+}
+
 #[test]
 fn the_object_was_built_from_its_sources() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/build.sh");

@@ -1,14 +1,20 @@
 //! What the datapath costs, next to what it is compared with; `BENCH=services make bench` runs it on a release build.
 //! Everything of a comparison runs in one process, on one core, in turns.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unsafe_code)]
 
 mod common;
 
-use common::frame::{ACK, Frame};
-use common::{CLIENT4, CLIENT6, Site, VIP4, VIP6, own_namespace, permitted, version};
-use quorate_balancer::{Capacity, Datapath as _};
+use common::frame::{ACK, Frame, SYN};
+use common::site::{Host, Spaces, WAIT, build, receivers, serve};
+use common::{CLIENT4, CLIENT6, Site, VIP4, VIP6, edge, own_namespace, own4, permitted, version};
+use quorate_balancer::linux::{How, Receivers};
+use quorate_balancer::{Capacity, Datapath as _, ring};
 use quorate_bench::Report;
+use quorate_types::ServiceName;
+use quorate_types::service::ServiceId;
 
+const PASS: u32 = 2;
+const TX: u32 = 3;
 const RUNS: u32 = 1_000_000;
 
 /// The last four octets of [`VIP4`] and [`VIP6`] as numbers.
@@ -50,10 +56,10 @@ async fn a_packet_costs_at_most_100_ns() {
         bytes.resize(bytes.len().max(96), 0);
         let (mut director, mut calibration) = (Vec::new(), Vec::new());
         for _ in 0..rounds() {
-            site.datapath.series(first, 1).unwrap();
+            site.datapath.series(&bytes, first, 1, TX).unwrap();
             let run = |program| site.datapath.test_run(program, &bytes, 0, RUNS).unwrap();
             let (measured, calibrated) = (run("measure"), run("calibrate"));
-            assert_eq!((measured.code, calibrated.code), (3, 3));
+            assert_eq!((measured.code, calibrated.code), (TX, TX));
             director.push(f64::from(measured.ns));
             calibration.push(f64::from(calibrated.ns));
         }
@@ -62,4 +68,446 @@ async fn a_packet_costs_at_most_100_ns() {
         report.add(&format!("calibration, {name}"), "ns", &calibration, None);
     }
     report.publish("services-packet").unwrap();
+}
+
+/// Where frames end: nothing that a router or bridge sends is heard.
+fn sink(name: &str) {
+    common::ip(&format!("link set {name} up"));
+}
+
+fn nft(script: &str) {
+    let mut child = std::process::Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+/// Keeps this thread, and what the kernel does in its name, on one core.
+fn one_core() {
+    // SAFETY: zeros are a value of `cpu_set_t`, and the set lives through the call.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut set);
+        assert_eq!(
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set),
+            0
+        );
+    }
+}
+
+/// Million frames per second: `frame` comes in at `ifname`, for the director or for the kernel, from 65,536 client ports
+/// in turn.
+fn rate(site: &Site, program: &'static str, frame: &Frame, ifname: &str, frames: u32) -> f64 {
+    live(site, program, frame, ifname, frames, PASS)
+}
+
+/// The same without any decision: what making and taking frames costs.
+fn generator(site: &Site, frame: &Frame, ifname: &str, frames: u32) -> f64 {
+    live(site, "calibrate", frame, ifname, frames, TX)
+}
+
+fn live(
+    site: &Site,
+    program: &'static str,
+    frame: &Frame,
+    ifname: &str,
+    frames: u32,
+    verdict: u32,
+) -> f64 {
+    let mut bytes = frame.build();
+    bytes.resize(96, 0);
+    let last: [u8; 4] = match frame.destination {
+        std::net::IpAddr::V4(v4) => v4.octets(),
+        std::net::IpAddr::V6(v6) => v6.octets()[12..].try_into().unwrap(),
+    };
+    let first = u32::from_be_bytes(last);
+    site.datapath.series(&bytes, first, 1, verdict).unwrap();
+    let how = How {
+        ifindex: common::index(ifname),
+        repeat: frames,
+        live: true,
+    };
+    let begun = std::time::Instant::now();
+    site.datapath.run_program(program, &bytes, how).unwrap();
+    f64::from(frames) / begun.elapsed().as_secs_f64() / 1e6
+}
+
+/// Director, nftables DNAT and a plain bridge, each from an interface where frames come in to one that they leave by.
+/// The frames are made by the kernel (XDP on live frames); their end is the other side of the outgoing cable.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn packets_per_second_of_one_core() {
+    if !permitted("speed") {
+        return;
+    }
+    own_namespace();
+    one_core();
+    common::ip("link add br0 type bridge");
+    let site = Site::with(Capacity::default()).await;
+    site.datapath.lease(u64::MAX);
+    // The director: in at `u0`, back out of `u0`.
+    common::ip("link add u0 type veth peer name u1");
+    common::ip("link set u0 up");
+    sink("u1");
+    let _drain = Receivers::swallow(&["u1"]).unwrap();
+    let mut wanted = common::wanted(common::table(vec![version(1, &[1, 2, 3, 4])]));
+    wanted.networks.get_mut(&common::network()).unwrap().uplink = Some("u0".to_owned());
+    site.datapath.apply(&wanted).await.unwrap();
+    // The bridge: in at `b0`, out of `b1`.
+    for (port, other) in [("b0", "b2"), ("b1", "b3")] {
+        common::ip(&format!("link add {port} type veth peer name {other}"));
+        common::ip(&format!("link set {port} master br0 up"));
+        sink(other);
+    }
+    common::ip("link set br0 up");
+    std::process::Command::new("bridge")
+        .args("fdb add 02:00:00:00:09:09 dev b1 master static".split(' '))
+        .status()
+        .unwrap();
+    // DNAT: in at `n0`, out of `n1`.
+    for (port, other, address) in [("n0", "n2", "10.1.0.1/24"), ("n1", "n3", "10.2.0.1/24")] {
+        common::ip(&format!("link add {port} type veth peer name {other}"));
+        common::ip(&format!("link set {port} up"));
+        common::ip(&format!("addr add {address} dev {port}"));
+        sink(other);
+    }
+    common::ip("link set n0 address 02:00:00:00:08:08");
+    common::ip("neigh add 10.2.0.2 lladdr 02:00:00:00:09:0a dev n1");
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+    nft(
+        "table ip nat {\n chain pre {\n type nat hook prerouting priority -100\n \
+         ip daddr 10.1.0.100 tcp dport 80 dnat to 10.2.0.2\n \
+         ip daddr 10.1.0.100 udp dport 53 dnat to 10.2.0.2\n }\n}\n",
+    );
+    let dnat = |protocol| {
+        let frame = if protocol == 6 {
+            Frame::tcp("10.1.0.9", "10.1.0.100", 1000, 80, SYN)
+        } else {
+            Frame::udp("10.1.0.9", "10.1.0.100", 1000, 53)
+        };
+        frame.to([2, 0, 0, 0, 8, 8])
+    };
+    let tcp = Frame::tcp(CLIENT4, VIP4, 1000, 80, SYN);
+    let count = if quorate_bench::wanted() {
+        1_000_000
+    } else {
+        200_000
+    };
+    let mut samples: [Vec<f64>; 7] = Default::default();
+    // Connections are known to conntrack before its packets are counted.
+    for protocol in [6, 17] {
+        rate(&site, "calibrate", &dnat(protocol), "n0", 65_536);
+    }
+    for _ in 0..rounds() {
+        let plain = tcp.clone().to([2, 0, 0, 0, 9, 9]);
+        let runs = [
+            rate(&site, "measure", &tcp, "u0", count),
+            rate(
+                &site,
+                "measure",
+                &Frame::udp(CLIENT4, VIP4, 1000, 53),
+                "u0",
+                count,
+            ),
+            rate(
+                &site,
+                "measure",
+                &Frame::tcp(CLIENT6, VIP6, 1000, 80, SYN),
+                "u0",
+                count,
+            ),
+            rate(&site, "calibrate", &plain, "b0", count),
+            rate(&site, "calibrate", &dnat(6), "n0", count),
+            rate(&site, "calibrate", &dnat(17), "n0", count),
+            generator(&site, &tcp, "u0", count),
+        ];
+        for (all, one) in samples.iter_mut().zip(runs) {
+            all.push(one);
+        }
+    }
+    let counters = site.datapath.counters().await.unwrap();
+    let steered = counters.services[&common::service()].steered;
+    assert!(
+        steered >= u64::from(count) * 3,
+        "the director saw {steered}"
+    );
+    let sent = |name: &str| -> u64 {
+        let text = std::process::Command::new("ip")
+            .args(["-j", "-s", "link", "show", name])
+            .output()
+            .unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&text.stdout).unwrap();
+        value[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+    };
+    let frames = u64::from(count) * u64::try_from(rounds()).unwrap();
+    for (name, times) in [("u1", 4), ("b3", 1), ("n3", 2)] {
+        println!(
+            "MEASURED {name}: {} of {} frames arrived",
+            sent(name),
+            frames * times
+        );
+    }
+    let mut report = Report::new();
+    let medians: Vec<f64> = samples
+        .iter()
+        .map(|all| quorate_bench::median(all).unwrap())
+        .collect();
+    report.add(
+        "director, TCP, against nftables DNAT",
+        "Mpps",
+        &samples[0],
+        Some(medians[4]),
+    );
+    report.add(
+        "director, UDP, against nftables DNAT",
+        "Mpps",
+        &samples[1],
+        Some(medians[5]),
+    );
+    report.add(
+        "director, TCP, against the plain bridge",
+        "Mpps",
+        &samples[0],
+        Some(medians[3]),
+    );
+    report.add(
+        "director, TCP over IPv6, against the plain bridge",
+        "Mpps",
+        &samples[2],
+        Some(medians[3]),
+    );
+    report.add("plain bridge", "Mpps", &samples[3], None);
+    report.add("nftables DNAT, TCP", "Mpps", &samples[4], None);
+    report.add("nftables DNAT, UDP", "Mpps", &samples[5], None);
+    report.add(
+        "making and taking frames, no decision",
+        "Mpps",
+        &samples[6],
+        None,
+    );
+    // What is left of a packet's time without them, in nanoseconds.
+    let net = |index: usize| {
+        let net = samples[index].iter().zip(&samples[6]);
+        net.map(|(rate, idle)| 1000.0 / rate - 1000.0 / idle)
+            .collect::<Vec<f64>>()
+    };
+    let director = net(0);
+    let base = quorate_bench::median(&director);
+    report.add(
+        "a packet at the director, without the making",
+        "ns",
+        &director,
+        None,
+    );
+    report.add(
+        "a packet at the bridge, without the making",
+        "ns",
+        &net(3),
+        base,
+    );
+    report.add(
+        "a packet at nftables DNAT, without the making",
+        "ns",
+        &net(4),
+        base,
+    );
+    report.publish("services-rate").unwrap();
+}
+
+/// The cost of finding one of many services: the director on frames to each in turn.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn ten_thousand_services_cost_hardly_more_than_one() {
+    if !permitted("speed") {
+        return;
+    }
+    own_namespace();
+    common::ip("link add br0 type bridge");
+    let site = Site::with(Capacity {
+        services: 16_384,
+        addresses: 16_384,
+        ..Capacity::default()
+    })
+    .await;
+    site.datapath.lease(u64::MAX);
+    // 10,000 services x 50 members; what many services have in common is one table.
+    let services = |count: u32| {
+        let mut wanted = common::wanted(common::table(Vec::new()));
+        wanted.services.clear();
+        for number in 0..count {
+            let from = u8::try_from(number % 200).unwrap();
+            let members: Vec<u8> = (0..50).map(|n| (from + n) % 250).collect();
+            let mut table = common::table(vec![version(1, &members)]);
+            for list in &mut table.history {
+                list.members.sort();
+            }
+            table.id = ServiceId(number + 1);
+            table.slots = ring::FEW_SLOTS;
+            let address = std::net::Ipv4Addr::from_bits(FIRST4 + number);
+            table.addresses = vec![address.into()];
+            let name = ServiceName::new(format!("s{number}")).unwrap();
+            wanted.services.insert(name, table);
+        }
+        wanted
+    };
+    let mut bytes = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK).build();
+    bytes.resize(96, 0);
+    let mut samples = Vec::new();
+    // Loaded, of which frames go to so many.
+    for (count, used) in [(1, 1), (10_000, 1), (10_000, 10_000)] {
+        let begun = std::time::Instant::now();
+        let applied = site.datapath.apply(&services(count)).await.unwrap();
+        println!(
+            "{count} services applied in {:.1} s",
+            begun.elapsed().as_secs_f64()
+        );
+        assert!(applied.services.values().all(|loaded| loaded.active == 1));
+        let mut all = Vec::new();
+        for _ in 0..rounds() {
+            let run = |program| {
+                site.datapath
+                    .series(&bytes, FIRST4 + count / 2, used, TX)
+                    .unwrap();
+                if used > 1 {
+                    site.datapath.series(&bytes, FIRST4, used, TX).unwrap();
+                }
+                let verdict = site.datapath.test_run(program, &bytes, 0, RUNS).unwrap();
+                assert_eq!(verdict.code, TX);
+                f64::from(verdict.ns)
+            };
+            all.push(run("measure") - run("calibrate"));
+        }
+        samples.push(all);
+    }
+    let mut report = Report::new();
+    let base = quorate_bench::median(&samples[0]);
+    for (index, name) in [
+        (0, "the only service, without calibration"),
+        (1, "one of 10,000 services x 50 members"),
+        (2, "each of 10,000 in turn: no cache helps"),
+    ] {
+        report.add(name, "ns", &samples[index], base.filter(|_| index > 0));
+    }
+    report.publish("services-many").unwrap();
+}
+
+/// New connections per second: by way of director and edges, and by way of haproxy (TCP mode, one thread). Client, proxy
+/// and servers share one core; each connection is opened, answered with one octet and closed.
+#[test]
+#[ignore = "a measurement"]
+fn connections_per_second_of_one_core() {
+    let haproxy = std::process::Command::new("haproxy").arg("-v").output();
+    if !permitted("speed") || haproxy.is_err() {
+        println!("SKIPPED connections: no haproxy");
+        return;
+    }
+    one_core();
+    let spaces = Spaces::new(&["sw", "h1", "h2", "c", "g1", "g2"]);
+    build(&spaces);
+    let _receivers = receivers(&spaces);
+    let first = Host::new(&spaces, "h1", 1);
+    let second = Host::new(&spaces, "h2", 2);
+    for (host, holder) in [(&first, true), (&second, false)] {
+        host.apply(&spaces, holder);
+        host.get().lease(u64::MAX);
+    }
+    for (host, n) in [(&first, 1), (&second, 2)] {
+        let tap = format!("qt-{n}");
+        spaces
+            .run(host.name, host.get().attach_edge(&edge(n)))
+            .unwrap();
+        spaces.run(host.name, host.get().open_edge(&tap)).unwrap();
+        serve(&spaces, n);
+    }
+    // The proxy is where the director is: at host 1.
+    spaces.ip("h1", "addr add 10.0.0.201/24 dev br0");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("haproxy.cfg");
+    let backends: String = [1, 2]
+        .map(|n| format!("  server s{n} {}:80\n", own4(n)))
+        .concat();
+    let text = format!(
+        "global\n  nbthread 1\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 5s\n  timeout server 5s\n\
+         listen web\n  bind 10.0.0.201:80\n  balance roundrobin\n{backends}"
+    );
+    std::fs::write(&file, text).unwrap();
+    let start = || {
+        std::process::Command::new("haproxy")
+            .arg("-db")
+            .arg("-f")
+            .arg(&file)
+            .spawn()
+            .unwrap()
+    };
+    let mut proxy = spaces.inside("h1", start);
+    let run = |address: &str, count: u32| {
+        let address = format!("{address}:80").parse().unwrap();
+        spaces.inside("c", move || {
+            let begun = std::time::Instant::now();
+            for _ in 0..count {
+                let mut stream = std::net::TcpStream::connect_timeout(&address, WAIT).unwrap();
+                let mut answer = [0];
+                std::io::Read::read_exact(&mut stream, &mut answer).unwrap();
+            }
+            f64::from(count) / begun.elapsed().as_secs_f64()
+        })
+    };
+    let ready = std::time::Instant::now();
+    while spaces.inside("c", || {
+        std::net::TcpStream::connect("10.0.0.201:80").is_err()
+    }) {
+        assert!(ready.elapsed() < WAIT, "haproxy does not listen");
+        std::thread::yield_now();
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..rounds() {
+        ours.push(run(VIP4, 2_000));
+        theirs.push(run("10.0.0.201", 2_000));
+    }
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    let mut report = Report::new();
+    report.add(
+        "director and edges",
+        "connections/s",
+        &ours,
+        quorate_bench::median(&theirs),
+    );
+    report.add(
+        "haproxy, TCP mode, one thread",
+        "connections/s",
+        &theirs,
+        None,
+    );
+    report.publish("services-connections").unwrap();
+}
+
+/// One table of a ring, as each change of a service makes one.
+#[test]
+#[ignore = "a measurement"]
+fn a_ring_of_a_hundred_members_takes_at_most_two_milliseconds() {
+    let mut report = Report::new();
+    let mut base = None;
+    for count in [3, 100] {
+        let mut members = version(1, &(0..count).collect::<Vec<u8>>()).members;
+        members.sort();
+        let mut samples = Vec::new();
+        for _ in 0..rounds() * 5 {
+            let begun = std::time::Instant::now();
+            let table = ring::table(&members, ring::SLOTS);
+            samples.push(begun.elapsed().as_secs_f64() * 1e3);
+            assert_eq!(table.len(), ring::SLOTS as usize);
+        }
+        report.add(
+            &format!("ring of {count} members, 65,537 slots"),
+            "ms",
+            &samples,
+            base,
+        );
+        base = quorate_bench::median(&samples);
+    }
+    report.publish("services-ring").unwrap();
 }

@@ -287,9 +287,14 @@ pub enum ServiceChange {
         service: ServiceName,
         /// The epoch of the coming ring.
         epoch: u64,
-        /// Members of earlier rings whose guest has ended: nobody asks them for old connections.
-        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-        dead: BTreeSet<VmName>,
+    },
+    /// Members of earlier rings whose guest has ended, after every director gave them up: nobody asks them for old
+    /// connections any more.
+    MembersGone {
+        /// Which service.
+        service: ServiceName,
+        /// Which members.
+        vms: BTreeSet<VmName>,
     },
     /// The coming ring is not wanted any more.
     AbandonRing {
@@ -345,6 +350,7 @@ impl ServiceChange {
         match self {
             Self::PrepareRing { service, .. }
             | Self::ActivateRing { service, .. }
+            | Self::MembersGone { service, .. }
             | Self::AbandonRing { service, .. }
             | Self::SetHolder { service, .. }
             | Self::HolderSettled { service, .. }

@@ -125,13 +125,25 @@ impl ServiceRecord {
 }
 
 impl State {
-    /// A service's members with their weights, by name and by label; VMs that are to be deleted are none.
+    /// A service's members with their weights, by name and by label, in the order of their names; VMs that are to be
+    /// deleted are none. Only a service that goes by labels looks at every VM.
     pub fn members<'a>(
         &'a self,
         spec: &'a ServiceSpec,
-    ) -> impl Iterator<Item = (&'a VmName, &'a VmRecord, u32)> {
+    ) -> Box<dyn Iterator<Item = (&'a VmName, &'a VmRecord, u32)> + 'a> {
+        if spec.select.is_empty() {
+            let named = spec.members.iter();
+            let known = named.filter_map(|(name, member)| {
+                let vm = self.vms.get(name).filter(|vm| !vm.deleting)?;
+                Some((name, vm, member.weight))
+            });
+            return Box::new(known);
+        }
         let all = self.vms.iter().filter(|(_, vm)| !vm.deleting);
-        all.filter_map(|(name, vm)| Some((name, vm, spec.weight(name, &vm.spec.labels)?)))
+        Box::new(all.filter_map(|(name, vm)| {
+            let weight = spec.weight(name, &vm.spec.labels)?;
+            Some((name, vm, weight))
+        }))
     }
 
     /// A member as it stands in a ring; `None`: it has no NIC in the service's network.

@@ -77,12 +77,8 @@ fn prepare(epoch: u64, members: Vec<RingMember>) -> Command {
 }
 
 fn activate(epoch: u64) -> Command {
-    let (service, dead) = (web(), BTreeSet::new());
-    change(ServiceChange::ActivateRing {
-        service,
-        epoch,
-        dead,
-    })
+    let service = web();
+    change(ServiceChange::ActivateRing { service, epoch })
 }
 
 fn abandon(epoch: u64) -> Command {
@@ -170,7 +166,6 @@ fn an_overtaken_change_does_not_hold_up_the_others() {
         ServiceChange::ActivateRing {
             service: web(),
             epoch: 7,
-            dead: BTreeSet::new(),
         },
         ServiceChange::PrepareRing {
             service: web(),
@@ -263,21 +258,14 @@ fn nobody_looks_for_connections_at_a_guest_that_has_ended() {
         to: host(2),
     }]);
     assert!(knows(&world));
-    let dead = BTreeSet::from([vm("a")]);
-    world.ok(prepare(3, ring(&world, &["a"])));
-    world.ok(change(ServiceChange::ActivateRing {
-        service: web(),
-        epoch: 3,
-        dead: dead.clone(),
-    }));
-    // The ring in force keeps its members whatever is said.
-    assert!(world.0.services[&web()].ring().unwrap().has(&vm("a")));
-    world.ok(prepare(4, ring(&world, &["b"])));
-    world.ok(change(ServiceChange::ActivateRing {
-        service: web(),
-        epoch: 4,
-        dead,
-    }));
+    let gone = |name: &str| {
+        let vms = BTreeSet::from([vm(name)]);
+        let service = web();
+        change(ServiceChange::MembersGone { service, vms })
+    };
+    // Who gets connections is never given up.
+    world.refused(gone("b"));
+    world.ok(gone("a"));
     assert!(!knows(&world));
 }
 
@@ -388,7 +376,7 @@ fn commands_are_written_in_one_form() {
     let written = json!({ "change_services": { "changes": [
         { "prepare_ring": { "service": "web", "epoch": 1, "members": [{ "vm": "a", "mac": [2, 0, 0, 0, 0, 1], "weight": 1 }] } },
         { "activate_ring": { "service": "web", "epoch": 1 } },
-        { "activate_ring": { "service": "web", "epoch": 1, "dead": ["b"] } },
+        { "members_gone": { "service": "web", "vms": ["b"] } },
         { "abandon_ring": { "service": "web", "epoch": 1 } },
         { "set_holder": { "service": "web", "host": "h1", "expect": 0, "planned": false } },
         { "holder_settled": { "service": "web", "generation": 1 } },

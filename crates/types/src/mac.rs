@@ -10,7 +10,10 @@ use sha2::{Digest, Sha256};
 /// First octet of generated addresses: unicast, locally administered.
 const NIC_OCTET: u8 = 0x02;
 
-/// The address of NIC number `nic_index` of a VM: `02:` and 40 bits of a hash.
+/// Second octet of the service datapath's own addresses (`02:51:...`), which no guest may use.
+const DATAPATH_OCTET: u8 = 0x51;
+
+/// The address of NIC number `nic_index` of a VM: `02:` and 40 bits of a hash, never one of the service datapath's.
 #[must_use]
 pub fn nic_octets(cluster_id: &str, vm: &str, nic_index: u32) -> [u8; 6] {
     let mut hash = Sha256::new();
@@ -21,8 +24,12 @@ pub fn nic_octets(cluster_id: &str, vm: &str, nic_index: u32) -> [u8; 6] {
     hash.update([0]);
     hash.update(nic_index.to_be_bytes());
     let digest = hash.finalize();
+    let second = match digest[0] {
+        DATAPATH_OCTET => !DATAPATH_OCTET,
+        other => other,
+    };
     [
-        NIC_OCTET, digest[0], digest[1], digest[2], digest[3], digest[4],
+        NIC_OCTET, second, digest[1], digest[2], digest[3], digest[4],
     ]
 }
 
@@ -62,6 +69,14 @@ mod tests {
     use super::*;
     use crate::ByteSize;
     use crate::spec::NicSpec;
+
+    #[test]
+    fn no_guest_gets_an_address_of_the_datapath() {
+        let all = (0..4000).map(|nic| nic_octets("c1", "db", nic));
+        let seconds: std::collections::BTreeSet<u8> = all.map(|mac| mac[1]).collect();
+        assert_eq!(seconds.len(), 255);
+        assert!(!seconds.contains(&DATAPATH_OCTET));
+    }
 
     #[test]
     fn the_first_nic_in_the_network_counts() {

@@ -12,7 +12,7 @@ use quorate_types::{HostName, MigrationId, VmName};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 
@@ -133,6 +133,7 @@ async fn follow(
     let control = outgoing.control();
     let _ = done.send(Done::Sending { token, control }).await;
     let mut switching = false;
+    let mut left = None;
     while let Some(phase) = outgoing.next().await {
         let state = |source: Option<quorate_hypervisor::GuestState>| {
             source.map_or(Observed::Unknown, |state| observed(&state))
@@ -145,10 +146,13 @@ async fn follow(
             },
             MigrationPhase::PreSwitchover => {
                 let (shared, vm) = (shared.clone(), vm.clone());
+                let (done, is_done) = oneshot::channel::<()>();
+                left = Some(is_done);
                 // Beside what else is handed over: neither waits for the other.
-                shared
-                    .clone()
-                    .spawn(async move { edges::leave(&shared, &vm).await });
+                shared.clone().spawn(async move {
+                    edges::leave(&shared, &vm).await;
+                    drop(done);
+                });
                 GuestEvent::PreSwitchover
             }
             MigrationPhase::Device => {
@@ -174,6 +178,9 @@ async fn follow(
             },
         };
         if matches!(event, GuestEvent::SendFailed { .. }) {
+            if let Some(left) = left.take() {
+                let _ = left.await;
+            }
             edges::back(shared, vm).await;
         }
         let last = matches!(

@@ -225,7 +225,12 @@ pub(super) fn spawn(shared: &Arc<Shared>, vm: &VmName, live: &Live) {
 async fn keep(shared: &Shared, vm: &VmName, guest: &dyn Vm, run: Token) {
     loop {
         match units_of(shared, vm).await {
-            Ok(units) if units.is_empty() => return,
+            Ok(units) if units.is_empty() => {
+                // A replica that lags does not know the VM yet.
+                if shared.state().vms.contains_key(vm) {
+                    return;
+                }
+            }
             Ok(units) => {
                 if let Some(trouble) = look(shared, vm, &units).await {
                     stop(shared, vm, guest, run, trouble).await;

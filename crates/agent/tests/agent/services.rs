@@ -15,7 +15,10 @@ fn web() -> ServiceName {
 impl World {
     /// A service whose member is the VM.
     fn make_service(&self, health: Option<HealthCheck>) {
+        let mut db = serde_json::to_value(&self.state.borrow().vms[&vm()].spec).unwrap();
+        db["nics"][0]["address"] = json!("10.9.0.11");
         let manifest: Manifest = serde_json::from_value(json!({
+            "vms": { "db": db },
             "services": { "web": {
                 "network": "lan", "address": "10.9.0.100", "ports": ["80"], "members": { "db": {} },
                 "health": health,
@@ -33,11 +36,13 @@ impl World {
 
     fn ring(&self, epoch: u64) -> RingVersion {
         let state = self.state.borrow();
-        let member = state.ring_member(&state.services[&web()].spec, &vm(), 1);
+        // Another weight: a ring that is in force already is none.
+        let weight = u32::try_from(epoch).unwrap();
+        let member = state.ring_member(&state.services[&web()].spec, &vm(), weight);
         RingVersion {
             epoch,
-            gone: Default::default(),
             members: member.into_iter().collect(),
+            ..RingVersion::default()
         }
     }
 
@@ -51,7 +56,6 @@ impl World {
         self.change(ServiceChange::ActivateRing {
             service: web(),
             epoch,
-            dead: std::collections::BTreeSet::new(),
         });
     }
 
@@ -180,7 +184,6 @@ async fn a_ring_is_prepared_when_every_director_has_the_pins() {
     world
         .service(2, "ring 1", |service| service.active == 1)
         .await;
-    // The coming ring has another member at its place, whom this flow's packets would reach.
     world.datapaths[0].see(&tap_name("db", 0), flow(1000));
     for epoch in 2..12 {
         world.prepare_ring(epoch);

@@ -96,9 +96,8 @@ impl Host {
             .services
             .get(&query.service)
             .ok_or_else(not_loaded)?;
-        let mut known = self.services.iter();
-        let known = known.find(|(_, known)| known.entry.id == table.id.0);
-        let index = known.map(|(index, _)| *index).ok_or_else(not_loaded)?;
+        let index = self.indexes.get(&table.id.0).copied();
+        let index = index.ok_or_else(not_loaded)?;
         let mut answer = trace(table, query).map_err(|reason| BalancerError::Service {
             service: service.clone(),
             reason,

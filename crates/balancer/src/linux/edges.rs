@@ -212,8 +212,8 @@ impl Host {
             if !known.macs.contains(&spec.mac) {
                 continue;
             }
-            let mut tables = self.wanted.services.values();
-            let Some(table) = tables.find(|table| table.id.0 == known.entry.id) else {
+            let name = self.names.get(&known.entry.id);
+            let Some(table) = name.and_then(|name| self.wanted.services.get(name)) else {
                 continue;
             };
             for range in &table.ports {

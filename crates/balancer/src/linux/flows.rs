@@ -117,16 +117,11 @@ impl Host {
     pub(super) fn put_flows(&mut self, ifname: &str, flows: &[Flow]) -> Result<(), BalancerError> {
         let index = self.edge_index(ifname)?;
         let now = units(sys::boottime_ns());
-        let by_id: BTreeMap<u32, u16> = self
-            .services
-            .iter()
-            .map(|(index, known)| (known.entry.id, *index))
-            .collect();
         for flow in flows {
             let (service, kind) = match flow.service {
                 None => (0, abi::FLOW_DIRECT),
                 // Of a service that is not loaded here: the guest's replies will tell, once it is.
-                Some(id) => match by_id.get(&id.0) {
+                Some(id) => match self.indexes.get(&id.0) {
                     Some(index) => (*index, abi::FLOW_OWNED),
                     None => continue,
                 },
@@ -201,9 +196,11 @@ impl Host {
             let not_loaded = || BalancerError::NotLoaded {
                 service: pin.service.to_string(),
             };
-            let mut known = self.services.iter();
-            let known = known.find(|(_, known)| known.entry.id == pin.service.0);
-            let service = known.map(|(index, _)| *index).ok_or_else(not_loaded)?;
+            let service = self
+                .indexes
+                .get(&pin.service.0)
+                .copied()
+                .ok_or_else(not_loaded)?;
             let member = self.members.get(&pin.mac).copied().ok_or_else(not_loaded)?;
             let value = abi::Pin {
                 seen: now,

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use super::edges::Edge;
 use super::links::Links;
 use super::object::{self, Capacity, Tables, chain, kernel};
-use super::services::Known;
+use super::services::{Known, RingMark};
 use super::sys;
 use crate::abi;
 use crate::model::{Applied, Loaded, UplinkWanted, Wanted};
@@ -43,6 +43,12 @@ pub(super) struct Host {
     pub(super) scopes: BTreeMap<NetworkName, Scope>,
     /// By index into `services`.
     pub(super) services: BTreeMap<u16, Known>,
+    /// Number of a service -> its index.
+    pub(super) indexes: BTreeMap<u32, u16>,
+    /// Number of a service -> its name.
+    pub(super) names: BTreeMap<u32, ServiceName>,
+    /// Rings by what tells most of them apart.
+    pub(super) rings: BTreeMap<RingMark, Vec<u16>>,
     /// MAC -> index into `members`.
     pub(super) members: BTreeMap<[u8; 6], u16>,
     pub(super) edges: BTreeMap<String, Edge>,
@@ -73,6 +79,9 @@ impl Host {
             wanted: Wanted::default(),
             scopes: BTreeMap::new(),
             services: BTreeMap::new(),
+            indexes: BTreeMap::new(),
+            names: BTreeMap::new(),
+            rings: BTreeMap::new(),
             members: BTreeMap::new(),
             edges: BTreeMap::new(),
             vips: BTreeMap::new(),
@@ -80,8 +89,6 @@ impl Host {
             pins: BTreeMap::new(),
             applied: false,
         };
-        host.capacity.services = host.tables.services.len().min(u32::from(u16::MAX));
-        host.capacity.members = host.tables.members.len().min(u32::from(abi::NO_MEMBER));
         host.read_back()?;
         Ok(host)
     }
@@ -91,6 +98,7 @@ impl Host {
             let entry = self.tables.services.get(&index, 0);
             let entry = entry.map_err(kernel("reading", "services"))?;
             if entry.id > 0 {
+                self.indexes.insert(entry.id, narrow(index));
                 self.services.insert(narrow(index), Known::found(entry));
             }
         }
@@ -174,6 +182,10 @@ impl Host {
             applied.services.insert(name.clone(), loaded);
         }
         self.wanted = wanted.clone();
+        let named = wanted.services.iter();
+        self.names = named
+            .map(|(name, table)| (table.id.0, name.clone()))
+            .collect();
         self.applied = true;
         self.retire_members()?;
         self.refresh_edges()?;
@@ -235,11 +247,7 @@ impl Host {
 
     /// The service's name, for people.
     pub(super) fn service_name(&self, index: u16) -> Option<&ServiceName> {
-        let id = self.services.get(&index)?.entry.id;
-        let mut services = self.wanted.services.iter();
-        services
-            .find(|(_, table)| table.id.0 == id)
-            .map(|(name, _)| name)
+        self.names.get(&self.services.get(&index)?.entry.id)
     }
 }
 

@@ -53,18 +53,30 @@ impl LinuxDatapath {
         self.run_program(program, frame, how)
     }
 
-    /// What the programs `measure` and `calibrate` make of every frame: addresses of so many services, counted from the
-    /// number that the first one's last four octets are.
+    /// What the programs `measure` and `calibrate` make of every frame: this one, with the addresses of `services`
+    /// services in turn, counted from `first` (the last four octets as a number), or unchanged for none. `verdict` is
+    /// what `calibrate` returns.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn series(&self, first: u32, services: u32) -> Result<(), BalancerError> {
+    pub fn series(
+        &self,
+        frame: &[u8],
+        first: u32,
+        services: u32,
+        verdict: u32,
+    ) -> Result<(), BalancerError> {
         let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
-        let series = abi::Series {
+        let mut series = abi::Series {
             first,
             services,
-            ..abi::Series::default()
+            number: 0,
+            verdict,
+            frame: [0; abi::SERIES_FRAME],
         };
+        for (to, from) in series.frame.iter_mut().zip(frame) {
+            *to = *from;
+        }
         let measures = &mut host.tables.measures;
         measures
             .set(0, series, 0)
@@ -96,7 +108,7 @@ impl LinuxDatapath {
         live[12..16].copy_from_slice(&how.ifindex.to_ne_bytes());
         if how.live {
             options.ctx_in = Some(&live);
-            options.attrs = TestRunAttrs::new().xdp_live_frames(64);
+            options.attrs = TestRunAttrs::new().xdp_live_frames(256);
         } else {
             options.data_out = Some(&mut out);
         }

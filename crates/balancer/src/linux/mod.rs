@@ -109,7 +109,7 @@ impl LinuxDatapath {
             let host = Host::new(
                 root,
                 options.node,
-                options.capacity,
+                loaded.capacity,
                 loaded.ebpf,
                 loaded.tables,
             )?;

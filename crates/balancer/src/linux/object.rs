@@ -83,6 +83,8 @@ pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) tables: Tables,
     pub(super) lease: Array<MapData, u64>,
+    /// Sizes of the tables as they are: those taken over keep theirs.
+    pub(super) capacity: Capacity,
 }
 
 /// An error with all that caused it, on one line.
@@ -157,7 +159,7 @@ pub(super) fn ensure_bpffs(root: &Path) -> Result<(), BalancerError> {
 
 fn is_bpffs(path: &Path) -> bool {
     let wanted = i64::try_from(BPFFS).unwrap_or(0);
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type as i64 == wanted)
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == wanted)
 }
 
 /// Where the maps of this ABI version are pinned.
@@ -196,6 +198,28 @@ pub(super) fn load(root: &Path, capacity: &Capacity) -> Result<Loaded, BalancerE
         ebpf,
         tables,
         lease,
+        capacity: real_capacity(&maps)?,
+    })
+}
+
+/// What an earlier process made is as large as it made it.
+fn real_capacity(maps: &Path) -> Result<Capacity, BalancerError> {
+    let size = |name: &str| {
+        let what = || format!("map `{name}`");
+        let map = MapData::from_pin(maps.join(name)).map_err(kernel("opening", what()))?;
+        let info = map.info().map_err(kernel("reading", what()))?;
+        Ok::<u32, BalancerError>(info.max_entries())
+    };
+    Ok(Capacity {
+        services: size("services")?
+            .min(size("rings")?)
+            .min(u32::from(u16::MAX)),
+        addresses: size("vips4")?,
+        members: size("members")?.min(u32::from(abi::NO_MEMBER)),
+        edges: size("edges")?,
+        flows: size("flows")?,
+        pins: size("pins")?,
+        clients: size("clients")?,
     })
 }
 

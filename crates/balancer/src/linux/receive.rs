@@ -22,20 +22,32 @@ impl Receivers {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(ifnames: &[&str]) -> Result<Self, BalancerError> {
+        Self::with("receive", ifnames)
+    }
+
+    /// Puts a program that ends every frame at each interface: for measurements.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn swallow(ifnames: &[&str]) -> Result<Self, BalancerError> {
+        Self::with("swallow", ifnames)
+    }
+
+    fn with(name: &'static str, ifnames: &[&str]) -> Result<Self, BalancerError> {
         let mut ebpf = EbpfLoader::new()
             .load(OBJECT)
             .map_err(kernel("loading", "receive.bpf.o"))?;
         let missing = || BalancerError::Kernel {
             operation: "finding",
-            object: "program `receive`".to_owned(),
+            object: format!("program `{name}`"),
             detail: "the object does not have it".to_owned(),
         };
         let program: &mut Xdp = ebpf
-            .program_mut("receive")
+            .program_mut(name)
             .ok_or_else(missing)?
             .try_into()
-            .map_err(kernel("finding", "receive"))?;
-        program.load().map_err(kernel("loading", "receive"))?;
+            .map_err(kernel("finding", name))?;
+        program.load().map_err(kernel("loading", name))?;
         for ifname in ifnames {
             program.attach(ifname, XdpMode::Driver).map_err(|error| {
                 let detail = match errno(&error) {

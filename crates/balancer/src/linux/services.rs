@@ -24,6 +24,15 @@ const UDP_CHANCE_NS: u64 = 120_000_000_000;
 /// All that a ring is made from: equal ones share a table.
 type RingKey = (u32, Vec<RingVersion>, Option<RingVersion>);
 
+/// Slots and MACs of the active members: most rings with equal ones are equal.
+pub(super) type RingMark = (u32, Vec<[u8; 6]>);
+
+fn mark(key: &RingKey) -> RingMark {
+    let members = key.1.last().map(|list| &list.members);
+    let macs = members.into_iter().flatten().map(|member| member.mac);
+    (key.0, macs.collect())
+}
+
 /// A service in the tables.
 pub(super) struct Known {
     pub(super) entry: abi::Service,
@@ -92,15 +101,24 @@ fn address6(addresses: &[IpAddr]) -> Address {
 impl Host {
     /// The index of a service, or a new one.
     fn service_index(&self, table: &ServiceTable) -> Result<u16, BalancerError> {
-        let mut known = self.services.iter();
-        if let Some((index, _)) = known.find(|(_, known)| known.entry.id == table.id.0) {
+        if let Some(index) = self.indexes.get(&table.id.0) {
             return Ok(*index);
         }
         // 0 is not given out, so that an entry of zeros means nothing. What this step has freed comes last: an address
-        // may still name it for a moment.
-        let free = (1..self.capacity.services)
-            .filter(|index| !self.services.contains_key(&narrow(*index)))
-            .min_by_key(|index| (self.freed.contains(&narrow(*index)), *index));
+        // may still name it for a moment. The highest index in use is where free ones most likely begin.
+        let highest = self
+            .services
+            .keys()
+            .next_back()
+            .map_or(0, |index| u32::from(*index));
+        let unused = |index: &u32| !self.services.contains_key(&narrow(*index));
+        let mut all = (highest + 1..self.capacity.services)
+            .chain(1..highest)
+            .filter(unused);
+        let free = all
+            .clone()
+            .find(|index| !self.freed.contains(&narrow(*index)))
+            .or_else(|| all.next());
         free.map(narrow).ok_or(BalancerError::Full {
             table: "services",
             limit: u64::from(self.capacity.services),
@@ -207,18 +225,24 @@ impl Host {
                 .set(u32::from(index), entry, 0)
                 .map_err(kernel("writing", "services"))?;
         }
+        if !same {
+            self.unmark(index);
+            self.rings.entry(mark(&key)).or_default().push(index);
+        }
         let known = Known {
             entry,
             made_from: Some(key),
             macs,
         };
+        self.indexes.insert(table.id.0, index);
         self.services.insert(index, known);
         Ok(())
     }
 
     /// The ring of this history: one that is there already, or a new one. Returns its index, slots and members.
     fn ring_for(&mut self, key: &RingKey) -> Result<(u32, u32, BTreeSet<[u8; 6]>), BalancerError> {
-        let mut known = self.services.values();
+        let alike = self.rings.get(&mark(key)).into_iter().flatten();
+        let mut known = alike.filter_map(|index| self.services.get(index));
         if let Some(equal) = known.find(|known| known.made_from.as_ref() == Some(key)) {
             return Ok((equal.entry.ring, equal.entry.slots, equal.macs.clone()));
         }
@@ -261,10 +285,10 @@ impl Host {
             .filter(|known| known.entry.slots > 0)
             .map(|known| known.entry.ring)
             .collect();
-        let free = (0..self.tables.rings.len()).find(|index| !used.contains(index));
+        let free = (0..self.capacity.services).find(|index| !used.contains(index));
         let index = free.ok_or(BalancerError::Full {
             table: "rings",
-            limit: u64::from(self.tables.rings.len()),
+            limit: u64::from(self.capacity.services),
             advice: "delete services, or raise the datapath's capacity and restart the host",
         })?;
         self.tables
@@ -275,15 +299,26 @@ impl Host {
         Ok((index, size, macs))
     }
 
+    /// The service's ring is no longer the one that it was.
+    fn unmark(&mut self, index: u16) {
+        let known = self.services.get(&index);
+        let Some(mark) = known.and_then(|known| known.made_from.as_ref()).map(mark) else {
+            return;
+        };
+        if let Some(alike) = self.rings.get_mut(&mark) {
+            alike.retain(|one| *one != index);
+            if alike.is_empty() {
+                self.rings.remove(&mark);
+            }
+        }
+    }
+
     /// Nobody is steered to this service here any more.
     pub(super) fn unload_service(&mut self, id: ServiceId) -> Result<(), BalancerError> {
-        let mut known = self.services.iter();
-        let Some(index) = known
-            .find(|(_, known)| known.entry.id == id.0)
-            .map(|(index, _)| *index)
-        else {
+        let Some(index) = self.indexes.remove(&id.0) else {
             return Ok(());
         };
+        self.unmark(index);
         self.services.remove(&index);
         self.tables
             .services
@@ -311,8 +346,7 @@ impl Host {
             let (Some(scope), None) = (self.scopes.get(&table.network), &loaded.problem) else {
                 continue;
             };
-            let mut known = self.services.iter();
-            let Some((index, _)) = known.find(|(_, known)| known.entry.id == table.id.0) else {
+            let Some(index) = self.indexes.get(&table.id.0) else {
                 continue;
             };
             for address in &table.addresses {

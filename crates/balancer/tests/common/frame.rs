@@ -159,7 +159,7 @@ impl Frame {
         ip[2..4].copy_from_slice(&length.to_be_bytes());
         if let Some((id, offset, more)) = self.fragment {
             ip[4..6].copy_from_slice(&u16::try_from(id).unwrap().to_be_bytes());
-            let word = offset / 8 | if more { 0x2000 } else { 0 };
+            let word = (offset / 8) | if more { 0x2000 } else { 0 };
             ip[6..8].copy_from_slice(&word.to_be_bytes());
         }
         ip[8] = self.ttl;

@@ -2,6 +2,7 @@
 #![allow(dead_code, unsafe_code, unreachable_pub)]
 
 pub mod frame;
+pub mod site;
 
 use quorate_balancer::{
     Capacity, EdgeSpec, Guard, LinuxDatapath, LinuxOptions, ServiceTable, UplinkWanted, Wanted,

@@ -183,11 +183,12 @@ impl Leases {
         settled
     }
 
-    /// Every live host has had the time to be heard.
+    /// Every live host has had the time to be heard: it was, or every lease that it may have had has ended meanwhile.
     #[must_use]
     pub fn settled(&self, state: &State, now: Instant) -> bool {
         state.hosts.keys().all(|host| {
-            self.reports.contains_key(host) || now > self.elected.plus(self.table.bound(host))
+            let lapsed = self.table.lapse(host).is_some_and(|at| now >= at);
+            self.reports.contains_key(host) || lapsed
         })
     }
 }

@@ -176,9 +176,14 @@ fn desired(input: &ServiceInput<'_>, record: &ServiceRecord) -> Vec<RingMember> 
         .collect()
 }
 
-/// Members of the rings so far whose guest has ended, and with it the connections that it had. One that moves, or is
-/// frozen with its host, has them still.
-fn dead(input: &ServiceInput<'_>, record: &ServiceRecord) -> BTreeSet<VmName> {
+/// Members of earlier rings whose guest has ended, and with it the connections that it had; one that moves, or is frozen
+/// with its host, has them still. Only when every director steers by a ring without it: what comes up meanwhile may have
+/// got new ones.
+fn gone_step(
+    input: &ServiceInput<'_>,
+    service: &ServiceName,
+    record: &ServiceRecord,
+) -> Option<ServiceChange> {
     let ended = |vm: &VmName| match input.state.vms.get(vm).map(|of| &of.ownership) {
         None => true,
         Some(Ownership::Free) => input.state.vms.get(vm).is_some_and(|of| of.saved.is_none()),
@@ -192,10 +197,19 @@ fn dead(input: &ServiceInput<'_>, record: &ServiceRecord) -> BTreeSet<VmName> {
             )
         }
     };
-    let stays = |vm: &VmName| record.next.as_ref().is_some_and(|next| next.has(vm));
-    let members = record.history.iter().flat_map(|ring| &ring.members);
-    let gone = members.map(|member| &member.vm).filter(|vm| !stays(vm));
-    gone.filter(|vm| ended(vm)).cloned().collect()
+    let stays = |vm: &VmName| record.ring().is_some_and(|ring| ring.has(vm));
+    let rings = record.history.iter();
+    let known = rings.flat_map(|ring| {
+        let members = ring.members.iter().map(|member| &member.vm);
+        members.filter(|vm| !ring.gone.contains(*vm))
+    });
+    let vms: BTreeSet<VmName> = known
+        .filter(|vm| !stays(vm) && ended(vm))
+        .cloned()
+        .collect();
+    let service = service.clone();
+    let now = !vms.is_empty() && input.all_steer_by(&service, record.active());
+    now.then_some(ServiceChange::MembersGone { service, vms })
 }
 
 /// The next step of one service's ring, if there is one to make.
@@ -212,11 +226,7 @@ fn ring_step(
             return Some(ServiceChange::AbandonRing { service, epoch });
         }
         let waits = !input.not_prepared(&service, epoch).is_empty();
-        return (!waits).then(|| ServiceChange::ActivateRing {
-            dead: dead(input, record),
-            service,
-            epoch,
-        });
+        return (!waits).then_some(ServiceChange::ActivateRing { service, epoch });
     }
     let same = record.ring().is_some_and(|ring| ring.members == members);
     if members.is_empty() || same || !input.all_steer_by(&service, record.active()) {
@@ -331,6 +341,7 @@ pub fn service_steps(input: &ServiceInput<'_>, memory: &mut ServiceMemory) -> Ve
     for (service, record) in &input.state.services {
         steps.extend(health_steps(input, service, record));
         steps.extend(ring_step(input, service, record));
+        steps.extend(gone_step(input, service, record));
         steps.extend(drain_steps(input, memory, service, record));
     }
     remember(input, memory);

@@ -248,6 +248,9 @@ impl Checker<'_> {
                         message,
                         "the first octet must be even, as in `52:54:00:12:34:56`",
                     );
+                } else if octets[..2] == [0x02, 0x51] {
+                    let message = format!("`{mac}` is one of the service datapath's own addresses");
+                    self.report(path, message, "take one that does not begin with `02:51`");
                 } else if octets.iter().all(|o| *o == 0) {
                     let message = format!("`{mac}` is no address");
                     self.report(path, message, "leave `mac` out and a stable one is derived");

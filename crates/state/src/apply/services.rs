@@ -144,7 +144,8 @@ fn change_one(change: &mut Change<'_>, one: &ServiceChange) -> Result<(), Refusa
         ServiceChange::PrepareRing { epoch, members, .. } => {
             prepare(change, service, *epoch, members)
         }
-        ServiceChange::ActivateRing { epoch, dead, .. } => activate(change, service, *epoch, dead),
+        ServiceChange::ActivateRing { epoch, .. } => activate(change, service, *epoch),
+        ServiceChange::MembersGone { vms, .. } => gone(change, service, vms),
         ServiceChange::AbandonRing { epoch, .. } => abandon(change, service, *epoch),
         ServiceChange::SetHolder {
             host,
@@ -223,12 +224,7 @@ fn check_members(state: &State, spec: &ServiceSpec, members: &[RingMember]) -> R
     Ok(())
 }
 
-fn activate(
-    change: &mut Change<'_>,
-    service: &ServiceName,
-    epoch: u64,
-    dead: &BTreeSet<VmName>,
-) -> Result<(), Refusal> {
+fn activate(change: &mut Change<'_>, service: &ServiceName, epoch: u64) -> Result<(), Refusal> {
     let record = service_mut(change, service)?;
     let next = record.next.take_if(|next| next.epoch == epoch);
     let Some(next) = next else {
@@ -243,10 +239,23 @@ fn activate(
     if record.history.len() > RINGS_KEPT {
         record.history.remove(0);
     }
-    for vm in dead {
+    tell(change, EventKind::Service, service, text);
+    Ok(())
+}
+
+fn gone(
+    change: &mut Change<'_>,
+    service: &ServiceName,
+    vms: &BTreeSet<VmName>,
+) -> Result<(), Refusal> {
+    let record = service_mut(change, service)?;
+    let in_use = |vm: &&VmName| record.ring().is_some_and(|ring| ring.has(vm));
+    if let Some(vm) = vms.iter().find(in_use) {
+        return Err(stale(service, format!("{vm} gets connections")));
+    }
+    for vm in vms {
         forget_in_rings(record, vm);
     }
-    tell(change, EventKind::Service, service, text);
     Ok(())
 }
 

@@ -206,7 +206,7 @@ pub enum DeviceError {
     Conflict,
     /// The device does not know the command.
     #[error(
-        "the device does not support it ({0}): use a LUN with SCSI-3 persistent reservations, or a pool with another fence proof"
+        "the device does not support it ({0}): use a LUN with SCSI-3 persistent reservations, or say `reservations: false` in the pool, which then proves nothing of a lost host"
     )]
     Unsupported(String),
     /// The device refused for another reason.

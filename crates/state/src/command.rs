@@ -232,7 +232,7 @@ pub enum Command {
         /// It goes.
         left: bool,
     },
-    /// An image was made on a host, in a pool of the hosts' own disks. Since format 3.
+    /// An image was made on a host, in a pool of the hosts' own disks. Since format 4.
     RecordDisk {
         /// Which pool.
         pool: PoolName,

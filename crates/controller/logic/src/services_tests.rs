@@ -143,6 +143,7 @@ impl World {
             since: Timestamp(0),
             error: None,
             save_failures: 0,
+            handed_over: None,
             migration: None,
             resident: Default::default(),
             mirrors: Vec::new(),

@@ -147,7 +147,6 @@ impl World {
             migration: None,
             resident: Default::default(),
             mirrors: Vec::new(),
-            handed_over: None,
         };
         let report = self.reports.get_mut(&host(on)).unwrap();
         report.vms.insert(vm(name), of);

@@ -34,7 +34,7 @@ const DOMAINS: [&str; 8] = [
 
 pub(crate) fn run(work: &mut Work<'_>) {
     let mut pools = work.input.state.pools.values();
-    if !pools.any(|pool| pool.spec.is_mirrored()) {
+    if !pools.any(|pool| pool.spec.is_hosts_own()) {
         return;
     }
     for vm in 0..work.vms.len() {

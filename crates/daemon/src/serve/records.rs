@@ -76,7 +76,7 @@ mod tests {
     fn job(state: &str, image: &str) -> ImageJob {
         let job = serde_json::json!({
             "id": "h1-1", "host": "h1", "by": "ann", "state": state, "asked": 0,
-            "task": { "import": { "file": "/f", "to": { "pool": "own", "image": image } } },
+            "task": { "op": "import", "file": "/f", "to": format!("own/{image}") },
         });
         serde_json::from_value(job).unwrap()
     }

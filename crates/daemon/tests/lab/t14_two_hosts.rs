@@ -3,6 +3,7 @@
 use crate::harness::guest::Guest;
 use crate::harness::measure::{judge_rounds, measured, seconds};
 use crate::harness::{Cluster, LONG, Options, find_host, process};
+use crate::t16_mirrored as mirrored;
 use quorate_api::quorum::QuorumView;
 use quorate_api::view::HostState;
 use quorate_lab::supervisor::protocol::Who;
@@ -218,6 +219,34 @@ fn killed(cluster: &Cluster) {
     }
 }
 
+/// Two hosts, a third vote, and nothing shared: the owner of a mirrored disk is killed, the other host has every record.
+fn without_a_san(cluster: &Cluster) {
+    let guests = [Guest::new("safe", 2).pool("own")];
+    mirrored::run(cluster, &guests, "mirrored");
+    let witness = cluster.witness(&guests);
+    let copy = mirrored::in_step(cluster, "safe");
+    let old = cluster.copy("safe");
+    // So that there is something to lose.
+    wait::pause(Duration::from_secs(2));
+    let begun = cluster.cut_power(&old.host);
+    let new = cluster.new_copy("safe", std::slice::from_ref(&old), LONG);
+    assert_eq!(new.host, copy, "it starts where its copy is");
+    let started = seconds(new.started.saturating_sub(begun));
+    measured(
+        "mirrored disk on two hosts, owner killed -> QEMU started",
+        started,
+        "s",
+        "none",
+    );
+    cluster.wait_ready(&["safe"], LONG);
+    cluster.boot(&old.host);
+    wait_three_votes(cluster);
+    mirrored::in_step(cluster, "safe");
+    let image = mirrored::own(cluster, &cluster.owner("safe")).join("safe.raw");
+    let reports = cluster.judge_at(witness, |_| image.clone());
+    assert!(reports[0].ranges.len() > 1, "{:?}", reports[0]);
+}
+
 /// The leader's daemon, which runs the witness, stands still: the other takes both over, and the late one finds that out.
 fn paused(cluster: &Cluster) {
     let leader = cluster.leader();
@@ -379,6 +408,7 @@ fn a_remote_witness_keeps_either_of_two_hosts_going() {
     assert_eq!(cluster.view().hosts.len(), 2, "a witness is no host");
 
     killed(&cluster);
+    without_a_san(&cluster);
 
     // Without the witness both go on, and say so; it comes back with what it knew.
     drop(witness);

@@ -171,6 +171,14 @@ impl World {
             return Ok(());
         }
         self.close_export(host, vm);
+        if record
+            .hosts
+            .get(&me)
+            .is_some_and(|copy| copy.boot.is_some())
+        {
+            record.check(&disk.image, &me, Some(&self.hosts[host].boot_id()))?;
+            self.flush(host, vm);
+        }
         if let Some(other) = record.followers(&me).next() {
             let said = said_of(disk, other, &record.hosts[other], MirrorPhase::Failed);
             self.own.said.insert((host, vm.clone()), said);

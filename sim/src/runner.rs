@@ -2,6 +2,7 @@
 
 use crate::faults::Op;
 use crate::guest::Vcpu;
+use crate::leader::Leader;
 use crate::mutate::Mutation;
 use crate::time::{SEC, show};
 use crate::world::{Broken, Detail, World};
@@ -198,7 +199,8 @@ impl World {
                         return Some(format!("{vm} does not run on {host}: {waits}"));
                     }
                 }
-                Ownership::Free if self.waits_for_ever(vm) || self.waits_for_room(&waits) => {}
+                Ownership::Free
+                    if self.waits_for_ever(vm, leader) || self.waits_for_room(&waits) => {}
                 _ => return Some(format!("{vm} is not as wanted: {waits}")),
             }
         }
@@ -229,11 +231,13 @@ impl World {
     fn waits_for_room(&self, why: &str) -> bool {
         let setup = &self.setup;
         let more = self.newest().vms.len() > setup.manifest.vms.len();
-        setup.preemption && more && why.starts_with("no host can take it")
+        let none = why.starts_with("no host can take it");
+        // A disk of hosts is on two of them, and after several losses whole on one, or on none.
+        none && (setup.own || setup.preemption && more)
     }
 
-    /// A dependency is stopped by the operator's wish, or does not exist: the VM waits for ever.
-    fn waits_for_ever(&self, vm: &VmName) -> bool {
+    /// A dependency is stopped by the operator's wish, does not exist, or finds no place: the VM waits for ever.
+    fn waits_for_ever(&self, vm: &VmName, leader: &Leader) -> bool {
         let state = self.newest();
         let mut todo = vec![vm.clone()];
         let mut seen = std::collections::BTreeSet::new();
@@ -241,7 +245,8 @@ impl World {
             let Some(record) = state.vms.get(&vm) else {
                 return true;
             };
-            if !record.wanted() {
+            let why = leader.waiting.get(&vm);
+            if !record.wanted() || why.is_some_and(|why| self.waits_for_room(why)) {
                 return true;
             }
             if seen.insert(vm) {

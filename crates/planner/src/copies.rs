@@ -60,6 +60,30 @@ pub(crate) fn run(work: &mut Work<'_>) {
     }
 }
 
+/// A copy that was in step only as long as its host was not booted again has become its owner's, and the guest runs.
+fn own_flushed(
+    work: &Work<'_>,
+    vm: usize,
+    owner: usize,
+    epoch: Epoch,
+    disk: &DiskSpec,
+) -> Option<Action> {
+    let record = work.input.state.copies(&disk.pool, &disk.image)?;
+    let name = work.hosts[owner].name;
+    let copy = record.hosts.get(name)?;
+    let boot = copy.boot.clone()?;
+    let word = work.word(vm, owner).filter(|word| word.epoch == epoch)?;
+    let same = work.hosts[owner]
+        .report
+        .is_some_and(|report| report.boot == boot);
+    (same && word.phase == VmPhase::Running).then(|| Action::CopyInStep {
+        of: copy_of(work, vm, disk, name),
+        epoch,
+        since: copy.since,
+        boot,
+    })
+}
+
 fn look(work: &mut Work<'_>, vm: usize, owner: usize, epoch: Epoch, disk: &DiskSpec) {
     let state = work.input.state;
     let Some(record) = state.copies(&disk.pool, &disk.image) else {
@@ -69,6 +93,10 @@ fn look(work: &mut Work<'_>, vm: usize, owner: usize, epoch: Epoch, disk: &DiskS
     // After a move that ended badly another one may be the only one that counts.
     if !record.hosts.get(name).is_some_and(|copy| copy.in_step) {
         return;
+    }
+    if let Some(action) = own_flushed(work, vm, owner, epoch, disk) {
+        let why = format!("{name} has flushed it before its guest started");
+        return work.copy_action(vm, action, why);
     }
     let pool = state.pools.get(&disk.pool);
     let mirrored = pool.is_some_and(|pool| pool.spec.is_mirrored());

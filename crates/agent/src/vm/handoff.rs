@@ -159,17 +159,24 @@ pub(super) async fn await_disks(shared: &Shared, vm: &VmName) -> Result<(), Stri
         let record = state.copies(&disk.pool, &disk.image);
         let record = record.ok_or_else(|| format!("disk {} has no record", disk.image))?;
         record.check(&disk.image, me, Some(&shared.config.boot))?;
-        let pool = shared.pool(&disk.pool)?;
-        let format = quorate_storage::DiskFormat::Raw;
-        let info = pool.disk_info(&disk.image, format).await;
-        let info = info.map_err(|error| text(&error))?;
-        if let Some(path) = info.source.path().map(Path::to_owned) {
-            let flushed = tokio::task::spawn_blocking(move || {
-                std::fs::File::open(&path).and_then(|file| file.sync_all())
-            });
-            let flushed = flushed.await.map_err(|error| error.to_string())?;
-            flushed.map_err(|error| format!("disk {} cannot be flushed: {error}", disk.image))?;
-        }
+        flush(shared, disk).await?;
     }
     Ok(())
+}
+
+/// Writes what the kernel has of a disk in its memory. Before a guest is said to run: its copy does not depend on the
+/// life of this kernel any more then.
+pub(super) async fn flush(shared: &Shared, disk: &DiskSpec) -> Result<(), String> {
+    let pool = shared.pool(&disk.pool)?;
+    let format = quorate_storage::DiskFormat::Raw;
+    let info = pool.disk_info(&disk.image, format).await;
+    let info = info.map_err(|error| text(&error))?;
+    let Some(path) = info.source.path().map(Path::to_owned) else {
+        return Ok(());
+    };
+    let flushed = tokio::task::spawn_blocking(move || {
+        std::fs::File::open(&path).and_then(|file| file.sync_all())
+    });
+    let flushed = flushed.await.map_err(|error| error.to_string())?;
+    flushed.map_err(|error| format!("disk {} cannot be flushed: {error}", disk.image))
 }

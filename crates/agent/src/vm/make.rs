@@ -234,6 +234,11 @@ async fn own_disks(shared: &Shared, vm: &VmName, plan: &Plan) -> Result<(), Fail
         let Some(record) = state.copies(&disk.pool, &disk.image) else {
             continue;
         };
+        let bound = record.hosts.get(me).is_some_and(|copy| copy.boot.is_some());
+        if bound {
+            record.check(&disk.image, me, Some(&shared.config.boot))?;
+            super::handoff::flush(shared, disk).await?;
+        }
         // The guest ended and is started again: until that is agreed its copy counts.
         for host in record.followers(me) {
             let report = report::MirrorReport {

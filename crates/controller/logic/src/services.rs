@@ -190,11 +190,9 @@ fn gone_step(
         Some(Ownership::Migrating { .. }) => false,
         Some(Ownership::Owned { host, epoch, .. }) => {
             let report = vm_report(input, host, vm).filter(|report| report.epoch == *epoch);
+            // One that is being started may serve already.
             let phase = report.map(|report| report.phase);
-            matches!(
-                phase,
-                Some(VmPhase::BackOff | VmPhase::Absent | VmPhase::Starting)
-            )
+            matches!(phase, Some(VmPhase::BackOff | VmPhase::Absent))
         }
     };
     let stays = |vm: &VmName| record.ring().is_some_and(|ring| ring.has(vm));

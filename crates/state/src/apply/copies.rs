@@ -31,13 +31,18 @@ pub(super) fn started(
             created: epoch,
             ..DiskCopies::default()
         });
-        record.hosts.entry(host.clone()).or_insert(DiskCopy {
+        let copy = record.hosts.entry(host.clone()).or_insert(DiskCopy {
             in_step: true,
             since,
             at,
             boot: None,
         });
+        // Nobody has flushed it yet: the host may die before it hears of this.
+        let boot = copy.boot.clone();
         only(record, host, since, at);
+        if let Some(copy) = record.hosts.get_mut(host) {
+            copy.boot = boot;
+        }
     }
     Ok(())
 }
@@ -94,7 +99,12 @@ pub(super) fn moved(change: &mut Change<'_>, spec: &VmSpec, counts: Option<(Host
         return;
     };
     each_record(change, spec, |mirrored, record, since, at| {
+        let boot = record.hosts.get(&host).and_then(|copy| copy.boot.clone());
         only(record, &host, since, at);
+        // A target that was lost may never have flushed it.
+        if let Some(copy) = record.hosts.get_mut(&host).filter(|_| !certain) {
+            copy.boot = boot;
+        }
         if certain && !mirrored {
             record.hosts.retain(|other, _| *other == host);
         }
@@ -272,6 +282,26 @@ pub(super) fn remove(
     Ok(EventKind::Storage)
 }
 
+/// The owner has started its guest in the life of its kernel that the copy is bound to, and flushes a disk before that:
+/// from here on the copy does not depend on that life.
+fn flushed(
+    change: &mut Change<'_>,
+    action: &Action,
+    of: &CopyOf,
+    since: Revision,
+    boot: &BootId,
+) -> Result<EventKind, Refusal> {
+    let copy = copy(change, action, of, since)?;
+    if !copy.in_step || copy.boot.as_ref() != Some(boot) {
+        return Err(refuse(
+            action,
+            "it was in step under another boot, or is flushed",
+        ));
+    }
+    copy.boot = None;
+    Ok(EventKind::Storage)
+}
+
 pub(super) fn in_step(
     change: &mut Change<'_>,
     action: &Action,
@@ -280,6 +310,11 @@ pub(super) fn in_step(
     since: Revision,
     boot: &BootId,
 ) -> Result<EventKind, Refusal> {
+    let ownership = &vm_mut(change, &of.vm)?.ownership;
+    if matches!(ownership, Ownership::Owned { host, epoch: now, .. } if *now == epoch && *host == of.host)
+    {
+        return flushed(change, action, of, since, boot);
+    }
     let owner = owner(change, action, of, epoch)?;
     whole(change, action, of, &owner)?;
     let (now, at) = (change.revision, change.envelope.at);

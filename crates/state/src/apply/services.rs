@@ -485,11 +485,11 @@ fn forget_in_rings(record: &mut ServiceRecord, vm: &VmName) {
     }
 }
 
-/// A guest was started or ended: what was known of its health, and the connections that it had, were another life's.
+/// A guest was started or ended: what was known of its health was another life's. Its place in older rings is given up by
+/// the leader alone ([`ServiceChange::MembersGone`]): a director that lags may send new connections to the new life.
 pub(super) fn new_life(state: &mut State, vm: &VmName) {
     for record in state.services.values_mut() {
         record.health.remove(vm);
-        forget_in_rings(record, vm);
     }
 }
 

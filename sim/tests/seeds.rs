@@ -94,7 +94,7 @@ fn a_host_that_is_let_in_with_old_guests_is_caught() {
 
 #[test]
 fn a_door_opened_without_a_lease_is_caught() {
-    caught(Mutation::OpenWithoutLease, 0, 100);
+    caught(Mutation::OpenWithoutLease, 600, 100);
 }
 
 #[test]

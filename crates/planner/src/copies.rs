@@ -3,6 +3,7 @@
 //! ```text
 //! one copy only, a host takes another --> AddCopy (the owner then brings it up to date)
 //! owner: every write reaches it --------> CopyInStep
+//! it became its owner's, whose guest runs -> CopyInStep of the owner's own: it is flushed, a reboot does it no harm
 //! owner: it cannot be kept in step -----> CopyOutOfStep; only then the guest goes on without it
 //! its host is silent past its lease ----> CopyOutOfStep, while the owner is up
 //! ```

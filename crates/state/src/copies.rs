@@ -13,7 +13,9 @@
 //! step *before* its owner lets the guest write without it. Records stay when a VM is deleted, as its disks do.
 //!
 //! Why a copy remembers the boot of its host: what the owner's guest has flushed is on the owner's disk, but in the
-//! memory of the copy's kernel. That survives everything but the end of that kernel.
+//! memory of the copy's kernel. That survives everything but the end of that kernel. A copy that becomes its owner's by a
+//! start stays bound until the guest is reported to run in that life, since its host flushes it before
+//! (`CopyInStep` of the owner's own copy).
 
 use crate::model::State;
 use quorate_types::spec::DiskSpec;

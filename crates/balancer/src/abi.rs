@@ -567,7 +567,11 @@ mod tests {
             previous: number + 1,
             next: 0,
         };
-        for (count, size) in [(7_u16, ring::FEW_SLOTS), (4_099, ring::FEW_SLOTS), (4_100, ring::SLOTS)] {
+        for (count, size) in [
+            (7_u16, ring::FEW_SLOTS),
+            (4_099, ring::FEW_SLOTS),
+            (4_100, ring::SLOTS),
+        ] {
             let slots: Vec<Slot> = (0..count).map(slot).collect();
             let (image, size, count) = (ring_image(&slots), size as usize, usize::from(count));
             assert_eq!(image.len(), 2 * size);

@@ -29,7 +29,10 @@ pub(super) fn mark(key: &RingKey) -> RingMark {
 
 impl Host {
     /// The ring of this history: one that is there already, or a new one. Returns its index, slots and members.
-    pub(super) fn ring_for(&mut self, key: &RingKey) -> Result<(u32, u32, BTreeSet<[u8; 6]>), BalancerError> {
+    pub(super) fn ring_for(
+        &mut self,
+        key: &RingKey,
+    ) -> Result<(u32, u32, BTreeSet<[u8; 6]>), BalancerError> {
         let alike = self.rings.get(&mark(key)).into_iter().flatten();
         let mut known = alike.filter_map(|index| self.services.get(index));
         if let Some(equal) = known.find(|known| known.made_from.as_ref() == Some(key)) {

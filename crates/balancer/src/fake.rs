@@ -301,6 +301,7 @@ mod tests {
             next: Some(version(3, vec![member("c", 3)])),
             holder: false,
             attractor: Attractor::Arp,
+            limits: Default::default(),
         }
     }
 

@@ -72,6 +72,9 @@ pub struct ServiceSpec {
     /// How clients' packets find the cluster.
     #[serde(default)]
     pub attractor: Attractor,
+    /// How many connections may begin.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 fn default_drain() -> Millis {
@@ -93,6 +96,7 @@ impl ServiceSpec {
             health: None,
             drain_timeout: default_drain(),
             attractor: Attractor::default(),
+            limits: Limits::default(),
         }
     }
 
@@ -446,6 +450,58 @@ impl fmt::Display for Attractor {
     }
 }
 
+/// How many connections (of UDP: flows) may begin in a second. So many may also begin at once, after a pause. Those that
+/// are one too many are dropped: TCP tries again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// At each member, of all clients together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_per_member: Option<u32>,
+    /// At each member, of one client: an IPv4 address or an IPv6 /64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_per_client: Option<u32>,
+}
+
+/// Largest limit.
+pub const MAX_LIMIT: u32 = 1_000_000;
+
+impl Limits {
+    /// Any number may begin.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Frames that the guard of a network kept a guest from sending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Offences {
+    /// With another's MAC or IP address.
+    pub spoofed: u64,
+    /// Answers of a DHCP server.
+    pub dhcp_server: u64,
+    /// Announcements of an IPv6 router, and redirects.
+    pub router_advertisement: u64,
+}
+
+impl fmt::Display for Offences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kinds = [
+            (self.spoofed, "with another's address"),
+            (self.dhcp_server, "of a DHCP server"),
+            (self.router_advertisement, "of an IPv6 router"),
+        ];
+        let mut any = false;
+        for (count, what) in kinds.into_iter().filter(|(count, _)| *count > 0) {
+            let comma = if any { ", " } else { "" };
+            write!(f, "{comma}{count} {what}")?;
+            any = true;
+        }
+        Ok(())
+    }
+}
+
 /// A list of members that directors steer by. The tables of a service are a pure function of its last few.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RingVersion {
@@ -510,6 +566,9 @@ pub struct MemberReport {
     /// Connections that it still serves; said while it is being drained only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flows: Option<u64>,
+    /// Connections that were refused here by the service's limits; said where there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
 }
 
 /// How a director is attached to the uplink of a network.

@@ -515,6 +515,25 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_rates_that_let_somebody_in() {
+        let limits = |limits: Value| move |v: &mut Value| v["services"]["web"]["limits"] = limits;
+        let good = json!({ "new_per_member": 200, "new_per_client": 200 });
+        assert_eq!(problems(limits(good)), Vec::<String>::new());
+        one(
+            "limits.new_per_member: `new_per_member` is a number from 1",
+            limits(json!({ "new_per_member": 0 })),
+        );
+        one(
+            "limits.new_per_client: `new_per_client` is a number from 1",
+            limits(json!({ "new_per_client": 2_000_000 })),
+        );
+        one(
+            "one client may begin 20 a second, and all together 10",
+            limits(json!({ "new_per_member": 10, "new_per_client": 20 })),
+        );
+    }
+
+    #[test]
     fn ports_of_one_address_belong_to_one_service() {
         let second = |ports: Value| json!({ "network": "lan", "address": "10.0.0.100", "ports": ports, "members": { "web1": {} } });
         one("belongs to service `web`", |v| {

@@ -183,6 +183,7 @@ fn report(name: &str) -> HostReport {
         vms: BTreeMap::new(),
         services: BTreeMap::new(),
         uplinks: BTreeMap::new(),
+        offences: BTreeMap::new(),
     }
 }
 

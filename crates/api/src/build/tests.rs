@@ -188,6 +188,24 @@ fn report(name: &str) -> HostReport {
 }
 
 #[test]
+fn what_a_guard_keeps_a_guest_from_is_told_for_its_vm() {
+    let mut scene = Scene::new();
+    let offences = quorate_types::service::Offences {
+        dhcp_server: 3,
+        ..Default::default()
+    };
+    scene.report("h1").offences.insert(vm("db"), offences);
+    assert_eq!(scene.db().problem, None, "another host's word");
+    scene.report("h2").offences.insert(vm("db"), offences);
+    let problem = scene.db().problem.unwrap();
+    assert!(
+        problem.contains("drops what it sends: 3 of a DHCP server"),
+        "{problem}"
+    );
+    assert_eq!(scene.db().state, VmState::Running);
+}
+
+#[test]
 fn all_well_has_no_problems() {
     let scene = Scene::new();
     let view = scene.view();

@@ -9,6 +9,7 @@
 //! services  entries, addresses    rings         object    loading, maps pinned or taken over
 //! doors     what directors find of both first
 //! edges     taps            flows  flows, pins  sys       whole tables at once, clocks (the unsafe part)
+//! limits    paces of members, what guests were kept from sending
 //! ```
 
 mod counters;
@@ -16,6 +17,7 @@ mod doors;
 mod edges;
 mod flows;
 mod host;
+mod limits;
 mod links;
 mod measure;
 mod object;

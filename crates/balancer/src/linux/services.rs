@@ -13,7 +13,7 @@ use crate::abi::{self, Address};
 use crate::model::{Applied, ServiceTable, Wanted};
 use crate::ring;
 use crate::{BalancerError, mac};
-use quorate_types::service::{AffinityKind, Attractor, ServiceId};
+use quorate_types::service::{AffinityKind, Attractor, Limits, ServiceId};
 
 /// How long after a change of the ring unknown UDP flows get a second chance.
 const UDP_CHANCE_NS: u64 = 120_000_000_000;
@@ -197,11 +197,7 @@ impl Host {
             slots,
             ring,
             affinity,
-            flags: if self.pins.contains_key(&u32::from(index)) {
-                abi::SERVICE_PINS
-            } else {
-                0
-            },
+            flags: self.service_flags(index, table),
             virtual_mac: mac::virtual_mac(table.id),
             address4: address4(&table.addresses),
             mask4,
@@ -214,6 +210,8 @@ impl Host {
             mask6,
             udp_until_ns,
         };
+        self.write_limit(index, table)?;
+        let before = self.services.get(&index);
         if before.is_none_or(|before| before.entry != entry) {
             self.tables
                 .services
@@ -234,6 +232,15 @@ impl Host {
         self.write_doors_of(index)
     }
 
+    fn service_flags(&self, index: u16, table: &ServiceTable) -> u8 {
+        let pins = self.pins.contains_key(&u32::from(index));
+        let limits = table.limits != Limits::default();
+        [(pins, abi::SERVICE_PINS), (limits, abi::SERVICE_LIMITS)]
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .fold(0, |flags, (_, flag)| flags | flag)
+    }
+
     /// Nobody is steered to this service here any more.
     pub(super) fn unload_service(&mut self, id: ServiceId) -> Result<(), BalancerError> {
         let Some(index) = self.indexes.remove(&id.0) else {
@@ -248,6 +255,7 @@ impl Host {
             .map_err(kernel("clearing", "services"))?;
         self.freed.insert(index);
         // The index may become another service's.
+        self.forget_paces(index);
         self.forget_service(index)
     }
 

@@ -35,6 +35,9 @@ pod!(
     ServiceCount,
     PairKey,
     PairCount,
+    Limit,
+    Pace,
+    Offence,
     Cpu,
     Config,
     Series

@@ -157,6 +157,7 @@ fn rate(
     site.datapath.run_program(program, &bytes, how).unwrap();
     let rate = f64::from(frames) / begun.elapsed().as_secs_f64() / 1e6;
     // Others get their share of the core between runs, not in them.
+    #[allow(clippy::disallowed_methods)]
     std::thread::sleep(std::time::Duration::from_millis(20));
     rate
 }
@@ -321,6 +322,9 @@ fn publish_rates(samples: &[Vec<f64>; 8]) {
     report.publish("services-rate").unwrap();
 }
 
+/// Samples of the director, and of memory alone.
+type Both = (Vec<f64>, Vec<f64>);
+
 /// Services that much traffic goes to, among many that have little.
 const BUSY: u32 = 64;
 
@@ -413,7 +417,7 @@ async fn ten_thousand_services_cost_hardly_more_than_one() {
     ];
     for (family, (kind, ..)) in frames.iter().enumerate() {
         for (case, name) in names.iter().enumerate() {
-            let base = |what: fn(&(Vec<f64>, Vec<f64>)) -> &Vec<f64>| {
+            let base = |what: fn(&Both) -> &Vec<f64>| {
                 quorate_bench::median(what(&samples[0][family])).filter(|_| case > 0)
             };
             let (director, memory) = &samples[case][family];

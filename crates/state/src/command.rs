@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`; witnesses; hosts that left in
 /// order.
 ///
-/// 4: services, labels of VMs, IPv6 addresses of NICs, subnets of networks.
+/// 4: services, labels of VMs, IPv6 addresses of NICs, subnets of networks; disk witnesses on units.
 pub const FORMAT: u32 = 4;
 
 /// A command with its circumstances.

@@ -41,7 +41,7 @@ pub use model::{
 };
 pub use order::Order;
 pub use plan::{Action, ActionKind, Candidate, CopyOf, MigrationEnd, Plan, PlannedAction, Reason};
-pub use quorum::{Quorum, Witness, WitnessChoice};
+pub use quorum::{Quorum, WITNESS_SLOTS, Witness, WitnessChoice, WitnessUnit};
 pub use service::{Drain, Health, Holder, RINGS_KEPT, ServiceRecord, slots_for};
 pub use stops::Stopped;
 

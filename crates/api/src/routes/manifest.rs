@@ -163,6 +163,11 @@ pub(crate) fn existing(state: &ClusterState) -> Existing {
             .iter()
             .map(|(name, service)| (name.clone(), service.spec.clone()))
             .collect(),
+        reserved: state
+            .witness_disk()
+            .map(|(identity, ..)| (identity, "the disk witness's".to_owned()))
+            .into_iter()
+            .collect(),
     }
 }
 

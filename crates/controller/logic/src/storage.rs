@@ -254,7 +254,7 @@ impl CutJob {
     }
 }
 
-/// Every target with an access list that a VM's disk is on, by pool.
+/// Every target with an access list that a VM's disk, or the witness, is on, by pool.
 fn used_targets(state: &State) -> BTreeMap<PoolName, Targets> {
     let mut used: BTreeMap<PoolName, Targets> = BTreeMap::new();
     for record in state.vms.values() {
@@ -265,6 +265,14 @@ fn used_targets(state: &State) -> BTreeMap<PoolName, Targets> {
                 let of = used.entry(disk.pool.clone()).or_default();
                 of.insert(target, record.last_epoch);
             }
+        }
+    }
+    if let Some((_, name, image)) = state.witness_disk() {
+        let pool = gated(state, name).filter(Gated::has_list);
+        let target = pool.and_then(|pool| pool.target(image));
+        if let Some(target) = target {
+            let of = used.entry(name.clone()).or_default();
+            of.insert(target, Epoch::default());
         }
     }
     used

@@ -140,6 +140,31 @@ fn report(applied: Revision, phase: VmPhase, epoch: Epoch) -> BTreeMap<HostName,
 }
 
 #[test]
+fn the_witness_has_a_door_for_every_host() {
+    let mut state = state();
+    let pool = PoolName::new("san").unwrap();
+    let set = |image: Option<&str>| Command::SetWitness {
+        witness: match image {
+            Some(image) => quorate_state::WitnessChoice::Disk {
+                pool: pool.clone(),
+                image: Some(image.into()),
+            },
+            None => quorate_state::WitnessChoice::None,
+        },
+    };
+    let with = |state: &State| {
+        let wanted = doors_wanted(state);
+        let has = |wanted: &Wanted| wanted.door.targets.iter().any(|name| name.ends_with(":q"));
+        wanted.iter().filter(|wanted| has(wanted)).count()
+    };
+    assert_eq!(with(&state), 0);
+    apply(&mut state, set(Some("q")));
+    assert_eq!(with(&state), 2);
+    apply(&mut state, set(None));
+    assert_eq!(with(&state), 0);
+}
+
+#[test]
 fn a_cut_shuts_the_door_until_the_host_is_up_and_clean() {
     let mut state = state();
     let open = doors_wanted(&state);

@@ -376,13 +376,15 @@ fn votes_are_shown_and_a_witness_is_recommended() {
 #[test]
 fn a_disk_witness_needs_a_pool() {
     let cli = parse("quorate quorum set --witness disk --pool shared").unwrap();
-    let Command::Quorum(super::args::QuorumCommand::Set { witness, pool }) = cli.command else {
+    let Command::Quorum(super::args::QuorumCommand::Set { witness, pool, .. }) = cli.command else {
         panic!("not a choice")
     };
     assert_eq!(witness, super::args::WitnessChoice::Disk);
     assert_eq!(pool.unwrap().as_str(), "shared");
     assert!(parse("quorate quorum set --witness disk").is_err());
     assert!(parse("quorate quorum set --witness none").is_ok());
+    assert!(parse("quorate quorum set --witness disk --pool san --disk w --force").is_ok());
+    assert!(parse("quorate quorum set --witness disk --pool san --force").is_err());
     assert!(parse("quorate quorum set").is_err());
     assert!(parse("quorate witness join T --address 192.0.2.9:7420 --name w1").is_ok());
 }

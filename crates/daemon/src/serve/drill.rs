@@ -57,6 +57,11 @@ pub(crate) async fn run(
     let image = image.ok_or_else(|| {
         format!("no VM has a disk in pool {pool} yet: name a scratch unit with --image")
     })?;
+    if matches!(spec, PoolSpec::Block(_)) && state.is_witness_disk(pool, &image) {
+        return Err(format!(
+            "{image} has the cluster's disk witness on it: name another unit with --image"
+        ));
+    }
     let (passed, steps) = match spec {
         PoolSpec::Block(block) if block.reservations => unit(core, &state, pool, &image).await?,
         _ => list(prepare(&state, pool, spec, &image)?).await,

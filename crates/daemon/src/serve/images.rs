@@ -329,6 +329,11 @@ fn source(task: &ImageTask) -> Option<&ImageRef> {
 /// What cannot be done with disks that are on particular hosts.
 fn check_own(state: &State, task: &ImageTask) -> Result<(), ApiError> {
     let conflict = |text: String| ApiError::new(ErrorCode::Conflict, text);
+    let ImageRef { pool, image } = task.image();
+    if state.is_witness_disk(pool, image) {
+        let text = format!("{} has the cluster's disk witness on it", task.image());
+        return Err(conflict(text).hint("`quorate quorum set` moves the witness elsewhere"));
+    }
     let pool = |image: &ImageRef| state.pools.get(&image.pool).map(|pool| &pool.spec);
     let changes = !matches!(
         task,

@@ -61,6 +61,7 @@ fn add_host(change: &mut Change<'_>, host: &HostName, address: &str) {
     };
     change.state.hosts.insert(host.clone(), record);
     change.node = Some(node);
+    super::quorum::host_joined(change, node);
     change.topology_changed();
 }
 

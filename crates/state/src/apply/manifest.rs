@@ -251,15 +251,21 @@ fn shared_images(state: &State) -> Vec<String> {
             users.entry(identity).or_default().push((pool, image, name));
         }
     }
+    let witness = state.witness_disk().and_then(|(identity, pool, image)| {
+        let (_, _, vm) = users.get(&identity)?.first()?;
+        Some(format!(
+            "image {image} of pool {pool} has the disk witness on it: VM {vm} needs another"
+        ))
+    });
     let shared = users.into_values().filter(|users| users.len() > 1);
-    shared
+    let shared = shared
         .map(|users| {
             let ((pool, image, first), (_, _, second)) = (users[0], users[1]);
             format!(
                 "image {image} of pool {pool} is used by {first} and {second}: a disk has one writer"
             )
-        })
-        .collect()
+        });
+    shared.chain(witness).collect()
 }
 
 /// One cycle of `depends_on`, written as a path, if there is any. Depth first; a VM that was left

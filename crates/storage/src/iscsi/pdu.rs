@@ -17,12 +17,15 @@ pub(super) mod op {
     pub(crate) const SCSI_COMMAND: u8 = 0x01;
     pub(crate) const LOGIN: u8 = 0x03;
     pub(crate) const TEXT: u8 = 0x04;
+    pub(crate) const DATA_OUT: u8 = 0x05;
     pub(crate) const LOGOUT: u8 = 0x06;
     pub(crate) const NOP_IN: u8 = 0x20;
     pub(crate) const SCSI_RESPONSE: u8 = 0x21;
     pub(crate) const LOGIN_RESPONSE: u8 = 0x23;
     pub(crate) const TEXT_RESPONSE: u8 = 0x24;
     pub(crate) const DATA_IN: u8 = 0x25;
+    /// "Ready to transfer": the target asks for data.
+    pub(crate) const R2T: u8 = 0x31;
     pub(crate) const ASYNC: u8 = 0x32;
     pub(crate) const REJECT: u8 = 0x3f;
     /// Delivered at once, outside the order of commands.

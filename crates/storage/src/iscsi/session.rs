@@ -4,13 +4,17 @@
 //! connect --security (none | CHAP)--> operational parameters --> full feature: text, SCSI --> logout
 //! ```
 //! Always holds: one command at a time; one deadline for each call; no password is sent in the clear or kept
-//! beyond the login (CHAP, RFC 1994: the target gets a hash over its own challenge). Data never written: this
-//! initiator only looks. QEMU opens the disks with its own.
+//! beyond the login (CHAP, RFC 1994: the target gets a hash over its own challenge). Nothing is written by a session
+//! that only looks ([`Session::open`]); one that writes ([`Session::open_as`], [`transfer`]) is for the cluster's own
+//! data. QEMU opens the disks of VMs with its own initiator.
+
+mod transfer;
 
 use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys};
 use crate::Login;
 use md5::{Digest, Md5};
 use std::time::Duration;
+use transfer::Limits;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -134,6 +138,7 @@ pub struct Session {
     command: u32,
     status: u32,
     until: Instant,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for Session {
@@ -149,7 +154,7 @@ impl std::fmt::Debug for Session {
 /// # Errors
 /// [`IscsiError`].
 pub async fn discover(peer: &Peer) -> Result<Vec<String>, IscsiError> {
-    let mut session = Session::login(peer, None).await?;
+    let mut session = Session::login(peer, None, random_isid()).await?;
     let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
     request.set_u32(20, u32::MAX);
     request.data = keys(&[("SendTargets", "All")]);
@@ -178,10 +183,14 @@ impl Session {
     /// # Errors
     /// [`IscsiError`].
     pub async fn open(peer: &Peer, target: &str) -> Result<Self, IscsiError> {
-        Self::login(peer, Some(target)).await
+        Self::login(peer, Some(target), random_isid()).await
     }
 
-    async fn login(peer: &Peer, target: Option<&str>) -> Result<Self, IscsiError> {
+    async fn login(
+        peer: &Peer,
+        target: Option<&str>,
+        isid: [u8; 6],
+    ) -> Result<Self, IscsiError> {
         let until = Instant::now() + peer.deadline;
         let stream = match timeout_at(until, TcpStream::connect(&peer.portal)).await {
             Ok(Ok(stream)) => stream,
@@ -204,12 +213,13 @@ impl Session {
             command: 1,
             status: 0,
             until,
+            limits: Limits::default(),
         };
-        session.log_in(target).await?;
+        session.log_in(target, isid).await?;
         Ok(session)
     }
 
-    async fn log_in(&mut self, target: Option<&str>) -> Result<(), IscsiError> {
+    async fn log_in(&mut self, target: Option<&str>, isid: [u8; 6]) -> Result<(), IscsiError> {
         let initiator = self.peer.initiator.clone();
         let mut pairs = vec![
             ("InitiatorName".to_owned(), initiator),
@@ -232,7 +242,6 @@ impl Session {
             "None"
         };
         pairs.push(("AuthMethod".to_owned(), method.to_owned()));
-        let isid = random_isid();
         let mut stage = Stage::Security {
             transit: self.peer.login.is_none(),
         };
@@ -240,6 +249,7 @@ impl Session {
             let answer = self.login_round(isid, &stage, &pairs).await?;
             self.login_status(&answer)?;
             let given = parse_keys(&answer.data);
+            self.limits.learn(&given);
             let transit = answer.flags() & 0x80 != 0;
             (stage, pairs) = match stage {
                 Stage::Security { .. } if transit => {
@@ -431,14 +441,7 @@ impl Session {
     ) -> Result<Option<Vec<u8>>, IscsiError> {
         self.until = Instant::now() + self.peer.deadline;
         let mut request = Pdu::new(op::SCSI_COMMAND, 0x80 | 0x40 | 1);
-        let number = lun.to_be_bytes();
-        // Flat space addressing above 255.
-        let first = if lun > 255 {
-            0x40 | (number[2] & 0x3f)
-        } else {
-            0
-        };
-        request.set(8, &[first, number[3]]);
+        request.set(8, &lun_field(lun));
         request.set_u32(20, expect);
         request.set(32, &cdb);
         self.send(&mut request, "asking a unit").await?;
@@ -523,7 +526,14 @@ impl Session {
     async fn receive(&mut self, during: &'static str) -> Result<Pdu, IscsiError> {
         let got = timeout_at(self.until, Pdu::read(&mut self.stream)).await;
         let unit = self.io(got, during)?;
-        if unit.opcode() != op::DATA_IN || unit.flags() & 1 != 0 {
+        // Those that only carry the number, without using it up.
+        let carries = match unit.opcode() {
+            op::DATA_IN => unit.flags() & 1 == 0,
+            op::R2T => true,
+            op::NOP_IN => unit.u32(16) == u32::MAX,
+            _ => false,
+        };
+        if !carries {
             self.status = unit.u32(24).wrapping_add(1);
         }
         Ok(unit)
@@ -569,6 +579,15 @@ impl Session {
         let request = Pdu::new(op::LOGOUT | op::IMMEDIATE, 0x80);
         // The connection is closed in any case.
         let _ = self.exchange(request, "logging out").await;
+    }
+}
+
+/// The first two bytes of a unit's number; flat space addressing above 255.
+fn lun_field(lun: u32) -> [u8; 2] {
+    let number = lun.to_be_bytes();
+    match lun > 255 {
+        true => [0x40 | (number[2] & 0x3f), number[3]],
+        false => [0, number[3]],
     }
 }
 

@@ -7,7 +7,8 @@
 //! beyond the login (CHAP, RFC 1994: the target gets a hash over its own challenge). Data never written: this
 //! initiator only looks. QEMU opens the disks with its own.
 
-use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys};
+pub use super::pdu::Found;
+use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys, targets};
 use crate::Login;
 use md5::{Digest, Md5};
 use std::time::Duration;
@@ -144,11 +145,11 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// Names of the targets behind a portal.
+/// The targets behind a portal.
 ///
 /// # Errors
 /// [`IscsiError`].
-pub async fn discover(peer: &Peer) -> Result<Vec<String>, IscsiError> {
+pub async fn discover(peer: &Peer) -> Result<Vec<Found>, IscsiError> {
     let mut session = Session::login(peer, None).await?;
     let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
     request.set_u32(20, u32::MAX);
@@ -167,9 +168,7 @@ pub async fn discover(peer: &Peer) -> Result<Vec<String>, IscsiError> {
         request.set_u32(20, answer.u32(20));
     }
     session.logout().await;
-    let names = parse_keys(&text).into_iter();
-    let names = names.filter(|(key, _)| key == "TargetName");
-    Ok(names.map(|(_, name)| name).collect())
+    Ok(targets(&text))
 }
 
 impl Session {

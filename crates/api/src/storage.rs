@@ -198,6 +198,7 @@ pub fn fence(spec: &PoolSpec) -> FenceView {
     let by = match spec {
         PoolSpec::Rbd(pool) => pool.blocklist.then_some("blocklist"),
         PoolSpec::Block(pool) => pool.reservations.then_some("reservation"),
+        PoolSpec::Iscsi(pool) if pool.has_reservations() => Some("reservation"),
         _ => spec.access().map(|access| access.name()),
     };
     let meaning = match spec {

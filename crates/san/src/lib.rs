@@ -37,6 +37,11 @@ pub const TOOLS: [&str; 2] = [
     "iqn.2026-01.net.quorate.lab:tool-2",
 ];
 
+/// The account of the target with one LUN of its own, and its password.
+pub const ACCOUNT: &str = "quorate";
+/// See [`ACCOUNT`].
+pub const PASSWORD: &str = "a-secret-of-the-san";
+
 const NAMESPACE_PREFIX: &str = "qr-san-";
 /// Until a guest is ready: it boots in a few seconds, on a busy machine in a minute.
 const BOOT: Duration = Duration::from_secs(240);
@@ -95,7 +100,25 @@ impl San {
         found.context("the SAN's guest is missing: run scripts/build-san-guest.sh")
     }
 
-    /// Makes the network, and the disks of the target in `dir`: LUN 0 and LUN 1.
+    /// The name of the target with one LUN of its own: a host can be shut out of it alone.
+    pub fn third() -> String {
+        format!("{TARGET_IQN}:third")
+    }
+
+    /// The name by which host `number` logs in to it, as a pool of the kind `iscsi` makes it.
+    pub fn third_initiator(number: u8) -> String {
+        let cluster: String = CLUSTER.chars().filter(char::is_ascii_alphanumeric).collect();
+        let cluster = cluster.get(..12).unwrap_or(&cluster);
+        format!("{}:{cluster}.h{number}", quorate_types::pool::INITIATOR_PREFIX)
+    }
+
+    /// Words before a command that is to run at the SAN, given the program that stands for `ssh` there.
+    pub fn shell(&self, ssh: &str) -> Vec<String> {
+        let port = self.dir.join("target.control");
+        vec![ssh.to_owned(), port.display().to_string()]
+    }
+
+    /// Makes the network, and the disks of the target in `dir`: LUN 0 and LUN 1, and that of the third target.
     ///
     /// # Errors
     /// When something of it cannot be made; it needs root.
@@ -117,7 +140,7 @@ impl San {
             san.ip(&format!("tuntap add dev {tap} mode tap"))?;
             san.ip(&format!("link set {tap} master br0 up"))?;
         }
-        for lun in [0, 1] {
+        for lun in [0, 1, 2] {
             make_file(&san.lun(lun), lun_mebibytes)?;
         }
         make_file(&san.state(), 16)?;
@@ -156,10 +179,13 @@ impl San {
             ""
         };
         let line = format!(
-            "san.role=target san.ip={TARGET_ADDRESS}/24 san.acl={who},{}{forgets}",
-            TOOLS.join(",")
+            "san.role=target san.ip={TARGET_ADDRESS}/24 san.acl={who},{}{forgets} san.third={},{} san.user={ACCOUNT} \
+             san.password={PASSWORD}",
+            TOOLS.join(","),
+            Self::third_initiator(1),
+            Self::third_initiator(2)
         );
-        let disks = [self.state(), self.lun(0), self.lun(1)];
+        let disks = [self.state(), self.lun(0), self.lun(1), self.lun(2)];
         let mut target = Guest::start(self, "target", "tap-t", 1, &line, &disks)?;
         target.wait_ready(BOOT)?;
         self.target = Some(target);
@@ -182,7 +208,7 @@ impl San {
     /// When it cannot be started.
     pub fn start_host(&self, number: u8) -> Result<SanHost> {
         let line = format!(
-            "san.role=host san.ip=10.79.0.1{number}/24 san.portal={TARGET_ADDRESS} san.iqn={}",
+            "san.role=host san.ip=10.79.0.1{number}/24 san.portal={TARGET_ADDRESS} san.name=h{number} san.iqn={}",
             Self::initiator(number)
         );
         let name = format!("host{number}");

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use quorate_api::storage::{
     DrillRequest, DrillView, ImageState, ImageView, StorageHostView, StorageView,
 };
-use quorate_types::{PoolName, PoolSpec};
+use quorate_types::{Opener, PoolName, PoolSpec};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -220,10 +220,15 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
         PoolSpec::Iscsi(pool) => {
             let portals: Vec<String> = pool.portals().collect();
             let user = pool.chap.as_ref().map(|chap| chap.user.clone());
+            let opener = match pool.opened_by {
+                Opener::Qemu => "QEMU",
+                Opener::Kernel => "the host's kernel (open-iscsi)",
+            };
             vec![
                 ("portals", portals.join(", ")),
                 ("targets", format!("{}:NAME", pool.target)),
                 ("chap user", user.unwrap_or_default()),
+                ("opened by", opener.to_owned()),
             ]
         }
         PoolSpec::Block(pool) => vec![

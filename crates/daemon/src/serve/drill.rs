@@ -64,6 +64,9 @@ pub(crate) async fn run(
     }
     let (passed, steps) = match spec {
         PoolSpec::Block(block) if block.reservations => unit(core, &state, pool, &image).await?,
+        PoolSpec::Iscsi(iscsi) if iscsi.has_reservations() => {
+            unit(core, &state, pool, &image).await?
+        }
         _ => list(prepare(&state, pool, spec, &image)?).await,
     };
     let view = DrillView {
@@ -110,20 +113,7 @@ async fn unit(
     let node = state.hosts.get(&core.me).map_or(0, |record| record.node);
     let key = ReservationKey::new(unit.cluster(), node, 1).map_err(|error| error.to_string())?;
     let report = unit.drill(key).await.map_err(|error| error.to_string())?;
-    let good = report.steps.iter().filter(|step| step.problem.is_none());
-    let good: Vec<&str> = good.map(|step| step.name).collect();
-    let mut steps = vec![format!("{}: {}", core.me, good.join(", "))];
-    for step in &report.steps {
-        if let Some(problem) = &step.problem {
-            steps.push(format!("{}: {problem}", step.name));
-        }
-    }
-    if report.proof.is_some() && !report.persistent {
-        steps.push(
-            "it forgets reservations when it restarts: enable their persistence there".to_owned(),
-        );
-    }
-    Ok((report.proof.is_some(), steps))
+    Ok((report.proof.is_some(), report.sentences(core.me.as_str())))
 }
 
 fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Result<Drill, String> {
@@ -136,9 +126,14 @@ fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Resu
     let control = iscsi.access.clone();
     let control = control
         .ok_or_else(|| format!("pool {pool} has no `access`: nobody can be shut out there"))?;
-    let secret = match &control {
-        AccessControl::Exec(exec) => exec.secret.as_ref(),
-        _ => None,
+    let chap = iscsi.chap.as_ref();
+    let (secret, account) = match &control {
+        AccessControl::Exec(exec) => (exec.secret.as_ref(), None),
+        AccessControl::Lio(_) => (
+            chap.map(|chap| &chap.secret),
+            chap.map(|chap| chap.user.clone()),
+        ),
+        AccessControl::Tgt(_) => (None, None),
     };
     let cluster = state
         .cluster
@@ -150,6 +145,7 @@ fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Resu
         door: Door {
             pool: pool.clone(),
             secret: secret.and_then(|name| state.secrets.get(name)).cloned(),
+            account,
             gate: Gate::Target(control),
             initiator: initiator.clone(),
             targets: vec![unit.target.clone()],

@@ -10,7 +10,8 @@
 
 mod transfer;
 
-use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys};
+pub use super::pdu::Found;
+use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys, targets};
 use crate::Login;
 use md5::{Digest, Md5};
 use std::time::Duration;
@@ -149,11 +150,11 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// Names of the targets behind a portal.
+/// The targets behind a portal.
 ///
 /// # Errors
 /// [`IscsiError`].
-pub async fn discover(peer: &Peer) -> Result<Vec<String>, IscsiError> {
+pub async fn discover(peer: &Peer) -> Result<Vec<Found>, IscsiError> {
     let mut session = Session::login(peer, None, random_isid()).await?;
     let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
     request.set_u32(20, u32::MAX);
@@ -172,9 +173,7 @@ pub async fn discover(peer: &Peer) -> Result<Vec<String>, IscsiError> {
         request.set_u32(20, answer.u32(20));
     }
     session.logout().await;
-    let names = parse_keys(&text).into_iter();
-    let names = names.filter(|(key, _)| key == "TargetName");
-    Ok(names.map(|(_, name)| name).collect())
+    Ok(targets(&text))
 }
 
 impl Session {

@@ -221,6 +221,7 @@ fn empty_report(config: &AgentConfig) -> HostReport {
         vms: BTreeMap::new(),
         services: BTreeMap::new(),
         uplinks: BTreeMap::new(),
+        offences: BTreeMap::new(),
     }
 }
 

@@ -233,7 +233,8 @@ impl Host {
             // First: what is done under the lease asks the guard.
             let before = self.timings.freeze_before.0;
             self.shared.guard.lease(deadline.0, before);
-            self.shared.services.lease(deadline.0);
+            let fresh_from = self.logic.lease().fresh_from();
+            self.shared.services.lease(deadline.0, fresh_from);
             if granted.0 > 0 {
                 self.shared.services.granted(revision);
             }
@@ -428,6 +429,7 @@ impl Host {
             vms,
             services: self.services.services.clone(),
             uplinks: self.services.uplinks.clone(),
+            offences: self.services.offences.clone(),
         };
         self.report.send_if_modified(|report| {
             next.sequence = report.sequence;

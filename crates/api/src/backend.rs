@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use axum::body::Bytes;
 use futures_util::Stream;
 use prometheus_client::registry::Registry;
+use quorate_balancer::{TraceAnswer, TraceQuery};
 use quorate_planner::Snapshot;
 use quorate_state::{Command, Outcome, State};
 use quorate_types::{
@@ -84,6 +85,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Votes and the witness; when no leader answers, what this host remembers.
     async fn quorum(&self) -> Result<QuorumView, ApiError> {
         Ok(crate::build_quorum(&self.state(), None))
+    }
+
+    /// What this host's director answers for a client of a service: it knows of pinned connections. `None`: it does not
+    /// steer for the service.
+    async fn trace_here(&self, _query: &TraceQuery) -> Option<TraceAnswer> {
+        None
     }
 
     /// Cuts a host's power with its fence devices; the answer is a sentence.

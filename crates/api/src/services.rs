@@ -8,7 +8,7 @@ use crate::answers::StageView;
 use crate::build::Observed;
 use crate::error::{ApiError, ErrorCode};
 use quorate_agent_logic::service_table;
-use quorate_balancer::{TraceQuery, trace::trace};
+use quorate_balancer::{TraceAnswer, TraceQuery, trace::trace};
 use quorate_membership::HostHealth;
 use quorate_state::{Ownership, ServiceRecord, State, VmRecord};
 use quorate_types::service::{Protocol, UplinkMode};
@@ -112,6 +112,9 @@ pub struct MemberView {
     /// Connections that it still serves; known while it is being drained only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flows: Option<u64>,
+    /// Connections that the service's limits refused at it, since it is on its host; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
     /// Since when it is being drained. Milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<u64>)]
@@ -254,7 +257,7 @@ fn member(
     let host = of.ownership.host();
     let (state, why) = match seen {
         None => (MemberState::Unknown, None),
-        Some(seen) => standing(seen, record, vm, of, in_ring),
+        Some(seen) => standing(seen, name, record, vm, of, in_ring),
     };
     let report = host.and_then(|host| said(seen, name, host)?.members.get(vm));
     let drain = record.draining.get(vm);
@@ -272,6 +275,7 @@ fn member(
         flows: drain
             .filter(|drain| drain.ended.is_none())
             .and_then(|_| report?.flows),
+        refused: report.and_then(|report| report.refused),
         draining_since: drain.map(|drain| drain.since),
         cut: drain.and_then(|drain| drain.ended).map(|(_, cut)| cut),
     }
@@ -279,6 +283,7 @@ fn member(
 
 fn standing(
     seen: &Observed,
+    name: &ServiceName,
     record: &ServiceRecord,
     vm: &VmName,
     of: &VmRecord,
@@ -315,7 +320,14 @@ fn standing(
         let state = fallback(in_ring, MemberState::Unhealthy);
         return (state, health.problem.clone());
     }
-    let report = alive.and_then(|of| of.report.as_ref()?.vms.get(vm));
+    let of_host = alive.and_then(|of| of.report.as_ref());
+    if let Some(report) = of_host
+        && report.cannot_serve(name, &record.spec.network)
+    {
+        let why = format!("{host} cannot serve it now");
+        return (fallback(in_ring, MemberState::Down), Some(why));
+    }
+    let report = of_host.and_then(|of| of.vms.get(vm));
     match report.map(|report| (report.phase, report.ready)) {
         Some((VmPhase::Running, true)) if in_ring => (MemberState::Serving, None),
         Some((VmPhase::Running, true))
@@ -443,12 +455,6 @@ pub fn trace_client(
     if let (Some(member), Some(host)) = (&answer.member, host) {
         why.push(format!("{member} is on {host}"));
     }
-    if record.history.len() > 1 {
-        why.push(
-            "a connection that was moved aside by a ring change may be pinned to its member: only hosts know of those"
-                .to_owned(),
-        );
-    }
     Ok(TraceView {
         service: name.clone(),
         client: address,
@@ -464,6 +470,38 @@ pub fn trace_client(
         next: answer.next,
         why,
     })
+}
+
+/// Adds what a host knows besides the state: a connection that a ring change would have stranded is pinned to its member
+/// at every director. `found`: what that host's datapath answers to the same question; `None`: it does not steer.
+pub fn add_pins(state: &State, view: &mut TraceView, by: &HostName, found: Option<&TraceAnswer>) {
+    let Some(found) = found.filter(|found| found.epoch == view.epoch) else {
+        if state
+            .services
+            .get(&view.service)
+            .is_some_and(|of| of.history.len() > 1)
+        {
+            view.why.push(format!(
+                "{by} does not steer by ring {} and cannot say whether the connection is pinned to another member",
+                view.epoch
+            ));
+        }
+        return;
+    };
+    if !found.pinned {
+        return;
+    }
+    view.member.clone_from(&found.member);
+    let vm = view.member.as_ref().and_then(|vm| state.vms.get(vm));
+    view.host = vm.and_then(|vm| vm.ownership.host().cloned());
+    let name = view.member.as_ref().map_or("its member", VmName::as_str);
+    let place = match &view.host {
+        Some(host) => format!(" on {host}"),
+        None => String::new(),
+    };
+    view.why.push(format!(
+        "but this connection is pinned to {name}{place}: {name} had it when the ring changed twice, and keeps it"
+    ));
 }
 
 /// A stage of a plan with what it means for services.

@@ -147,6 +147,48 @@ async fn a_client_is_traced_to_its_member() {
 }
 
 #[tokio::test]
+async fn a_trace_knows_what_only_a_host_knows() {
+    use quorate_api::services::{add_pins, trace_client};
+    let site = site().await;
+    make_ring(&site);
+    let state = site.fake.state_now();
+    let host = "h1".parse().unwrap();
+    let web: quorate_types::ServiceName = "web".parse().unwrap();
+    let client = ("10.0.0.7".parse().unwrap(), Some(40_000));
+    let from_state = trace_client(&state, &web, client, None, None).unwrap();
+    // What the host would say of itself is the same, but for a pin.
+    let query = quorate_balancer::TraceQuery {
+        service: web.clone(),
+        client: client.0,
+        client_port: 40_000,
+        port: None,
+        protocol: None,
+    };
+    let table = quorate_agent_logic::service_table(&state.services[&web], false);
+    let mut here = quorate_balancer::trace::trace(&table, &query).unwrap();
+    let mut view = from_state.clone();
+    add_pins(&state, &mut view, &host, Some(&here));
+    assert_eq!(view, from_state, "no pin");
+    let members = &table.active().unwrap().members;
+    let other = members
+        .iter()
+        .find(|member| Some(&member.vm) != from_state.member.as_ref());
+    here.member = other.map(|member| member.vm.clone());
+    here.pinned = true;
+    add_pins(&state, &mut view, &host, Some(&here));
+    assert_eq!(view.member, here.member);
+    assert!(
+        view.why.last().unwrap().contains("is pinned to"),
+        "{view:?}"
+    );
+    // One that steers by another ring knows nothing about this one.
+    here.epoch += 1;
+    let mut view = from_state.clone();
+    add_pins(&state, &mut view, &host, Some(&here));
+    assert_eq!(view.member, from_state.member);
+}
+
+#[tokio::test]
 async fn services_are_in_the_view_and_the_metrics() {
     let site = site().await;
     let view: quorate_api::view::ClusterView = site.client.get("/api/v1/cluster").await.unwrap();

@@ -60,6 +60,7 @@ struct vip {
 
 #define SERVICE_PINS 1
 #define SERVICE_MULTICAST 2
+#define SERVICE_LIMITS 4 /* there is an entry in `limits` */
 
 struct service {
 	__u32 id;
@@ -208,6 +209,25 @@ struct pair_count {
 	__u64 flows;
 };
 
+/* Nanoseconds between two flows that begin at a member: of all clients, and of one; 0: any number may. */
+struct limit {
+	__u64 member_ns;
+	__u64 client_ns;
+};
+
+/* A member's pace in a service with limits. */
+struct pace {
+	__u64 due_ns;  /* CLOCK_BOOTTIME; see limits.h */
+	__u64 refused; /* flows */
+};
+
+/* Frames that a guest was kept from sending, by tap. */
+struct offence {
+	__u64 spoofed;
+	__u64 dhcp;
+	__u64 router;
+};
+
 /* What became of frames. Names are in `src/abi.rs`. */
 enum cause {
 	CAUSE_LEASE,       /* dropped: this host may not serve now */
@@ -233,6 +253,7 @@ enum cause {
 	CAUSE_SELF,        /* a member calls its own service and got itself */
 	CAUSE_TAGGED,      /* passed: VLAN tag, so another network's */
 	CAUSE_ERROR,       /* dropped: the kernel refused a rewrite */
+	CAUSE_LIMITED,     /* dropped: a flow that begins past the service's limits */
 	CAUSES,
 };
 

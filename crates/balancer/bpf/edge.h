@@ -238,6 +238,10 @@ COLD int flow_to_guest(struct __sk_buff *skb, struct edge *edge, struct vip *vip
 			return bounce(skb, cpu, edge, target, hop);
 		}
 	}
+	/* One that is closing and begins again is another one; one that begins twice was not heard the first time. */
+	if (service->flags & SERVICE_LIMITS && (begins ? !known || flow->bits : !tcp && !known) &&
+	    too_many(cpu, skb->ifindex, index, packet))
+		return dropped(cpu, CAUSE_LIMITED);
 	if (packet->piece)
 		remember_fragment(packet, skb->ifindex, edge->member, index);
 	pair = pair_of(skb->ifindex, index);

@@ -37,6 +37,10 @@ MAP(clients, BPF_MAP_TYPE_LRU_HASH, struct client_key, __u32, 16384);
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 4096);
 MAP(duplicates, BPF_MAP_TYPE_LRU_HASH, struct duplicate_key, struct duplicate, 256);
 SPARSE_MAP(pairs, BPF_MAP_TYPE_PERCPU_HASH, struct pair_key, struct pair_count, 16384);
+MAP(limits, BPF_MAP_TYPE_ARRAY, __u32, struct limit, 1024);
+SPARSE_MAP(paces, BPF_MAP_TYPE_HASH, struct pair_key, struct pace, 16384);
+MAP(client_paces, BPF_MAP_TYPE_LRU_HASH, struct client_key, __u64, 16384);
+SPARSE_MAP(offences, BPF_MAP_TYPE_HASH, __u32, struct offence, 1024);
 
 MAP(measures, BPF_MAP_TYPE_ARRAY, __u32, struct series, 1);
 

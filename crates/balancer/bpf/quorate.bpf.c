@@ -23,6 +23,7 @@
 #include "arp_nd.h"
 #include "rewrite.h"
 #include "guard.h"
+#include "limits.h"
 #include "edge.h"
 
 char _license[] SEC("license") = "Dual MIT/GPL";
@@ -349,7 +350,7 @@ COLD int guest_arp(struct __sk_buff *skb, struct edge *edge)
 	place.scope = edge->scope;
 	place.ifindex = skb->ifindex;
 	if (guard_arp(edge, data, end))
-		return dropped(cpu, CAUSE_SPOOFED);
+		return offends(cpu, skb->ifindex, CAUSE_SPOOFED);
 	switch (answer_arp(cpu, &place, data, end)) {
 	case ANSWER:
 		return bpf_redirect(skb->ifindex, 0);
@@ -454,7 +455,7 @@ INLINE int from_guest(struct __sk_buff *skb, struct cpu *cpu, struct edge *edge)
 	if ((void *)(ether + 1) > end)
 		return TCX_NEXT;
 	if (guard_mac(edge, ether))
-		return dropped(cpu, CAUSE_SPOOFED);
+		return offends(cpu, skb->ifindex, CAUSE_SPOOFED);
 	if (skb->vlan_present)
 		return TCX_NEXT;
 	if (ether->type == bpf_htons(TYPE_ARP))
@@ -470,11 +471,11 @@ INLINE int from_guest(struct __sk_buff *skb, struct cpu *cpu, struct edge *edge)
 		return virtual ? dropped(cpu, CAUSE_MALFORMED) : TCX_NEXT;
 	}
 	if (guard_address(edge, &packet))
-		return dropped(cpu, CAUSE_SPOOFED);
+		return offends(cpu, skb->ifindex, CAUSE_SPOOFED);
 	if (guard_dhcp(edge, &packet))
-		return dropped(cpu, CAUSE_DHCP);
+		return offends(cpu, skb->ifindex, CAUSE_DHCP);
 	if (guard_router(edge, &packet))
-		return dropped(cpu, CAUSE_ROUTER);
+		return offends(cpu, skb->ifindex, CAUSE_ROUTER);
 	if (packet.v6 && is_icmp(&packet) &&
 	    (packet.icmp_type == ND_SOLICITATION || packet.icmp_type == ND_ADVERTISEMENT))
 		return guest_nd(skb, edge);

@@ -124,6 +124,8 @@ pub struct Vip {
 pub const AFFINITY_CLIENT: u8 = 1;
 /// There are pins.
 pub const SERVICE_PINS: u8 = 1;
+/// There is an entry in `limits`.
+pub const SERVICE_LIMITS: u8 = 4;
 
 /// A service.
 #[repr(C)]
@@ -363,8 +365,40 @@ pub struct PairCount {
     pub flows: u64,
 }
 
+/// Nanoseconds between two flows that begin at a member; 0: any number may.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limit {
+    /// Of all clients.
+    pub member_ns: u64,
+    /// Of one.
+    pub client_ns: u64,
+}
+
+/// A member's pace in a service with limits.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pace {
+    /// When the next flow would be due if all came evenly.
+    pub due_ns: u64,
+    /// Flows that were one too many.
+    pub refused: u64,
+}
+
+/// Frames that a guest was kept from sending.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offence {
+    /// With another's address.
+    pub spoofed: u64,
+    /// Answers of a DHCP server.
+    pub dhcp: u64,
+    /// Router advertisements and redirects.
+    pub router: u64,
+}
+
 /// What became of frames, in the order of `enum cause`.
-pub const CAUSES: [&str; 23] = [
+pub const CAUSES: [&str; 24] = [
     "no-lease",
     "malformed",
     "no-service",
@@ -388,6 +422,7 @@ pub const CAUSES: [&str; 23] = [
     "self-call",
     "tagged",
     "kernel-error",
+    "limited",
 ];
 
 /// A CPU's clock and counters.
@@ -467,6 +502,9 @@ sizes!(
     ServiceCount = 16,
     PairKey = 8,
     PairCount = 40,
+    Limit = 16,
+    Pace = 16,
+    Offence = 24,
     Cpu = 280,
     Config = 24,
     Series = 112,

@@ -252,8 +252,17 @@ impl Datapath for FakeDatapath {
         let Some(table) = inner.wanted.services.get(&query.service) else {
             return Err(BalancerError::NotLoaded { service });
         };
-        crate::trace::trace(table, query)
-            .map_err(|reason| BalancerError::Service { service, reason })
+        let mut answer = crate::trace::trace(table, query)
+            .map_err(|reason| BalancerError::Service { service, reason })?;
+        let mut pins = inner.pins.iter();
+        let pin = pins.find(|pin| pin.service == table.id && pin.flow == answer.flow);
+        if let Some(pin) = pin {
+            let mut members = table.history.iter().flat_map(|list| &list.members);
+            let member = members.find(|member| member.mac == pin.mac);
+            answer.pinned = true;
+            answer.member = member.map(|member| member.vm.clone());
+        }
+        Ok(answer)
     }
 }
 
@@ -301,6 +310,7 @@ mod tests {
             next: Some(version(3, vec![member("c", 3)])),
             holder: false,
             attractor: Attractor::Arp,
+            limits: Default::default(),
         }
     }
 

@@ -1,6 +1,8 @@
 //! What one host's datapath is told, and what it says.
 
-use quorate_types::service::{Affinity, Attractor, PortRange, RingVersion, ServiceId, UplinkMode};
+use quorate_types::service::{
+    Affinity, Attractor, Limits, Offences, PortRange, RingVersion, ServiceId, UplinkMode,
+};
 use quorate_types::{NetworkName, ServiceName, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,6 +49,8 @@ pub struct ServiceTable {
     pub holder: bool,
     /// How clients find the cluster.
     pub attractor: Attractor,
+    /// How many flows may begin.
+    pub limits: Limits,
 }
 
 impl ServiceTable {
@@ -116,6 +120,8 @@ pub struct Counters {
     pub causes: BTreeMap<String, u64>,
     /// Stations that claim a service's address.
     pub duplicates: Vec<Duplicate>,
+    /// What guests of this host were kept from sending.
+    pub offences: BTreeMap<VmName, Offences>,
 }
 
 /// Traffic of one service at this host.
@@ -142,6 +148,8 @@ pub struct MemberCounters {
     pub bytes_out: u64,
     /// Flows begun.
     pub flows: u64,
+    /// Flows refused, by the service's limits.
+    pub refused: u64,
 }
 
 /// A station that claims a service's address.

@@ -191,6 +191,7 @@ mod tests {
             next: Some(version(3, &["a"])),
             holder: true,
             attractor: Attractor::Arp,
+            limits: Default::default(),
         }
     }
 

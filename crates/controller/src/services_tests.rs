@@ -32,6 +32,7 @@ fn report(n: u8) -> HostReport {
         vms: BTreeMap::new(),
         services: BTreeMap::from([(web(), ServiceReport::default())]),
         uplinks: BTreeMap::from([(NetworkName::new("lan").unwrap(), UplinkMode::Driver)]),
+        offences: BTreeMap::new(),
     }
 }
 

@@ -5,7 +5,7 @@
 use crate::lab::Lab;
 use crate::process::run;
 use crate::{LabError, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Settings of one network of the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,13 @@ impl Lab {
         let bit = |on: bool| if on { "1" } else { "0" };
         let ageing = (u64::from(settings.ageing_s) * 100).to_string();
         let (name, space) = (format!("sw-{network}"), self.site().namespace("switch"));
+        if settings.querier {
+            // A bridge that begins to ask floods for as long as answers may take: one second and not ten.
+            let soon = ["mcast_query_response_interval", "100"];
+            let set = ["-n", &space, "link", "set", &name, "type", "bridge"];
+            let words: Vec<&str> = set.into_iter().chain(soon).collect();
+            run("ip", &words)?;
+        }
         let words = [
             "-n",
             &space,
@@ -64,6 +71,49 @@ impl Lab {
         Ok(table(&text, network))
     }
 
+    /// Sends multicast of groups that nobody named to this part too, as to a router: what a Linux bridge needs to deliver
+    /// frames with a multicast MAC and a unicast IP address.
+    pub fn set_router_port(&self, network: &str, part: &str) -> Result<()> {
+        self.check_network(network)?;
+        let (port, space) = (format!("{network}-{part}"), self.site().namespace("switch"));
+        let words = [
+            "-n",
+            &space,
+            "link",
+            "set",
+            "dev",
+            &port,
+            "mcast_router",
+            "2",
+        ];
+        run("bridge", &words).map(drop)
+    }
+
+    /// Plugs a station in that never speaks: what reaches it is heard by a capture of part `spare`.
+    pub fn plug_spare(&self, network: &str) -> Result<()> {
+        self.check_network(network)?;
+        let space = self.site().namespace("switch");
+        let (port, end) = (format!("{network}-idle"), format!("{network}-spare"));
+        let master = format!("sw-{network}");
+        for words in [
+            &["link", "add", &port, "type", "veth", "peer", "name", &end][..],
+            &["link", "set", &end, "up"],
+            &["link", "set", &port, "master", &master, "up"],
+        ] {
+            let words: Vec<&str> = ["-n", &space].iter().chain(words).copied().collect();
+            run("ip", &words)?;
+        }
+        Ok(())
+    }
+
+    /// The multicast groups that the switch knows: group to the parts that asked for it.
+    pub fn switch_groups(&self, network: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
+        self.check_network(network)?;
+        let (name, space) = (format!("sw-{network}"), self.site().namespace("switch"));
+        let text = run("bridge", &["-n", &space, "mdb", "show", "dev", &name])?;
+        Ok(groups(&text, network))
+    }
+
     fn check_network(&self, network: &str) -> Result<()> {
         let known = self.site().network_names();
         if known.contains(&network) {
@@ -90,9 +140,41 @@ fn table(text: &str, network: &str) -> BTreeMap<String, String> {
     text.lines().filter_map(entry).collect()
 }
 
+/// Entries of `bridge mdb show`.
+fn groups(text: &str, network: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let prefix = format!("{network}-");
+    let mut groups: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let after = |word: &str| {
+            let at = words.iter().position(|one| *one == word)?;
+            words.get(at + 1).copied()
+        };
+        let part = after("port").and_then(|port| port.strip_prefix(&prefix));
+        if let (Some(group), Some(part)) = (after("grp"), part) {
+            groups
+                .entry(group.to_owned())
+                .or_default()
+                .insert(part.to_owned());
+        }
+    }
+    groups
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_read_with_who_asked_for_them() {
+        let text = "dev sw-lan port lan-h1 grp 239.81.0.1 temp\n\
+                    dev sw-lan port lan-h2 grp 239.81.0.1 temp\n\
+                    dev sw-lan port sw-lan grp ff02::6a temp\n";
+        let found = groups(text, "lan");
+        assert_eq!(found.len(), 1);
+        let parts: Vec<&str> = found["239.81.0.1"].iter().map(String::as_str).collect();
+        assert_eq!(parts, ["h1", "h2"]);
+    }
 
     #[test]
     fn only_what_was_learnt_is_in_the_table() {

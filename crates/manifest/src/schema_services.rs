@@ -60,6 +60,11 @@ pub(crate) static SERVICE: Struct = Struct {
             Kind::Choice(&["arp", "bgp", "igmp"]),
             "How clients' packets find the cluster.",
         ),
+        optional(
+            "limits",
+            Kind::Struct(&LIMITS),
+            "How many connections may begin in a second.",
+        ),
     ],
 };
 
@@ -70,6 +75,24 @@ static MEMBER: Struct = Struct {
         Kind::Int(1, WEIGHT),
         "Its share of new connections, against the other members.",
     )],
+};
+
+const LIMIT: i64 = quorate_types::service::MAX_LIMIT as i64;
+
+static LIMITS: Struct = Struct {
+    what: "the limits",
+    fields: &[
+        optional(
+            "new_per_member",
+            Kind::Int(1, LIMIT),
+            "Connections (UDP: flows) that may begin at each member in a second.",
+        ),
+        optional(
+            "new_per_client",
+            Kind::Int(1, LIMIT),
+            "The same of one client: an IPv4 address or an IPv6 /64.",
+        ),
+    ],
 };
 
 static AFFINITY: Struct = Struct {

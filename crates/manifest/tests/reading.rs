@@ -90,6 +90,7 @@ services:
     health: {kind: https, port: 443, path: /health, interval: 5s, timeout: 2s, rise: 1, fall: 2}
     drain_timeout: 1m
     attractor: bgp
+    limits: {new_per_member: 200, new_per_client: 20}
 "#;
 
 fn none() -> BTreeMap<String, String> {

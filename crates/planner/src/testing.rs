@@ -70,6 +70,7 @@ pub(crate) fn report(name: &str) -> HostReport {
         vms: BTreeMap::new(),
         services: BTreeMap::new(),
         uplinks: BTreeMap::new(),
+        offences: BTreeMap::new(),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod bgp;
 pub mod conflict;
 pub mod ids;
 pub mod image;
+pub mod limits;
 pub mod mac;
 pub mod name;
 pub mod placement;

@@ -4,7 +4,7 @@
 //! anything on *another* host is dead; a VM's `closed` epoch is the one fact in it that is durable
 //! on the reporting host before it is sent.
 
-use crate::service::{ServiceReport, UplinkMode};
+use crate::service::{Offences, ServiceReport, UplinkMode};
 use crate::{
     BootId, ByteSize, Epoch, HostName, MigrationId, NetworkName, PoolName, Revision, ServiceName,
     Timestamp, VmName,
@@ -47,6 +47,19 @@ pub struct HostReport {
     /// How its director is attached to each network that has a service.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub uplinks: BTreeMap<NetworkName, UplinkMode>,
+    /// What guards kept guests of this host from sending, where that was not long ago.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub offences: BTreeMap<VmName, Offences>,
+}
+
+impl HostReport {
+    /// Its datapath is silent for a service and attached to nothing: members on it are not reached.
+    #[must_use]
+    pub fn cannot_serve(&self, service: &ServiceName, network: &NetworkName) -> bool {
+        let silent = self.services.get(service);
+        let silent = silent.is_some_and(|said| said.active == 0 && said.problem.is_some());
+        silent && matches!(self.uplinks.get(network), Some(UplinkMode::Problem(_)))
+    }
 }
 
 /// Resources of a host for guests.

@@ -5,6 +5,8 @@
 //! never contains port 0; the number of a service is given out once. Must not: know where a VM is: members are steered
 //! to by MAC address, so a migration changes nothing here.
 
+pub use crate::limits::{Limits, MAX_LIMIT, Offences};
+
 use crate::placement::LabelSelector;
 use crate::{LabelName, Millis, NetworkName, VmName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -72,6 +74,9 @@ pub struct ServiceSpec {
     /// How clients' packets find the cluster.
     #[serde(default)]
     pub attractor: Attractor,
+    /// How many connections may begin.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 fn default_drain() -> Millis {
@@ -93,6 +98,7 @@ impl ServiceSpec {
             health: None,
             drain_timeout: default_drain(),
             attractor: Attractor::default(),
+            limits: Limits::default(),
         }
     }
 
@@ -510,6 +516,9 @@ pub struct MemberReport {
     /// Connections that it still serves; said while it is being drained only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flows: Option<u64>,
+    /// Connections that were refused here by the service's limits; said where there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<u64>,
 }
 
 /// How a director is attached to the uplink of a network.

@@ -4,8 +4,8 @@
 //! the state (which refuses what was not wrong before). Must not: know which VMs run.
 
 use crate::service::{
-    AffinityKind, Attractor, HealthCheck, HealthKind, MAX_MEMBER_WEIGHT, MAX_MEMBERS, MAX_PORTS,
-    ServiceSpec,
+    AffinityKind, Attractor, HealthCheck, HealthKind, MAX_LIMIT, MAX_MEMBER_WEIGHT, MAX_MEMBERS,
+    MAX_PORTS, ServiceSpec,
 };
 use crate::{NetworkName, NetworkSpec, ServiceName, VmName, VmSpec};
 use std::collections::BTreeMap;
@@ -62,6 +62,7 @@ pub fn find(site: &Site<'_>) -> Vec<ServiceProblem> {
         finder.others();
         finder.members();
         finder.affinity();
+        finder.limits();
         if let Some(health) = &spec.health {
             finder.health(health);
         }
@@ -368,6 +369,29 @@ impl Finder<'_> {
         }
     }
 
+    fn limits(&mut self) {
+        let limits = self.spec.limits;
+        for (field, limit) in [
+            ("new_per_member", limits.new_per_member),
+            ("new_per_client", limits.new_per_client),
+        ] {
+            if limit.is_some_and(|limit| !(1..=MAX_LIMIT).contains(&limit)) {
+                let message = format!("`{field}` is a number from 1 to {MAX_LIMIT} in a second");
+                let hint = "leave it out for no limit; drain a member to give it none";
+                self.report(&["limits", field], message, hint);
+            }
+        }
+        if let (Some(client), Some(member)) = (limits.new_per_client, limits.new_per_member)
+            && client > member
+        {
+            let message =
+                format!("one client may begin {client} a second, and all together {member}");
+            let hint =
+                "give `new_per_client` a smaller number than `new_per_member`, or leave it out";
+            self.report(&["limits", "new_per_client"], message, hint);
+        }
+    }
+
     fn health(&mut self, health: &HealthCheck) {
         if health.interval.0 < 100 {
             let message = format!("{} between two tries is too little", health.interval);
@@ -488,6 +512,25 @@ mod tests {
         one("IPv6 address already", |v| {
             v["services"]["web"]["address"] = json!("fd00::101");
         });
+    }
+
+    #[test]
+    fn limits_are_rates_that_let_somebody_in() {
+        let limits = |limits: Value| move |v: &mut Value| v["services"]["web"]["limits"] = limits;
+        let good = json!({ "new_per_member": 200, "new_per_client": 200 });
+        assert_eq!(problems(limits(good)), Vec::<String>::new());
+        one(
+            "limits.new_per_member: `new_per_member` is a number from 1",
+            limits(json!({ "new_per_member": 0 })),
+        );
+        one(
+            "limits.new_per_client: `new_per_client` is a number from 1",
+            limits(json!({ "new_per_client": 2_000_000 })),
+        );
+        one(
+            "one client may begin 20 a second, and all together 10",
+            limits(json!({ "new_per_member": 10, "new_per_client": 20 })),
+        );
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub fn service_table(record: &ServiceRecord, holder: bool) -> ServiceTable {
         next: record.next.clone(),
         holder,
         attractor: record.spec.attractor,
+        limits: record.spec.limits,
     }
 }
 

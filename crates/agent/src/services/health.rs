@@ -192,7 +192,7 @@ fn judge(tries: &mut Tries, outcome: Outcome, check: &HealthCheck) -> MemberRepo
         healthy,
         // One bad try is none of anybody's business yet.
         problem: problem.filter(|_| healthy != Some(true)),
-        flows: None,
+        ..MemberReport::default()
     }
 }
 

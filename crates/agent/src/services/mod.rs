@@ -10,13 +10,16 @@
 //! ([`attract`]). Always holds: an epoch is reported only when the datapath steers by it, and a coming one only when
 //! the flows that it would strand are pinned at every director; a VM starts, runs and migrates whatever goes wrong here. An
 //! agent that was started anew leaves the datapath as it is until its replica has reached the revision of a grant: an
-//! older one would take tables and the address back in time while the lease still runs.
+//! older one would take tables and the address back in time while the lease still runs. A datapath that refuses the
+//! tables gets no longer lease until it takes them ([`lease`]): it goes silent by itself, and only then is it said to steer
+//! nothing.
 //!
 //! Must not: decide who is a member, healthy or holder; extend a lease: [`Services::lease`] is told by the host's task.
 
 mod attract;
 pub(crate) mod edges;
 mod health;
+mod lease;
 mod pins;
 mod refusing;
 mod report;
@@ -30,11 +33,13 @@ use crate::host::Message;
 use crate::vm::{Shared, text};
 use attract::Attract;
 use health::{Checkers, Life};
+use lease::Lease;
 use quorate_balancer::{Applied, Counters, Datapath, EdgeSpec, Wanted};
 use quorate_network::attract::bgp::watch::Desk;
 use quorate_state::State;
 use quorate_types::service::MemberReport;
 use quorate_types::{Revision, ServiceName, VmName};
+use report::Recent;
 pub(crate) use report::Reports;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,8 +49,8 @@ use tokio::sync::Notify;
 
 /// Between two looks at what changes without the state.
 const TICK: Duration = Duration::from_millis(200);
-/// Between two tries of a datapath that refuses.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Between two tries of a datapath that refuses: several before its lease ends.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Between two looks at its counters.
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 
@@ -73,6 +78,7 @@ pub(crate) struct Services {
     desk: Option<Desk>,
     /// A speaker announces addresses: its watcher must know the lease.
     speaking: AtomicBool,
+    lease: Mutex<Lease>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -99,11 +105,33 @@ impl Services {
             granted: AtomicU64::new(0),
             desk: desk.ok(),
             speaking: AtomicBool::new(false),
+            lease: Mutex::default(),
         }
     }
 
-    /// Until when this host may serve.
-    pub(crate) fn lease(&self, deadline_ns: u64) {
+    /// Until when this host may serve, and the revision that it has to have reached.
+    pub(crate) fn lease(&self, deadline_ns: u64, fresh_from: Revision) {
+        let mut lease = lock(&self.lease);
+        lease.grant(deadline_ns, fresh_from);
+        self.extend(&mut lease);
+    }
+
+    /// The datapath holds the tables of this revision.
+    fn holds(&self, revision: Revision) {
+        let mut lease = lock(&self.lease);
+        lease.holds(revision);
+        self.extend(&mut lease);
+    }
+
+    /// The datapath has refused its tables: its lease is not made longer. Returns when it will have gone silent.
+    fn withhold(&self) -> u64 {
+        lock(&self.lease).withhold()
+    }
+
+    fn extend(&self, lease: &mut Lease) {
+        let Some(deadline_ns) = lease.due(boottime_ns()) else {
+            return;
+        };
         // The negative control of the lab: its checks must find a datapath that looks at no lease.
         let unchecked = cfg!(debug_assertions)
             && std::env::var_os("QUORATE_TEST_WITHOUT_LEASE_CHECK").is_some();
@@ -156,9 +184,11 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         applied: Applied::default(),
         at: None,
         problem: None,
+        silent_ns: 0,
         tried: None,
         counters: Counters::default(),
         counted: None,
+        offences: Recent::default(),
         checkers: Checkers::default(),
         pins: pins::Exchanges::default(),
         last: None,
@@ -184,11 +214,14 @@ struct Task {
     applied: Applied,
     /// The state that `wanted` was made of.
     at: Option<Revision>,
-    /// Why the datapath holds nothing at all.
+    /// Why the datapath does not hold what it should.
     problem: Option<String>,
+    /// When it is silent for certain because of that.
+    silent_ns: u64,
     tried: Option<Instant>,
     counters: Counters,
     counted: Option<Instant>,
+    offences: Recent,
     checkers: Checkers,
     pins: pins::Exchanges,
     attract: Attract,
@@ -208,10 +241,12 @@ impl Task {
         }
         let me = &self.shared.config.host;
         if self.at != Some(state.revision) {
+            // An earlier agent may have left something where nothing is wanted now.
+            let first = self.at.is_none();
             self.at = Some(state.revision);
             let wanted = quorate_agent_logic::services_wanted(state, me);
             edges::keep(&self.shared, state).await;
-            if wanted != self.wanted {
+            if first || wanted != self.wanted {
                 self.wanted = wanted;
                 self.apply().await;
                 self.attract.set(&self.shared, state, &self.wanted);
@@ -219,15 +254,21 @@ impl Task {
         } else if self.problem.is_some() && self.tried.is_none_or(|at| at.elapsed() >= AGAIN) {
             self.apply().await;
         }
+        if self.problem.is_none() {
+            self.shared.services.holds(state.revision);
+        }
         self.pins
             .keep(&self.shared, state, &self.wanted, &self.applied);
         self.checkers.keep(&self.shared, state);
-        if !self.wanted.services.is_empty()
-            && self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY)
-        {
+        let counts =
+            !self.wanted.services.is_empty() || !lock(&self.shared.services.edges).is_empty();
+        if counts && self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
             self.counted = Some(Instant::now());
             match self.shared.services.datapath.counters().await {
-                Ok(counters) => self.counters = counters,
+                Ok(counters) => {
+                    self.offences.note(&counters);
+                    self.counters = counters;
+                }
                 Err(error) => tracing::debug!(error = text(&error), "no counters"),
             }
         }
@@ -245,6 +286,9 @@ impl Task {
             }
             Err(error) => {
                 let problem = text(&error);
+                if self.problem.is_none() {
+                    self.silent_ns = self.shared.services.withhold();
+                }
                 if self.problem.as_ref() != Some(&problem) {
                     tracing::error!(problem, "the service datapath");
                 }
@@ -254,12 +298,16 @@ impl Task {
     }
 
     async fn report(&mut self, state: &State) {
-        let lease_good = self.shared.deadline_ns.load(Ordering::Relaxed) > boottime_ns();
+        let now = boottime_ns();
+        let lease_good = self.shared.deadline_ns.load(Ordering::Relaxed) > now;
+        let silent = self.problem.is_some() && now >= self.silent_ns;
         let seen = report::Seen {
             state,
             wanted: &self.wanted,
             applied: &self.applied,
             problem: self.problem.as_deref(),
+            silent,
+            offences: &self.offences,
             counters: &self.counters,
             services: &self.shared.services,
             lease_good,

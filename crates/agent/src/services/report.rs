@@ -4,20 +4,53 @@ use super::{Services, lock};
 use crate::vm::Shared;
 use quorate_balancer::{Applied, Counters, Duplicate, ServiceTable, Wanted};
 use quorate_state::State;
-use quorate_types::service::{MemberReport, ServiceReport, UplinkMode};
+use quorate_types::service::{MemberReport, Offences, ServiceReport, UplinkMode};
 use quorate_types::{NetworkName, ServiceName, VmName};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// A claim that was not heard again for so long is history.
 const DUPLICATE_FOR_MS: u64 = 15_000;
 /// A flow that was idle for longer is not one that a drain waits for.
 const IDLE_MS: u64 = 60_000;
 
+/// What a guest was kept from sending is told for so long after the last time.
+const OFFENCE_FOR: Duration = Duration::from_secs(60);
+
+/// Guests that were kept from sending something not long ago.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    by_vm: BTreeMap<VmName, (Offences, Instant)>,
+}
+
+impl Recent {
+    /// Notes what was counted so far.
+    pub(super) fn note(&mut self, counters: &Counters) {
+        self.by_vm
+            .retain(|vm, _| counters.offences.contains_key(vm));
+        for (vm, count) in &counters.offences {
+            let known = self.by_vm.get(vm).is_some_and(|(known, _)| known == count);
+            if !known {
+                self.by_vm.insert(vm.clone(), (*count, Instant::now()));
+            }
+        }
+    }
+
+    fn told(&self) -> BTreeMap<VmName, Offences> {
+        let recent = self.by_vm.iter();
+        let recent = recent.filter(|(_, (_, at))| at.elapsed() < OFFENCE_FOR);
+        recent
+            .map(|(vm, (count, _))| (vm.clone(), *count))
+            .collect()
+    }
+}
+
 /// The host's report on services.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Reports {
     pub(crate) services: BTreeMap<ServiceName, ServiceReport>,
     pub(crate) uplinks: BTreeMap<NetworkName, UplinkMode>,
+    pub(crate) offences: BTreeMap<VmName, Offences>,
 }
 
 /// What it is made of.
@@ -25,7 +58,11 @@ pub(super) struct Seen<'a> {
     pub(super) state: &'a State,
     pub(super) wanted: &'a Wanted,
     pub(super) applied: &'a Applied,
+    /// Why the datapath does not hold what it should.
     pub(super) problem: Option<&'a str>,
+    /// Its lease is over because of that; until then it serves by the tables before.
+    pub(super) silent: bool,
+    pub(super) offences: &'a Recent,
     pub(super) counters: &'a Counters,
     pub(super) services: &'a Services,
     pub(super) lease_good: bool,
@@ -38,7 +75,8 @@ impl Seen<'_> {
             services: services
                 .map(|(name, table)| (name.clone(), self.service(name, table)))
                 .collect(),
-            uplinks: match self.problem {
+            offences: self.offences.told(),
+            uplinks: match self.problem.filter(|_| self.silent) {
                 Some(problem) => {
                     let networks = self.wanted.networks.keys();
                     let bad = |name: &NetworkName| {
@@ -54,13 +92,18 @@ impl Seen<'_> {
     fn service(&self, name: &ServiceName, table: &ServiceTable) -> ServiceReport {
         let members = self.members(name);
         let loaded = self.applied.services.get(name);
-        let loaded = loaded.filter(|_| self.problem.is_none());
+        let loaded = loaded.filter(|_| !self.silent);
         let active = loaded.map_or(0, |loaded| loaded.active);
         let pinned = lock(&self.services.pinned).get(name).copied();
         let prepared = loaded.and_then(|loaded| loaded.prepared);
         let problem = self
             .problem
-            .map(str::to_owned)
+            .map(|problem| match self.silent {
+                true => {
+                    format!("{problem} (it serves nothing until that is mended; it tries again)")
+                }
+                false => format!("{problem} (it tries again, and is silent when its lease ends)"),
+            })
             .or_else(|| loaded.and_then(|loaded| loaded.problem.clone()))
             .or_else(|| self.duplicate(table))
             .or_else(|| self.edge_problem(&members))
@@ -71,7 +114,7 @@ impl Seen<'_> {
             prepared: prepared.filter(|epoch| pinned.is_some_and(|pinned| pinned >= *epoch)),
             members,
             problem,
-            holding: table.holder && active > 0 && self.lease_good,
+            holding: table.holder && active > 0 && self.problem.is_none() && self.lease_good,
         }
     }
 
@@ -85,9 +128,17 @@ impl Seen<'_> {
         let here = members.filter(|(vm, _, _)| lives.contains_key(*vm));
         here.map(|(vm, _, _)| {
             let checked = checks.get(&(name.clone(), vm.clone()));
-            (vm.clone(), checked.cloned().unwrap_or_default())
+            let mut member = checked.cloned().unwrap_or_default();
+            member.refused = self.refused(name, vm);
+            (vm.clone(), member)
         })
         .collect()
+    }
+
+    /// Connections that the service's limits kept from a member, if there were any.
+    fn refused(&self, name: &ServiceName, vm: &VmName) -> Option<u64> {
+        let counted = self.counters.services.get(name)?.members.get(vm)?;
+        Some(counted.refused).filter(|refused| *refused > 0)
     }
 
     fn duplicate(&self, table: &ServiceTable) -> Option<String> {

@@ -4,7 +4,9 @@ use super::*;
 use quorate_balancer::{Duplicate, Flow, FlowKey, fake::FakeEdge};
 use quorate_network::tap_name;
 use quorate_state::ServiceChange;
-use quorate_types::service::{HealthCheck, HealthKind, Protocol, RingVersion, ServiceReport};
+use quorate_types::service::{
+    HealthCheck, HealthKind, Protocol, RingVersion, ServiceReport, UplinkMode,
+};
 use quorate_types::{Manifest, ServiceName};
 use serde_json::json;
 
@@ -31,6 +33,59 @@ impl World {
         .unwrap();
         let base = None;
         self.apply(Command::ApplyManifest { base, manifest });
+    }
+
+    /// A service of these VMs and `db`; only that one runs.
+    fn make_service_with(&self, others: &[&str]) {
+        let mut db = serde_json::to_value(&self.state.borrow().vms[&vm()].spec).unwrap();
+        db["nics"][0]["address"] = json!("10.9.0.11");
+        let (mut vms, mut members) = (json!({ "db": db.clone() }), json!({ "db": {} }));
+        for (index, name) in others.iter().enumerate() {
+            let mut other = db.clone();
+            other["nics"][0]["address"] = json!(format!("10.9.0.{}", 12 + index));
+            other["disks"] = json!([]);
+            vms[*name] = other;
+            members[*name] = json!({});
+        }
+        let manifest: Manifest = serde_json::from_value(json!({
+            "vms": vms,
+            "services": { "web": {
+                "network": "lan", "address": "10.9.0.100", "ports": ["80"], "members": members,
+            } },
+        }))
+        .unwrap();
+        let base = None;
+        self.apply(Command::ApplyManifest { base, manifest });
+    }
+
+    fn prepare_ring_of(&self, epoch: u64, member: &str) {
+        let member = VmName::new(member).unwrap();
+        let members = {
+            let state = self.state.borrow();
+            let spec = &state.services[&web()].spec;
+            state.ring_member(spec, &member, 1).into_iter().collect()
+        };
+        let service = web();
+        self.change(ServiceChange::PrepareRing {
+            service,
+            epoch,
+            members,
+        });
+    }
+
+    /// A ring of one member, in force.
+    fn ring_of(&self, epoch: u64, member: &str) {
+        self.prepare_ring_of(epoch, member);
+        self.activate_ring(epoch);
+    }
+
+    /// Instead of the ring that is being prepared.
+    fn prepare_ring_again(&self, epoch: u64) {
+        self.change(ServiceChange::AbandonRing {
+            service: web(),
+            epoch: epoch - 1,
+        });
+        self.prepare_ring(epoch);
     }
 
     fn change(&self, change: ServiceChange) {
@@ -204,17 +259,183 @@ async fn a_ring_is_prepared_when_every_director_has_the_pins() {
         world.datapaths[0].lease_ns() > 0,
         "the datapath has no lease"
     );
-    // The datapath cannot: nothing is claimed, and it is said why.
-    world.datapaths[1].set_failing("apply", true);
-    world.prepare_ring(12);
+}
+
+#[tokio::test]
+async fn a_datapath_that_refuses_a_ring_is_silent_before_it_is_said_to_steer_nothing() {
+    let world = World::running().await;
+    world.make_service(None);
+    world.make_ring(1);
+    for n in [1, 2] {
+        world
+            .service(n, "ring 1", |service| service.active == 1)
+            .await;
+    }
+    let datapath = world.datapaths[1].clone();
+    // For a moment: its lease goes on, and nobody is told that it steers nothing.
+    datapath.set_failing("apply", true);
+    world.prepare_ring(2);
     let report = world
         .service(2, "a problem", |service| service.problem.is_some())
         .await;
-    assert_eq!((report.active, report.prepared), (0, None));
-    world.datapaths[1].set_failing("apply", false);
+    let silent = datapath.lease_ns();
+    if report.active == 0 {
+        // A machine that was asleep meanwhile.
+        assert!(boot_now().0 >= silent, "it is silent: {report:?}");
+    } else {
+        assert_eq!((report.active, report.prepared), (1, None));
+        let problem = report.problem.unwrap();
+        assert!(problem.contains("silent when its lease ends"), "{problem}");
+    }
+    datapath.set_failing("apply", false);
     world
-        .service(2, "ring 12", |service| service.prepared == Some(12))
+        .service(2, "ring 2 held", |service| service.prepared == Some(2))
         .await;
+    // For long: the kernel steers by ring 2 while the lease lasts that it was given before, which is waited for.
+    datapath.set_failing("apply", true);
+    world.prepare_ring_again(3);
+    world
+        .service(2, "a problem", |service| service.problem.is_some())
+        .await;
+    let silent = datapath.lease_ns();
+    let report = world
+        .service(2, "that it steers nothing", |service| service.active == 0)
+        .await;
+    assert!(boot_now().0 >= silent, "it may steer still: {report:?}");
+    assert_eq!(datapath.lease_ns(), silent, "it was given a longer lease");
+    assert!(!report.holding);
+    let problem = report.problem.unwrap();
+    assert!(problem.contains("serves nothing until"), "{problem}");
+    let uplinks = world.agent(2).report().uplinks;
+    assert!(
+        uplinks
+            .values()
+            .all(|mode| matches!(mode, UplinkMode::Problem(_))),
+        "{uplinks:?}"
+    );
+    // As soon as it takes the tables it serves again.
+    datapath.set_failing("apply", false);
+    world
+        .service(2, "ring 3 held", |service| {
+            service.active == 1 && service.prepared == Some(3) && service.problem.is_none()
+        })
+        .await;
+    let end = Instant::now() + SOON;
+    while datapath.lease_ns() <= boot_now().0 {
+        assert!(Instant::now() < end, "it has no lease again");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_crashes_in_the_middle_of_a_ring_change_finishes_it() {
+    let world = World::running().await;
+    world.make_service(None);
+    world.make_ring(1);
+    world
+        .edge_is(1, "open", |edge| edge.is_some_and(|edge| edge.open))
+        .await;
+    world.datapaths[0].see(&tap_name("db", 0), flow(1000));
+    for (epoch, goes_on) in [(2, true), (3, false)] {
+        world.prepare_ring(epoch);
+        world
+            .service(1, "prepared", |service| service.prepared == Some(epoch))
+            .await;
+        world.stop_agent(1).await;
+        // Its datapath goes on meanwhile; what was prepared comes into force, or is given up.
+        let edge = world.edge(1).unwrap();
+        assert!(edge.open && edge.flows == [flow(1000)]);
+        match goes_on {
+            true => world.activate_ring(epoch),
+            false => world.change(ServiceChange::AbandonRing {
+                service: web(),
+                epoch,
+            }),
+        }
+        world.start_agent(1).await;
+        let report = world
+            .service(1, "ring 2", |service| service.active == 2)
+            .await;
+        assert_eq!(report.prepared, None);
+        let table = world.datapaths[0].wanted().services[&web()].clone();
+        assert_eq!((table.active().unwrap().epoch, table.next), (2, None));
+        let edge = world.edge(1).unwrap();
+        assert!(edge.open && edge.flows == [flow(1000)], "{edge:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_without_a_datapath_runs_guests_and_says_why_it_serves_nothing() {
+    let world = World::running().await;
+    for operation in ["apply", "attach_edge", "counters"] {
+        world.datapaths[1].set_failing(operation, true);
+    }
+    world.make_service(None);
+    world.make_ring(1);
+    let report = world
+        .service(2, "why", |service| service.problem.is_some())
+        .await;
+    assert_eq!((report.active, report.holding), (0, false));
+    world.migrate(2);
+    world
+        .until(2, "arrived", |vm| {
+            let outcome = vm.migration.as_ref().map(|migration| migration.outcome);
+            outcome == Some(MigrationOutcome::Arrived)
+        })
+        .await;
+    assert_eq!(world.executing(), [world.runtime(2)]);
+}
+
+/// A ring that takes the slots of one whose flows are still there: neither its primary nor its previous member.
+#[tokio::test]
+async fn flows_that_a_ring_would_strand_are_pinned_at_every_director_first() {
+    let world = World::running().await;
+    world.make_service_with(&["x1", "x2"]);
+    let ring = |epoch, vm: &str| world.ring_of(epoch, vm);
+    ring(1, "db");
+    for n in [1, 2] {
+        world
+            .service(n, "ring 1", |service| service.active == 1)
+            .await;
+    }
+    world
+        .edge_is(1, "open", |edge| edge.is_some_and(|edge| edge.open))
+        .await;
+    world.datapaths[0].see(&tap_name("db", 0), flow(1000));
+    // The member before is asked for it: no pin.
+    ring(2, "x1");
+    world
+        .service(1, "ring 2", |service| service.active == 2)
+        .await;
+    assert!(world.datapaths[0].pins().is_empty());
+    // Nobody would ask it any more.
+    let other = &world.datapaths[1];
+    world.prepare_ring_of(3, "x2");
+    world
+        .service(1, "prepared", |service| service.prepared == Some(3))
+        .await;
+    // Said only when the other director knows: or the connection would break there.
+    let pins = other.pins();
+    assert_eq!(pins.len(), 1, "{pins:?}");
+    assert_eq!(pins, world.datapaths[0].pins());
+    assert_eq!(pins[0].flow, flow(1000).key);
+    world.activate_ring(3);
+    world
+        .service(2, "ring 3", |service| service.active == 3)
+        .await;
+    let query = |client_port| quorate_balancer::TraceQuery {
+        service: web(),
+        client: "10.9.0.1".parse().unwrap(),
+        client_port,
+        port: None,
+        protocol: None,
+    };
+    let answer = world.agent(2).datapath().trace(&query(1000)).await.unwrap();
+    assert!(answer.pinned);
+    assert_eq!(answer.member.unwrap(), vm());
+    let answer = world.agent(2).datapath().trace(&query(1001)).await.unwrap();
+    assert!(!answer.pinned);
+    assert_eq!(answer.member.unwrap().as_str(), "x2");
 }
 
 #[tokio::test]

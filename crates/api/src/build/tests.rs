@@ -183,7 +183,26 @@ fn report(name: &str) -> HostReport {
         vms: BTreeMap::new(),
         services: BTreeMap::new(),
         uplinks: BTreeMap::new(),
+        offences: BTreeMap::new(),
     }
+}
+
+#[test]
+fn what_a_guard_keeps_a_guest_from_is_told_for_its_vm() {
+    let mut scene = Scene::new();
+    let offences = quorate_types::service::Offences {
+        dhcp_server: 3,
+        ..Default::default()
+    };
+    scene.report("h1").offences.insert(vm("db"), offences);
+    assert_eq!(scene.db().problem, None, "another host's word");
+    scene.report("h2").offences.insert(vm("db"), offences);
+    let problem = scene.db().problem.unwrap();
+    assert!(
+        problem.contains("drops what it sends: 3 of a DHCP server"),
+        "{problem}"
+    );
+    assert_eq!(scene.db().state, VmState::Running);
 }
 
 #[test]

@@ -48,10 +48,21 @@ fn report_of<'a>(seen: &'a Observed, name: &VmName, record: &VmRecord) -> Option
     (report.epoch == epoch).then_some(report)
 }
 
+/// What the guard of its network keeps it from sending.
+fn offences(seen: &Observed, name: &VmName, record: &VmRecord) -> Option<String> {
+    let (host, _) = *record.ownership.hosts().first()?;
+    let report = seen.hosts.get(host)?.report.as_ref()?;
+    let found = report.offences.get(name)?;
+    Some(format!(
+        "the guard of its network drops what it sends: {found}; look at what runs in the guest, or say `trusted: true` for its NIC"
+    ))
+}
+
 fn vm(state_of: &State, seen: &Observed, known: bool, name: &VmName, record: &VmRecord) -> VmView {
     let report = report_of(seen, name, record);
     let state = vm_state(seen, known, name, record, report);
     let problem = report.and_then(|report| report.error.clone());
+    let problem = problem.or_else(|| offences(seen, name, record));
     let spec = record.effective();
     let (host, epoch) = match record.ownership.hosts().first() {
         Some((host, epoch)) => (Some((*host).clone()), *epoch),

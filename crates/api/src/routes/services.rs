@@ -7,6 +7,7 @@ use crate::view::Changed;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
+use quorate_balancer::TraceQuery;
 use quorate_state::Command;
 use quorate_types::ServiceName;
 use quorate_types::service::Protocol;
@@ -113,7 +114,20 @@ pub(crate) async fn trace_service(
         }
     };
     let state = api.backend.state();
-    services::trace_client(&state, &name, client, query.port, protocol).map(Json)
+    let mut view = services::trace_client(&state, &name, client, query.port, protocol)?;
+    // Without the client's port no connection is meant.
+    if let (address, Some(client_port)) = client {
+        let query = TraceQuery {
+            service: name,
+            client: address,
+            client_port,
+            port: Some(view.port),
+            protocol,
+        };
+        let found = api.backend.trace_here(&query).await;
+        services::add_pins(&state, &mut view, &api.backend.host(), found.as_ref());
+    }
+    Ok(Json(view))
 }
 
 fn service_name(api: &Api, text: &str) -> Result<ServiceName, ApiError> {

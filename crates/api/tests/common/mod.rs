@@ -104,6 +104,7 @@ fn report(state: &State, name: &HostName, memory_mib: u64) -> HostReport {
             .collect(),
         services: Default::default(),
         uplinks: Default::default(),
+        offences: Default::default(),
     }
 }
 

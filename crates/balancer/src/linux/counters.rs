@@ -51,11 +51,13 @@ impl Host {
                     packets_out: sum(|one| one.packets_out),
                     bytes_out: sum(|one| one.bytes_out),
                     flows: sum(|one| one.flows),
+                    refused: self.refused(&key),
                 };
                 service.members.insert(edge.spec.vm.clone(), counted);
             }
             counters.services.insert(name.clone(), service);
         }
+        counters.offences = self.offences();
         counters.duplicates = self.duplicates()?;
         Ok(counters)
     }

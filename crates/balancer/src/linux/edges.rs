@@ -56,6 +56,7 @@ impl Host {
         };
         self.edges.insert(spec.ifname.clone(), edge);
         self.write_edge(&spec.ifname)?;
+        self.count_offences(index)?;
         self.links
             .tcx(&mut self.ebpf, "edge_from_guest", "in", &spec.ifname)?;
         self.links
@@ -129,6 +130,11 @@ impl Host {
             // Most edges never had one.
             let _ = self.tables.pairs.remove(&key);
         }
+        let services: Vec<u16> = self.services.keys().copied().collect();
+        for service in services {
+            self.forget_pace(edge.ifindex, service);
+        }
+        self.forget_offences(edge.ifindex);
         Ok(())
     }
 
@@ -199,6 +205,7 @@ impl Host {
             {
                 return Err(kernel("writing", "pairs")(error));
             }
+            self.count_paces(index, service)?;
         }
         Ok(())
     }

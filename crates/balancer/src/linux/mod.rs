@@ -8,12 +8,14 @@
 //! host      the steps of `apply`                links     programs at interfaces, pinned
 //! services  entries, rings, addresses           object    loading, maps pinned or taken over
 //! edges     taps            flows  flows, pins  sys       whole tables at once, clocks (the unsafe part)
+//! limits    paces of members, what guests were kept from sending
 //! ```
 
 mod counters;
 mod edges;
 mod flows;
 mod host;
+mod limits;
 mod links;
 mod measure;
 mod object;

@@ -71,6 +71,9 @@ pub(super) struct Tables {
     pub(super) flows: HashMap<MapData, abi::FlowKey, abi::Flow>,
     pub(super) pins: HashMap<MapData, abi::PinKey, abi::Pin>,
     pub(super) pairs: PerCpuHashMap<MapData, abi::PairKey, abi::PairCount>,
+    pub(super) limits: Array<MapData, abi::Limit>,
+    pub(super) paces: HashMap<MapData, abi::PairKey, abi::Pace>,
+    pub(super) offences: HashMap<MapData, u32, abi::Offence>,
     pub(super) rings: ArrayOfMaps<MapData, Array<MapData, abi::Slot>>,
     /// These once more, to be read whole.
     pub(super) all_flows: MapData,
@@ -186,6 +189,10 @@ pub(super) fn load(root: &Path, capacity: &Capacity) -> Result<Loaded, BalancerE
         ("pins", capacity.pins),
         ("clients", capacity.clients),
         ("pairs", capacity.services.saturating_mul(16)),
+        ("limits", capacity.services),
+        ("paces", capacity.services.saturating_mul(16)),
+        ("client_paces", capacity.clients),
+        ("offences", capacity.edges),
     ];
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
@@ -213,6 +220,7 @@ fn real_capacity(maps: &Path) -> Result<Capacity, BalancerError> {
     Ok(Capacity {
         services: size("services")?
             .min(size("rings")?)
+            .min(size("limits")?)
             .min(u32::from(u16::MAX)),
         addresses: size("vips4")?,
         members: size("members")?.min(u32::from(abi::NO_MEMBER)),
@@ -324,6 +332,9 @@ fn tables(ebpf: &mut Ebpf, maps: &Path) -> Result<Tables, BalancerError> {
         flows: typed(ebpf, "flows")?,
         pins: typed(ebpf, "pins")?,
         pairs: typed(ebpf, "pairs")?,
+        limits: typed(ebpf, "limits")?,
+        paces: typed(ebpf, "paces")?,
+        offences: typed(ebpf, "offences")?,
         rings: typed(ebpf, "rings")?,
         all_flows: again("flows")?,
         all_pins: again("pins")?,

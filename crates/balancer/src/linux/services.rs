@@ -16,7 +16,7 @@ use crate::abi::{self, Address};
 use crate::model::{Applied, ServiceTable, Wanted};
 use crate::ring::{self, Ring};
 use crate::{BalancerError, mac};
-use quorate_types::service::{AffinityKind, Attractor, RingVersion, ServiceId};
+use quorate_types::service::{AffinityKind, Attractor, Limits, RingVersion, ServiceId};
 
 /// How long after a change of the ring unknown UDP flows get a second chance.
 const UDP_CHANCE_NS: u64 = 120_000_000_000;
@@ -202,11 +202,7 @@ impl Host {
             slots,
             ring,
             affinity,
-            flags: if self.pins.contains_key(&u32::from(index)) {
-                abi::SERVICE_PINS
-            } else {
-                0
-            },
+            flags: self.service_flags(index, table),
             virtual_mac: mac::virtual_mac(table.id),
             address4: address4(&table.addresses),
             mask4,
@@ -219,6 +215,8 @@ impl Host {
             mask6,
             udp_until_ns,
         };
+        self.write_limit(index, table)?;
+        let before = self.services.get(&index);
         if before.is_none_or(|before| before.entry != entry) {
             self.tables
                 .services
@@ -237,6 +235,15 @@ impl Host {
         self.indexes.insert(table.id.0, index);
         self.services.insert(index, known);
         Ok(())
+    }
+
+    fn service_flags(&self, index: u16, table: &ServiceTable) -> u8 {
+        let pins = self.pins.contains_key(&u32::from(index));
+        let limits = table.limits != Limits::default();
+        [(pins, abi::SERVICE_PINS), (limits, abi::SERVICE_LIMITS)]
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .fold(0, |flags, (_, flag)| flags | flag)
     }
 
     /// The ring of this history: one that is there already, or a new one. Returns its index, slots and members.
@@ -326,6 +333,7 @@ impl Host {
             .map_err(kernel("clearing", "services"))?;
         self.freed.insert(index);
         // The index may become another service's.
+        self.forget_paces(index);
         self.forget_service(index)
     }
 

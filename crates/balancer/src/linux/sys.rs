@@ -34,6 +34,9 @@ pod!(
     ServiceCount,
     PairKey,
     PairCount,
+    Limit,
+    Pace,
+    Offence,
     Cpu,
     Config,
     Series

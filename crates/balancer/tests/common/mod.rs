@@ -155,6 +155,7 @@ pub fn table(history: Vec<RingVersion>) -> ServiceTable {
         next: None,
         holder: true,
         attractor: Attractor::Arp,
+        limits: Default::default(),
     }
 }
 

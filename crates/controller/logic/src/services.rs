@@ -118,6 +118,7 @@ fn vm_report<'a>(input: &ServiceInput<'a>, host: &HostName, vm: &VmName) -> Opti
 
 fn stance(
     input: &ServiceInput<'_>,
+    service: &ServiceName,
     record: &ServiceRecord,
     name: &VmName,
     vm: &VmRecord,
@@ -140,6 +141,11 @@ fn stance(
     let Some(report) = vm_report(input, host, name).filter(|report| report.epoch == epoch) else {
         return Stance::Hold;
     };
+    // Its edge is silent with the director of its host.
+    let silent = |of: &HostReport| of.cannot_serve(service, &record.spec.network);
+    if record.active() > 0 && input.reports.get(host).is_some_and(silent) {
+        return Stance::Out;
+    }
     match report.phase {
         VmPhase::Running if !report.ready => Stance::Hold,
         VmPhase::Running if record.spec.health.is_none() => Stance::In,
@@ -160,17 +166,23 @@ fn stance(
 }
 
 /// The members that the ring should have; empty: nobody serves, and the last ring stays.
-fn desired(input: &ServiceInput<'_>, record: &ServiceRecord) -> Vec<RingMember> {
+fn desired(
+    input: &ServiceInput<'_>,
+    service: &ServiceName,
+    record: &ServiceRecord,
+) -> Vec<RingMember> {
     let had = |vm: &VmName| match &record.next {
         Some(next) => next.has(vm),
         None => record.ring().is_some_and(|ring| ring.has(vm)),
     };
     let members = input.state.members(&record.spec);
-    let wanted = members.filter(|(name, vm, _)| match stance(input, record, name, vm) {
-        Stance::In => true,
-        Stance::Out => false,
-        Stance::Hold => had(name),
-    });
+    let wanted = members.filter(
+        |(name, vm, _)| match stance(input, service, record, name, vm) {
+            Stance::In => true,
+            Stance::Out => false,
+            Stance::Hold => had(name),
+        },
+    );
     wanted
         .filter_map(|(name, _, weight)| input.state.ring_member(&record.spec, name, weight))
         .collect()
@@ -216,8 +228,8 @@ fn ring_step(
     service: &ServiceName,
     record: &ServiceRecord,
 ) -> Option<ServiceChange> {
+    let members = desired(input, service, record);
     let service = service.clone();
-    let members = desired(input, record);
     if let Some(next) = &record.next {
         let epoch = next.epoch;
         if !members.is_empty() && members != next.members {
@@ -410,7 +422,7 @@ fn ring_problems(
         .collect();
     if members.is_empty() {
         problems.push("no VM is a member of it: give it members in the manifest".to_owned());
-    } else if desired(input, record).is_empty() {
+    } else if desired(input, service, record).is_empty() {
         problems.push(match record.ring() {
             Some(_) => "no member serves: the last ring stays until one does".to_owned(),
             None => "no member serves yet".to_owned(),

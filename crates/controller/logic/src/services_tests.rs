@@ -241,6 +241,7 @@ fn report(n: u32) -> HostReport {
         vms: BTreeMap::new(),
         services: BTreeMap::from([(service("web"), ServiceReport::default())]),
         uplinks: BTreeMap::from([(NetworkName::new("lan").unwrap(), UplinkMode::Driver)]),
+        offences: BTreeMap::new(),
     }
 }
 
@@ -378,6 +379,45 @@ fn members_leave_for_cause_and_come_back() {
     world.health.insert(host(3), HostHealth::Dead);
     world.settle();
     assert_eq!(world.ring(), "ab");
+}
+
+#[test]
+fn members_whose_host_cannot_serve_get_no_new_connections() {
+    let lan = || NetworkName::new("lan").unwrap();
+    let mut world = World::new(false);
+    world.settle();
+    assert_eq!(world.ring(), "abc");
+    // Its director alone is missing: the edges serve, and others steer to them.
+    let problem = || UplinkMode::Problem("no XDP".into());
+    let lost = |world: &mut World| {
+        let report = world.reports.get_mut(&host(2)).unwrap();
+        report.uplinks.insert(lan(), problem());
+    };
+    lost(&mut world);
+    world.settle();
+    assert_eq!(world.ring(), "abc");
+    // It has gone silent and says so.
+    let silent = |world: &mut World| {
+        let said = world.said(2);
+        (said.active, said.prepared, said.holding) = (0, None, false);
+        said.problem = Some("map full".into());
+    };
+    for _ in 0..2 {
+        silent(&mut world);
+        let changes = world.steps();
+        assert!(!changes.is_empty(), "{:?}", world.ring());
+        world.apply(Command::ChangeServices { changes });
+        world.follows(1);
+        world.follows(3);
+    }
+    assert_eq!(world.ring(), "ac");
+    // As soon as it serves again.
+    world.said(2).problem = None;
+    let report = world.reports.get_mut(&host(2)).unwrap();
+    report.uplinks.insert(lan(), UplinkMode::Driver);
+    world.follow();
+    world.settle();
+    assert_eq!(world.ring(), "abc");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::wait::{Goal, Standing};
 use clap::{Args, Subcommand, ValueEnum};
 use quorate_api::services::{DirectorView, MemberState, MemberView, ServiceView, TraceView};
 use quorate_api::view::{Changed, ClusterView};
-use quorate_types::service::AffinityKind;
+use quorate_types::service::{AffinityKind, Limits};
 use quorate_types::{ServiceName, VmName};
 
 #[derive(Debug, Subcommand)]
@@ -269,7 +269,7 @@ pub(crate) fn page(out: &Output, service: &ServiceView, now: u64) -> String {
         ),
         None => held_by(service),
     };
-    let lines = [
+    let mut lines = vec![
         ("address", addresses(service)),
         ("ports", ports.join(", ")),
         ("network", spec.network.to_string()),
@@ -290,6 +290,9 @@ pub(crate) fn page(out: &Output, service: &ServiceView, now: u64) -> String {
             format!("connections are kept for {} at most", spec.drain_timeout),
         ),
     ];
+    if !spec.limits.is_none() {
+        lines.push(("limits", limits(spec.limits)));
+    }
     let mut parts = vec![facts(out, &format!("Service {}", service.name), &lines)];
     for problem in &service.problems {
         parts.push(format!("  {} {problem}", out.paint(Tone::Warn, "!")));
@@ -312,6 +315,18 @@ pub(crate) fn page(out: &Output, service: &ServiceView, now: u64) -> String {
             .map(|of| director_line(out, service, of)),
     );
     parts.join("\n")
+}
+
+fn limits(limits: Limits) -> String {
+    let all = limits.new_per_member.map(|rate| rate.to_string());
+    let one = limits
+        .new_per_client
+        .map(|rate| format!("{rate} of one client"));
+    let parts: Vec<String> = all.into_iter().chain(one).collect();
+    format!(
+        "new connections in a second at each member: {} at most",
+        parts.join(", ")
+    )
 }
 
 fn member_state(member: &MemberView) -> (&'static str, Tone) {
@@ -343,6 +358,9 @@ fn member_line(out: &Output, member: &MemberView, now: u64) -> String {
     }
     if let Some(flows) = member.flows {
         notes.push(format!("{} to go", count_of(flows)));
+    }
+    if let Some(refused) = member.refused {
+        notes.push(format!("{} refused by the limits", count_of(refused)));
     }
     if let Some(cut) = member.cut.filter(|cut| *cut > 0) {
         notes.push(format!("{} cut", count_of(cut)));

@@ -102,6 +102,13 @@ impl Backend for Daemon {
         ))
     }
 
+    async fn trace_here(
+        &self,
+        query: &quorate_balancer::TraceQuery,
+    ) -> Option<quorate_balancer::TraceAnswer> {
+        self.0.agent.datapath().trace(query).await.ok()
+    }
+
     async fn create_token(
         &self,
         by: &str,

@@ -4,6 +4,7 @@ use crate::harness::guest::Guest;
 use crate::harness::measure::{measured, median};
 use crate::harness::service::{assert_unbroken, web, webs};
 use crate::harness::{Cluster, LONG, Options, find_vm};
+use crate::t19_members::{NETWORK, address6, by_guards, by_health, by_limits, over_ipv6};
 use quorate_api::view::VmState;
 use quorate_lab::tools::load::wall_ms;
 use quorate_lab::wait;
@@ -111,8 +112,11 @@ fn all_members_are_moved_at_once_and_no_connection_breaks() {
         settings: "  parallel_migrations: 8\n".to_owned(),
         ..Options::default()
     });
-    let guests: Vec<Guest> = webs(5);
-    cluster.apply_service(&guests, &web(&MEMBERS, ""));
+    let guests: Vec<Guest> = webs(5).into_iter().map(Guest::with_ipv6).collect();
+    let apply = |members: &[&str]| {
+        cluster.apply_service_on(&guests, &web(members, &address6()), NETWORK);
+    };
+    apply(&MEMBERS);
     cluster.wait_ready(&["web1", "web2", "web3", "web4", "web5"], LONG * 2);
     cluster.wait_ring(&MEMBERS);
     let holder = cluster.holder();
@@ -142,13 +146,13 @@ fn all_members_are_moved_at_once_and_no_connection_breaks() {
     // A member comes while all others move, and one goes.
     let five = ["web1", "web2", "web3", "web4", "web5"];
     swap(&cluster, &MEMBERS, || {
-        cluster.apply_service(&guests, &web(&five, ""));
+        apply(&five);
     });
     cluster.wait_ring(&five);
     cluster.say("a member has joined while the others moved");
     let before = cluster.unbroken("with a new member");
     swap(&cluster, &MEMBERS, || {
-        cluster.apply_service(&guests, &web(&MEMBERS, ""));
+        apply(&MEMBERS);
     });
     cluster.wait_ring(&MEMBERS);
     cluster.say("it has left while the others moved");
@@ -196,4 +200,11 @@ fn all_members_are_moved_at_once_and_no_connection_breaks() {
             median(&downtimes)
         ),
     );
+
+    over_ipv6(&cluster, || {
+        swap(&cluster, &MEMBERS, || {});
+    });
+    by_health(&cluster, &guests, &MEMBERS);
+    by_limits(&cluster, &guests, &MEMBERS);
+    by_guards(&cluster, &guests[4]);
 }

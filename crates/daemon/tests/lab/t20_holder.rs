@@ -118,11 +118,10 @@ fn another_host_takes_over_and_the_old_one_is_silent_by_itself() {
     for fault in [Fault::Stopped, Fault::Cut, Fault::Killed] {
         let holder = cluster.holder();
         members_elsewhere(&cluster, &holder);
-        // A new leader is elected first, and waits a lease before it judges anyone.
-        let led = if cluster.leader() == holder {
-            "which led; no limit"
-        } else {
-            "a follower"
+        // Then a new leader is elected first, while the lease runs out: the limit is the same.
+        let role = match cluster.leader() == holder {
+            true => "the leader",
+            false => "a follower",
         };
         let load = cluster.hold(24, 0);
         let (frames, at) = disturb(&cluster, fault, &holder);
@@ -137,7 +136,7 @@ fn another_host_takes_over_and_the_old_one_is_silent_by_itself() {
             took,
             "s",
             &format!(
-                "<= {limit} s; the host was {led}; longest wait of a client {:.2} s",
+                "<= {limit} s; the host was {role}; longest wait of a client {:.2} s",
                 waits.unwrap_or(0) as f64 / 1e6
             ),
         );

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const PORT: &str = "org.qemu.guest_agent.0";
@@ -42,7 +43,7 @@ fn serve(mut port: File, shared: &Shared) {
                 while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
                     let line: Vec<u8> = pending.drain(..=end).collect();
                     let answer = answer(&line, shared);
-                    if !answer.is_empty() {
+                    if !answer.is_empty() && !shared.sick.load(Ordering::SeqCst) {
                         let _ = port.write_all(&answer);
                     }
                 }

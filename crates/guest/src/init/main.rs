@@ -23,6 +23,7 @@ mod disk;
 mod network;
 mod pack;
 mod power;
+mod rogue;
 mod services;
 mod setup;
 mod shared;

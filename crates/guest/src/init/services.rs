@@ -5,11 +5,14 @@
 //! status    -> one line of JSON
 //! stream    -> `boot <boot id> <first>`, then `ack <seq>` for every record as it becomes durable
 //! poweroff  -> `ok`, then an orderly shutdown     crash -> the kernel crashes
-//! sick      -> `ok`, and HTTP answers 503         well  -> `ok`, and HTTP answers 200 again
+//! sick      -> `ok`; HTTP answers 503 and the guest agent no more; records go on
+//! well      -> `ok`; both answer again
+//! rogue ADDRESS -> `ok`, and it sends what guests must not, also as that address
 //! ```
 
 use crate::console::say;
 use crate::power;
+use crate::rogue;
 use crate::shared::{Shared, uptime_ns, wall_ns};
 use quorate_guest::flow::{RECORD, Record, identity};
 use quorate_guest::{CONTROL_PORT, ECHO_PORT, FLOW_PORT, HTTP_PORT};
@@ -103,10 +106,18 @@ fn serve_control(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
                 shared.sick.store(word == "sick", Ordering::SeqCst);
                 answers.write_all(b"ok\n")?;
             }
-            other => writeln!(
-                answers,
-                "error: unknown command `{other}`; known: status, stream, poweroff, crash, sick, well"
-            )?,
+            other => match (other.strip_prefix("rogue "), &shared.config.ip) {
+                (Some(address), Some(own)) => {
+                    // First the answer: while it pretends it is heard by nobody.
+                    answers.write_all(b"ok\n")?;
+                    let (own, address) = (own.clone(), address.to_owned());
+                    std::thread::spawn(move || rogue::misbehave(&own, &address));
+                }
+                _ => writeln!(
+                    answers,
+                    "error: unknown command `{other}`; known: status, stream, poweroff, crash, sick, well, rogue ADDRESS"
+                )?,
+            },
         }
     }
 }

@@ -116,6 +116,20 @@ impl Lab {
         Tool::start(self, "guest-status", &[target])?.finish()
     }
 
+    /// Tells a guest something, from the client: `sick`, `well`, `rogue 10.77.0.9`.
+    pub fn tell_guest(&self, guest: Ipv4Addr, word: &str) -> Result<()> {
+        let target = format!("{guest}:{}", quorate_guest::CONTROL_PORT);
+        let arguments = [target, word.to_owned()];
+        let told: bool = Tool::start(self, "guest-status", &arguments)?.finish()?;
+        match told {
+            true => Ok(()),
+            false => Err(LabError::Answer {
+                tool: "guest-status".to_owned(),
+                output: "false".to_owned(),
+            }),
+        }
+    }
+
     /// Asks a guest's web server for a page again and again, 20 ms apart, from the client; at least so many times.
     pub fn visitor(
         &self,

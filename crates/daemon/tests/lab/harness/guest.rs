@@ -3,7 +3,7 @@
 use quorate_lab::Site;
 use quorate_lab::guest::GuestImage;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// When a guest counts as ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub(crate) enum Ready {
 pub(crate) struct Guest {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
     memory_mib: u32,
     words: String,
     hosts: Vec<String>,
@@ -39,6 +40,7 @@ impl Guest {
         Self {
             name: name.to_owned(),
             address: Site::guest_address(number),
+            address6: None,
             memory_mib: 96,
             words: String::new(),
             hosts: Vec::new(),
@@ -55,6 +57,14 @@ impl Guest {
     pub(crate) fn on_lun(mut self) -> Self {
         self.lun = true;
         self
+    }
+
+    /// It has an IPv6 address besides: `fd77::` and the last number of its IPv4 address.
+    pub(crate) fn with_ipv6(mut self) -> Self {
+        let [.., last] = self.address.octets();
+        let address = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, u16::from(last));
+        self.address6 = Some(address);
+        self.words(&format!("qr.ip6={address}/64"))
     }
 
     pub(crate) fn memory(mut self, mebibytes: u32) -> Self {
@@ -121,8 +131,10 @@ impl Guest {
         };
         let _ = write!(
             text,
-            "    disks: [{{{disk}}}]\n    nics: [{{network: lan, address: {}}}]\n",
+            "    disks: [{{{disk}}}]\n    nics: [{{network: lan, address: {}{}}}]\n",
             self.address,
+            self.address6
+                .map_or_else(String::new, |address| format!(", address6: '{address}'")),
         );
         match self.ready {
             Ready::Port => {

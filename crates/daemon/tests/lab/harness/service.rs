@@ -4,7 +4,7 @@ use super::guest::{Guest, manifest};
 use super::{Cluster, LONG};
 use quorate_lab::tools::load::{LoadArgs, LoadReport};
 use quorate_lab::tools::{Tool, capture::CaptureReport};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 /// Address of the service of a test.
@@ -49,6 +49,11 @@ impl Cluster {
         self.get(&desk, "/api/v1/services/web")
     }
 
+    /// Another service.
+    pub(crate) fn service(&self, name: &str) -> Result<serde_json::Value, String> {
+        self.get(&self.desk(), &format!("/api/v1/services/{name}"))
+    }
+
     /// The host that answers for its address.
     pub(crate) fn holder(&self) -> String {
         self.eventually("a holder", LONG, || {
@@ -66,8 +71,13 @@ impl Cluster {
 
     /// Waits until a ring with exactly these members is in force on every host.
     pub(crate) fn wait_ring(&self, members: &[&str]) {
+        self.wait_ring_of("web", members);
+    }
+
+    /// The same for another service.
+    pub(crate) fn wait_ring_of(&self, service: &str, members: &[&str]) {
         self.eventually("the ring in force everywhere", LONG, || {
-            let web = self.web()?;
+            let web = self.service(service)?;
             let bad = || Err(web.to_string());
             let all = web["members"].as_array().cloned().unwrap_or_default();
             let ring = all.iter().filter(|one| one["in_ring"] == true);
@@ -93,14 +103,14 @@ impl Cluster {
     /// The same for a service elsewhere.
     pub(crate) fn hold_at(
         &self,
-        address: Ipv4Addr,
+        address: impl Into<IpAddr>,
         connections: u32,
         fresh_ms: u64,
     ) -> Tool<LoadReport> {
         let load = self
             .lab
             .load(&LoadArgs {
-                target: (address, quorate_guest::FLOW_PORT).into(),
+                target: (address.into(), quorate_guest::FLOW_PORT).into(),
                 connections,
                 interval_us: 20_000,
                 fresh_ms,

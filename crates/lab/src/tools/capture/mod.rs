@@ -25,7 +25,7 @@ pub struct CaptureArgs {
     /// Interfaces, such as `lan-h1`.
     #[arg(required = true)]
     pub interfaces: Vec<String>,
-    /// Beginning of the source's MAC address.
+    /// Beginning of the source's MAC address; empty: any.
     #[arg(long, default_value = "02:51:56")]
     pub source: String,
 }
@@ -57,6 +57,8 @@ pub struct Noted {
     pub at_ns: u64,
     /// Its source.
     pub source: String,
+    /// Its destination.
+    pub destination: String,
     /// Its EtherType, such as `0806` for ARP.
     pub protocol: String,
 }
@@ -112,6 +114,9 @@ pub(super) fn index(name: &str) -> io::Result<u32> {
 }
 
 fn prefix(text: &str) -> io::Result<Vec<u8>> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
     let bytes = text.split(':').map(|pair| u8::from_str_radix(pair, 16));
     bytes
         .collect::<Result<_, _>>()
@@ -151,10 +156,14 @@ fn look(frame: &[u8], prefix: &[u8], at_ns: u64, ahead: u64) -> Option<Noted> {
     let source = frame.get(6..12)?;
     let kind = frame.get(12..14)?;
     source.starts_with(prefix).then(|| {
-        let pairs: Vec<String> = source.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = |mac: &[u8]| {
+            let pairs: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            pairs.join(":")
+        };
         Noted {
             at_ns: at_ns.saturating_sub(ahead),
-            source: pairs.join(":"),
+            source: text(source),
+            destination: text(&frame[..6]),
             protocol: format!("{:02x}{:02x}", kind[0], kind[1]),
         }
     })
@@ -179,5 +188,7 @@ mod tests {
         assert_eq!(look(&frame, &wanted, 1_000, 400), None);
         assert_eq!(look(&frame[..8], &wanted, 1_000, 400), None);
         assert!(prefix("02:5x").is_err());
+        let any = look(&frame, &prefix("").unwrap(), 1_000, 400).unwrap();
+        assert_eq!(any.destination, "00:00:00:00:00:00");
     }
 }

@@ -10,7 +10,7 @@
 
 #include <linux/types.h>
 
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
 #define NO_MEMBER 0xffff
 #define MAX_RANGES 32
@@ -56,7 +56,8 @@ struct vip {
 };
 
 #define AFFINITY_NONE 0
-#define AFFINITY_CLIENT 1 /* the masks say how much of the address */
+#define AFFINITY_CLIENT 1 /* the client's address decides alone */
+#define AFFINITY_SUBNET 2 /* the masks say how much of it */
 
 #define SERVICE_PINS 1
 #define SERVICE_MULTICAST 2
@@ -65,7 +66,7 @@ struct vip {
 struct service {
 	__u32 id;
 	__u32 slots; /* 0: no ring, nobody is steered to */
-	__u32 ring;  /* index into `rings` */
+	__u32 ring;  /* index into `few_rings` if FEW_SLOTS are enough, else into `rings` */
 	__u8 affinity;
 	__u8 flags;
 	__u8 virtual_mac[6];
@@ -78,12 +79,48 @@ struct service {
 	__u64 udp_until_ns; /* until then unknown UDP flows get a second chance (after a change of the ring) */
 };
 
-/* A slot of a ring: indexes into `members`. */
-struct slot {
-	__u16 primary;
-	__u16 previous;
-	__u16 next;
-	__u16 zero;
+/*
+ * What a director needs of an address and the first service there, in one cache line. Made of the entries of `vips4`,
+ * `vips6` and `services`, which say all: what has no door, or asks for something else, takes the long way. A door is in
+ * one of DOOR_PROBES places from the one that its hash names.
+ */
+#define DOOR_PROBES 4
+#define DOOR_OPENINGS 5
+
+struct opening {
+	__u16 first;
+	__u16 last;
+	__u8 protocol; /* 0: none */
+	__u8 zero;
+};
+
+struct door {
+	struct address address;
+	__u32 scope;
+	__u32 slots; /* 0: no door */
+	__u32 ring;
+	__u16 service;
+	__u8 affinity;
+	__u8 zero;
+	struct opening openings[DOOR_OPENINGS];
+	__u16 zero2;
+};
+
+/*
+ * Rings: who has a slot now, and who had it before; indexes into `members`. Two sizes, so that the whole ring is one
+ * element of an array, found without reading how large it is.
+ */
+#define SLOTS 65537
+#define FEW_SLOTS 4099
+
+struct ring {
+	__u16 primary[SLOTS];
+	__u16 previous[SLOTS];
+};
+
+struct few_ring {
+	__u16 primary[FEW_SLOTS];
+	__u16 previous[FEW_SLOTS];
 };
 
 struct member {
@@ -281,7 +318,8 @@ struct config {
 	__u8 bounced_mac[6];
 	__u8 final_mac[6];
 	__u8 unusual; /* some service is routed or multicast */
-	__u8 zero[5];
+	__u8 zero;
+	__u32 doors;  /* places that a hash may name */
 };
 
 #endif

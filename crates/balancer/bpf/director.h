@@ -16,7 +16,7 @@ COLD int choose(struct cpu *cpu, struct vip *vip, struct packet *flow, __u32 byt
 {
 	struct service_count *counted;
 	struct service *service;
-	struct slot *slot;
+	struct share share;
 	int index;
 
 	if (!cpu || !vip || !flow || !choice)
@@ -36,11 +36,9 @@ COLD int choose(struct cpu *cpu, struct vip *vip, struct packet *flow, __u32 byt
 			count(cpu, CAUSE_PINNED);
 	}
 	if (choice->member == NO_MEMBER) {
-		slot = find_slot(service, flow->source, flow->source_port, flow->destination_port, flow->protocol,
-				 flow->v6);
-		if (!slot)
+		if (find_share(service, flow, &share))
 			return 1 + CAUSE_NO_MEMBER;
-		choice->member = slot->primary;
+		choice->member = share.primary;
 	}
 	counted = bpf_map_lookup_elem(&counts, &choice->service);
 	if (counted) {

@@ -86,16 +86,13 @@ INLINE void remember(__u32 ifindex, __u32 index, struct service *service, struct
 /* Who should get a packet of a flow unknown here: NO_MEMBER for the guest itself. */
 INLINE __u32 second_chance(struct edge *edge, struct service *service, struct packet *flow, int hop, int tcp)
 {
-	struct slot *slot;
+	struct share share;
 
-	if (hop == HOP_FINAL)
-		return NO_MEMBER;
-	slot = find_slot(service, flow->source, flow->source_port, flow->destination_port, flow->protocol, flow->v6);
-	if (!slot)
+	if (hop == HOP_FINAL || find_share(service, flow, &share))
 		return NO_MEMBER;
 	if (hop == HOP_BOUNCED)
-		return tcp || slot->primary == edge->member ? NO_MEMBER : slot->primary;
-	return slot->primary == edge->member ? slot->previous : slot->primary;
+		return tcp || share.primary == edge->member ? NO_MEMBER : share.primary;
+	return share.primary == edge->member ? share.previous : share.primary;
 }
 
 /* Sends a frame to another member, by way of the bridge. */

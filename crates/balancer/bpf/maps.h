@@ -27,6 +27,7 @@ MAP(lease, BPF_MAP_TYPE_ARRAY, __u32, __u64, 1);
 MAP(cpus, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct cpu, 1);
 SPARSE_MAP(vips4, BPF_MAP_TYPE_HASH, struct vip4_key, struct vip, 1024);
 SPARSE_MAP(vips6, BPF_MAP_TYPE_HASH, struct vip6_key, struct vip, 1024);
+MAP(doors, BPF_MAP_TYPE_ARRAY, __u32, struct door, 1024);
 MAP(services, BPF_MAP_TYPE_ARRAY, __u32, struct service, 1024);
 MAP(counts, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct service_count, 1024);
 MAP(members, BPF_MAP_TYPE_ARRAY, __u32, struct member, 4096);
@@ -44,21 +45,23 @@ SPARSE_MAP(offences, BPF_MAP_TYPE_HASH, __u32, struct offence, 1024);
 
 MAP(measures, BPF_MAP_TYPE_ARRAY, __u32, struct series, 1);
 
-struct ring {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(struct slot));
-	__uint(max_entries, 1);
-	__uint(map_flags, BPF_F_INNER_MAP);
-};
+#define RINGS(name_, ring_) \
+	struct name_##_inner { \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(key_size, sizeof(__u32)); \
+		__uint(value_size, sizeof(struct ring_)); \
+		__uint(max_entries, 1); \
+	}; \
+	struct { \
+		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS); \
+		__uint(max_entries, 1024); \
+		__uint(pinning, LIBBPF_PIN_BY_NAME); \
+		__type(key, __u32); \
+		__type(value, __u32); \
+		__array(values, struct name_##_inner); \
+	} name_ SEC(".maps")
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1024);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-	__type(key, __u32);
-	__type(value, __u32);
-	__array(values, struct ring);
-} rings SEC(".maps");
+RINGS(rings, ring);
+RINGS(few_rings, few_ring);
 
 #endif

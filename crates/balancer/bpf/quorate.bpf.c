@@ -8,6 +8,7 @@
  *   edge_to_guest   tcx egress of a tap: packets of services to their member
  *   measure         XDP, loaded for measurements only: the director on a series of frames
  *   calibrate       XDP, the same: a series of frames that no decision is made about
+ *   memory          XDP, the same: reads what the director reads of tables, decides nothing
  */
 #include "abi.h"
 #include "kernel.h"
@@ -145,7 +146,8 @@ COLD int tagged(int virtual)
 }
 
 /*
- * The common case, all in registers: TCP or UDP without options, whole, to a service without pins.
+ * The common case, all in registers: TCP or UDP without options, whole, to a service with a door. It reads a door, a
+ * slot, a member and a counter: of many services those are one cache line each, but for the members.
  * What is anything else, or wrong, goes the long way (SLOW), which does the same and more.
  */
 #define SLOW -1
@@ -156,15 +158,13 @@ INLINE int quick(struct xdp_md *ctx, struct config *config, int v6)
 	__u32 bytes = end - data, header = ETHER + (v6 ? sizeof(struct ipv6) : sizeof(struct ipv4));
 	struct ether *ether = data;
 	struct udp *ports = data + header;
+	struct address client, address;
 	struct service_count *counted;
-	struct service *service;
-	struct address client;
 	struct member *member;
-	struct slot *slot;
-	struct vip *vip;
+	struct door *door;
 	struct cpu *cpu;
-	__u32 index;
-	__u16 port;
+	__u32 hash, index;
+	__u16 port, *slot;
 	__u8 protocol;
 
 	if (data + header + sizeof(struct tcp) > end)
@@ -176,8 +176,7 @@ INLINE int quick(struct xdp_md *ctx, struct config *config, int v6)
 			return SLOW;
 		protocol = ip->next;
 		client = ip->source;
-		struct vip6_key key = { ctx->ingress_ifindex, 0, ip->destination };
-		vip = bpf_map_lookup_elem(&vips6, &key);
+		address = ip->destination;
 	} else {
 		struct ipv4 *ip = data + ETHER;
 
@@ -186,23 +185,32 @@ INLINE int quick(struct xdp_md *ctx, struct config *config, int v6)
 			return SLOW;
 		protocol = ip->protocol;
 		client = mapped(ip->source);
-		struct vip4_key key = { ctx->ingress_ifindex, ip->destination };
-		vip = bpf_map_lookup_elem(&vips4, &key);
+		address = mapped(ip->destination);
 	}
-	if (!vip || !vip->count || (protocol != IP_TCP && protocol != IP_UDP))
+	door = find_door(config, ctx->ingress_ifindex, address);
+	if (!door || !door->slots || (protocol != IP_TCP && protocol != IP_UDP))
 		return SLOW;
 	port = bpf_ntohs(ports->destination);
-	index = vip->ranges[0].service;
-	if (vip->ranges[0].protocol != protocol || port < vip->ranges[0].first || port > vip->ranges[0].last)
-		index = find_range(vip->ranges, vip->count, protocol, port);
-	service = bpf_map_lookup_elem(&services, &index);
-	cpu = this_cpu();
-	if (!service || !service->slots || service->flags & SERVICE_PINS || !cpu || !serving(cpu))
+	if (!opens(&door->openings[0], protocol, port) && !opens(&door->openings[1], protocol, port) &&
+	    !opens(&door->openings[2], protocol, port) && !opens(&door->openings[3], protocol, port) &&
+	    !opens(&door->openings[4], protocol, port))
 		return SLOW;
-	slot = find_slot(service, client, bpf_ntohs(ports->source), port, protocol, v6);
+	cpu = this_cpu();
+	if (!cpu || !serving(cpu))
+		return SLOW;
+	index = door->service;
+	if (door->affinity == AFFINITY_SUBNET) {
+		struct service *service = find_service(index);
+
+		if (!service)
+			return SLOW;
+		client = affine(service, client, v6);
+	}
+	hash = flow_hash(client, flow_ports(door->affinity, bpf_ntohs(ports->source), port, protocol));
+	slot = find_slot(door->ring, door->slots, slot_of(hash, door->slots), PRIMARY);
 	if (!slot)
 		return SLOW;
-	member = find_member(slot->primary);
+	member = find_member(*slot);
 	counted = bpf_map_lookup_elem(&counts, &index);
 	if (!member || !member->used || !counted)
 		return SLOW;
@@ -277,7 +285,8 @@ INLINE struct series *vary(struct xdp_md *ctx)
 	if (!series->services)
 		return series;
 	number = series->number++;
-	service = bpf_htonl(series->first + number % series->services);
+	/* In no order that a cache could foresee. */
+	service = bpf_htonl(series->first + number * 0x9e3779b1U % series->services);
 	if (ether->type == bpf_htons(TYPE_IPV4)) {
 		struct ipv4 *ip = data + ETHER;
 
@@ -310,6 +319,38 @@ int calibrate(struct xdp_md *ctx)
 	struct series *series = vary(ctx);
 
 	return series ? series->verdict : XDP_ABORTED;
+}
+
+SEC("xdp")
+int memory(struct xdp_md *ctx)
+{
+	struct series *series = vary(ctx);
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ether *ether = data;
+	struct ipv4 *ip = data + ETHER;
+	struct ipv6 *ip6 = data + ETHER;
+	struct service_count *counted;
+	struct config *config;
+	struct member *member;
+	struct door *door;
+	__u32 zero = 0, index;
+	__u16 *slot;
+
+	config = bpf_map_lookup_elem(&settings, &zero);
+	if (!series || !config || data + SERIES_FRAME > end)
+		return XDP_ABORTED;
+	door = find_door(config, ctx->ingress_ifindex,
+			 ether->type == bpf_htons(TYPE_IPV4) ? mapped(ip->destination) : ip6->destination);
+	if (!door)
+		return XDP_ABORTED;
+	index = door->service;
+	slot = find_slot(door->ring, door->slots, slot_of(mix(series->number, 1), door->slots), PRIMARY);
+	counted = bpf_map_lookup_elem(&counts, &index);
+	if (!slot || !counted)
+		return XDP_ABORTED;
+	member = find_member(*slot);
+	counted->packets++;
+	return member && member->used ? series->verdict : XDP_ABORTED;
 }
 
 /* The frame's head in one piece. */

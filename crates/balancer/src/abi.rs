@@ -4,10 +4,11 @@
 //! test that loads the object), and no padding: all octets of a key are compared. Addresses are in network order.
 
 use crate::flow;
+use crate::ring::{self, Slot};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// Grows with every change of a map's key or value: maps of another version are not taken over.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// No member.
 pub const NO_MEMBER: u16 = u16::MAX;
 /// Port ranges of one address, and of all services of one member that its edge can tell without a flow.
@@ -120,8 +121,10 @@ pub struct Vip {
     pub ranges: [Range; MAX_RANGES],
 }
 
-/// The client's address, or a part of it, decides alone.
+/// The client's address decides alone.
 pub const AFFINITY_CLIENT: u8 = 1;
+/// A part of it does.
+pub const AFFINITY_SUBNET: u8 = 2;
 /// There are pins.
 pub const SERVICE_PINS: u8 = 1;
 /// There is an entry in `limits`.
@@ -135,9 +138,9 @@ pub struct Service {
     pub id: u32,
     /// Slots of its ring; 0: none.
     pub slots: u32,
-    /// Index into `rings`.
+    /// Index into `few_rings` if [`ring::FEW_SLOTS`] are enough, else into `rings`.
     pub ring: u32,
-    /// 0 or [`AFFINITY_CLIENT`].
+    /// 0 or `AFFINITY_*`.
     pub affinity: u8,
     /// `SERVICE_*`.
     pub flags: u8,
@@ -159,18 +162,67 @@ pub struct Service {
     pub udp_until_ns: u64,
 }
 
-/// A slot of a ring: indexes into `members`.
+/// Places that an address's door may be in, from the one that its hash names.
+pub const DOOR_PROBES: u32 = 4;
+/// Ports and ranges that a door has room for.
+pub const DOOR_OPENINGS: usize = 5;
+
+/// Ports of a door.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Slot {
-    /// Who gets new flows.
-    pub primary: u16,
-    /// Who had the slot.
-    pub previous: u16,
-    /// Who will have it.
-    pub next: u16,
+pub struct Opening {
+    /// The first port.
+    pub first: u16,
+    /// The last port.
+    pub last: u16,
+    /// 6 or 17; 0: none.
+    pub protocol: u8,
     /// Zero.
-    pub zero: u16,
+    pub zero: u8,
+}
+
+/// What a director needs of an address and the first service there.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Door {
+    /// The address.
+    pub address: Address,
+    /// Where it is a service's.
+    pub scope: u32,
+    /// Slots of the service's ring; 0: no door.
+    pub slots: u32,
+    /// As [`Service::ring`].
+    pub ring: u32,
+    /// Index into `services`.
+    pub service: u16,
+    /// As [`Service::affinity`].
+    pub affinity: u8,
+    /// Zero.
+    pub zero: u8,
+    /// Ports.
+    pub openings: [Opening; DOOR_OPENINGS],
+    /// Zero.
+    pub zero2: u16,
+}
+
+/// Whether a ring of so many slots is in `few_rings`.
+#[must_use]
+pub fn is_few(slots: u32) -> bool {
+    slots <= ring::FEW_SLOTS
+}
+
+/// A ring as the kernel has it: the members of all slots of its size, then those that had the slots before.
+#[must_use]
+pub fn ring_image(slots: &[Slot]) -> Vec<u16> {
+    let few = is_few(u32::try_from(slots.len()).unwrap_or(u32::MAX));
+    let size = if few { ring::FEW_SLOTS } else { ring::SLOTS } as usize;
+    let mut image = vec![NO_MEMBER; 2 * size];
+    let (primary, previous) = image.split_at_mut(size);
+    for ((slot, primary), previous) in slots.iter().zip(primary).zip(previous) {
+        *primary = slot.primary;
+        *previous = slot.previous;
+    }
+    image
 }
 
 /// A member.
@@ -454,7 +506,9 @@ pub struct Config {
     /// Some service is routed or multicast.
     pub unusual: u8,
     /// Zero.
-    pub zero: [u8; 5],
+    pub zero: u8,
+    /// Places that the hash of an address may name.
+    pub doors: u32,
 }
 
 /// Octets of a frame that measurements restore.
@@ -490,7 +544,8 @@ sizes!(
     Vip6Key = 24,
     Vip = 288,
     Service = 80,
-    Slot = 8,
+    Opening = 6,
+    Door = 64,
     Member = 12,
     Edge = 432,
     FlowKey = 32,
@@ -533,5 +588,35 @@ mod tests {
         assert_eq!(in_c.count(), CAUSES.len());
         let version = format!("#define ABI_VERSION {ABI_VERSION}");
         assert!(header.contains(&version));
+        for (name, value) in [
+            ("SLOTS", ring::SLOTS),
+            ("FEW_SLOTS", ring::FEW_SLOTS),
+            ("DOOR_PROBES", DOOR_PROBES),
+        ] {
+            let line = format!("#define {name} {value}\n");
+            assert!(header.contains(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_ring_is_laid_out_for_its_size() {
+        let slot = |number: u16| Slot {
+            primary: number,
+            previous: number + 1,
+            next: 0,
+        };
+        for (count, size) in [
+            (7_u16, ring::FEW_SLOTS),
+            (4_099, ring::FEW_SLOTS),
+            (4_100, ring::SLOTS),
+        ] {
+            let slots: Vec<Slot> = (0..count).map(slot).collect();
+            let (image, size, count) = (ring_image(&slots), size as usize, usize::from(count));
+            assert_eq!(image.len(), 2 * size);
+            assert_eq!(image[count - 1], slots[count - 1].primary);
+            assert_eq!(image[size + count - 1], slots[count - 1].previous);
+            let rest = image[count..size].iter().chain(&image[size + count..]);
+            assert!(rest.clone().all(|member| *member == NO_MEMBER));
+        }
     }
 }

@@ -93,9 +93,9 @@ pub fn affine(affinity: &Affinity, client: IpAddr) -> IpAddr {
 }
 
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-const LAST: u64 = 0xd6e8_feb8_6659_fd93;
+pub(crate) const LAST: u64 = 0xd6e8_feb8_6659_fd93;
 
-fn mix(hash: u64, word: u64) -> u64 {
+pub(crate) fn mix(hash: u64, word: u64) -> u64 {
     let hash = (hash ^ word).wrapping_mul(STEP);
     hash ^ (hash >> 32)
 }

@@ -242,8 +242,9 @@ impl Host {
 
     /// Directors look for pins of services that have some only.
     fn flag_pins(&mut self) -> Result<(), BalancerError> {
-        for (index, known) in &mut self.services {
-            let index = u32::from(*index);
+        let mut changed = Vec::new();
+        for (service, known) in &mut self.services {
+            let index = u32::from(*service);
             let flags = if self.pins.contains_key(&index) {
                 abi::SERVICE_PINS
             } else {
@@ -255,7 +256,11 @@ impl Host {
                     .services
                     .set(index, known.entry, 0)
                     .map_err(kernel("writing", "services"))?;
+                changed.push(*service);
             }
+        }
+        for service in changed {
+            self.write_doors_of(service)?;
         }
         Ok(())
     }

@@ -1,16 +1,18 @@
 //! What one host has loaded, and the steps to what is wanted.
 //!
-//! Always holds: what packets find first is written last: members, rings, services, edges, then addresses; taking away
+//! Always holds: what packets find first is written last: members, rings, services, edges, then addresses and doors; taking away
 //! goes the other way round. An index given to a member or a service is not given to another one in the same step that
 //! frees it. What an earlier process left in the tables is read first and kept where it is still right.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::doors::Doors;
 use super::edges::Edge;
 use super::links::Links;
 use super::object::{self, Capacity, Tables, chain, kernel};
-use super::services::{Known, RingMark};
+use super::rings::RingMark;
+use super::services::Known;
 use super::sys;
 use crate::abi;
 use crate::model::{Applied, Loaded, UplinkWanted, Wanted};
@@ -38,6 +40,7 @@ pub(super) struct Host {
     pub(super) capacity: Capacity,
     pub(super) ebpf: aya::Ebpf,
     pub(super) tables: Tables,
+    pub(super) doors: Doors,
     pub(super) links: Links,
     pub(super) wanted: Wanted,
     pub(super) scopes: BTreeMap<NetworkName, Scope>,
@@ -68,6 +71,7 @@ impl Host {
         capacity: Capacity,
         ebpf: aya::Ebpf,
         tables: Tables,
+        doors: Doors,
     ) -> Result<Self, BalancerError> {
         let mut host = Self {
             links: Links::new(&root)?,
@@ -76,6 +80,7 @@ impl Host {
             capacity,
             ebpf,
             tables,
+            doors,
             wanted: Wanted::default(),
             scopes: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -119,7 +124,8 @@ impl Host {
             let (key, vip) = entry.map_err(kernel("reading", "vips6"))?;
             self.vips.insert((key.scope, key.address), vip);
         }
-        self.count_pins()
+        self.count_pins()?;
+        self.write_doors()
     }
 
     /// The networks as this host has them; a network without its interfaces is left out.
@@ -153,7 +159,8 @@ impl Host {
             bounced_mac: mac::bounced_mac(self.node),
             final_mac: mac::final_mac(self.node),
             unusual: u8::from(unusual),
-            zero: [0; 5],
+            zero: 0,
+            doors: self.doors.places(),
         };
         self.tables
             .settings

@@ -108,7 +108,7 @@ impl LinuxDatapath {
         live[12..16].copy_from_slice(&how.ifindex.to_ne_bytes());
         if how.live {
             options.ctx_in = Some(&live);
-            options.attrs = TestRunAttrs::new().xdp_live_frames(256);
+            options.attrs = TestRunAttrs::new().xdp_live_frames(64);
         } else {
             options.data_out = Some(&mut out);
         }

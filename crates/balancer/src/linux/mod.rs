@@ -6,12 +6,14 @@
 //!
 //! ```text
 //! host      the steps of `apply`                links     programs at interfaces, pinned
-//! services  entries, rings, addresses           object    loading, maps pinned or taken over
+//! services  entries, addresses    rings         object    loading, maps pinned or taken over
+//! doors     what directors find of both first
 //! edges     taps            flows  flows, pins  sys       whole tables at once, clocks (the unsafe part)
 //! limits    paces of members, what guests were kept from sending
 //! ```
 
 mod counters;
+mod doors;
 mod edges;
 mod flows;
 mod host;
@@ -20,6 +22,7 @@ mod links;
 mod measure;
 mod object;
 mod receive;
+mod rings;
 mod services;
 mod sys;
 
@@ -114,6 +117,7 @@ impl LinuxDatapath {
                 loaded.capacity,
                 loaded.ebpf,
                 loaded.tables,
+                loaded.doors,
             )?;
             Ok(Self {
                 host: Arc::new(Mutex::new(host)),

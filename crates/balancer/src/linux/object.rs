@@ -10,6 +10,7 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, PerCpuHa
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::doors::{self, Doors};
 use crate::BalancerError;
 use crate::abi;
 
@@ -22,7 +23,7 @@ const BPFFS: u64 = 0xcafe_4a11;
 const LOG_BYTES: usize = 4000;
 
 /// Loaded when they are asked for only.
-pub(super) const MEASURING: [&str; 2] = ["measure", "calibrate"];
+pub(super) const MEASURING: [&str; 3] = ["measure", "calibrate", "memory"];
 
 /// Entries of the tables. Those of flows, pins and clients are memory: about 100 bytes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +75,8 @@ pub(super) struct Tables {
     pub(super) limits: Array<MapData, abi::Limit>,
     pub(super) paces: HashMap<MapData, abi::PairKey, abi::Pace>,
     pub(super) offences: HashMap<MapData, u32, abi::Offence>,
-    pub(super) rings: ArrayOfMaps<MapData, Array<MapData, abi::Slot>>,
+    pub(super) rings: ArrayOfMaps<MapData>,
+    pub(super) few_rings: ArrayOfMaps<MapData>,
     /// These once more, to be read whole.
     pub(super) all_flows: MapData,
     pub(super) all_pins: MapData,
@@ -86,6 +88,7 @@ pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) tables: Tables,
     pub(super) lease: Array<MapData, u64>,
+    pub(super) doors: Doors,
     /// Sizes of the tables as they are: those taken over keep theirs.
     pub(super) capacity: Capacity,
 }
@@ -181,6 +184,8 @@ pub(super) fn load(root: &Path, capacity: &Capacity) -> Result<Loaded, BalancerE
         ("services", capacity.services),
         ("counts", capacity.services),
         ("rings", capacity.services),
+        ("few_rings", capacity.services),
+        ("doors", doors::room(capacity.addresses)),
         ("vips4", capacity.addresses),
         ("vips6", capacity.addresses),
         ("members", capacity.members),
@@ -201,10 +206,12 @@ pub(super) fn load(root: &Path, capacity: &Capacity) -> Result<Loaded, BalancerE
     load_programs(&mut ebpf)?;
     let tables = tables(&mut ebpf, &maps)?;
     let lease = typed(&mut ebpf, "lease")?;
+    let doors = Doors::read_back(typed(&mut ebpf, "doors")?, &again(&maps, "doors")?)?;
     Ok(Loaded {
         ebpf,
         tables,
         lease,
+        doors,
         capacity: real_capacity(&maps)?,
     })
 }
@@ -220,6 +227,7 @@ fn real_capacity(maps: &Path) -> Result<Capacity, BalancerError> {
     Ok(Capacity {
         services: size("services")?
             .min(size("rings")?)
+            .min(size("few_rings")?)
             .min(size("limits")?)
             .min(u32::from(u16::MAX)),
         addresses: size("vips4")?,
@@ -315,10 +323,12 @@ where
     T::try_from(map).map_err(kernel("opening", format!("map `{name}`")))
 }
 
+/// Another handle of a map.
+fn again(maps: &Path, name: &str) -> Result<MapData, BalancerError> {
+    MapData::from_pin(maps.join(name)).map_err(kernel("opening", format!("map `{name}`")))
+}
+
 fn tables(ebpf: &mut Ebpf, maps: &Path) -> Result<Tables, BalancerError> {
-    let again = |name: &str| {
-        MapData::from_pin(maps.join(name)).map_err(kernel("opening", format!("map `{name}`")))
-    };
     Ok(Tables {
         measures: typed(ebpf, "measures")?,
         settings: typed(ebpf, "settings")?,
@@ -336,9 +346,10 @@ fn tables(ebpf: &mut Ebpf, maps: &Path) -> Result<Tables, BalancerError> {
         paces: typed(ebpf, "paces")?,
         offences: typed(ebpf, "offences")?,
         rings: typed(ebpf, "rings")?,
-        all_flows: again("flows")?,
-        all_pins: again("pins")?,
-        duplicates: again("duplicates")?,
+        few_rings: typed(ebpf, "few_rings")?,
+        all_flows: again(maps, "flows")?,
+        all_pins: again(maps, "pins")?,
+        duplicates: again(maps, "duplicates")?,
     })
 }
 

@@ -1,37 +1,22 @@
-//! Services, their rings and addresses in the kernel's tables.
+//! Services and their addresses in the kernel's tables.
 //!
-//! Always holds: a service whose table is the same is not touched; rings of equal history are one ring; a ring is
-//! whole before anything points at it.
+//! Always holds: a service whose table is the same is not touched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
-
-use aya::maps::{Array, Map, MapData};
 
 use super::host::{Host, narrow};
 use super::object::kernel;
+use super::rings::{RingKey, mark};
 use super::sys;
 use crate::abi::{self, Address};
 use crate::model::{Applied, ServiceTable, Wanted};
-use crate::ring::{self, Ring};
+use crate::ring;
 use crate::{BalancerError, mac};
-use quorate_types::service::{AffinityKind, Attractor, Limits, RingVersion, ServiceId};
+use quorate_types::service::{AffinityKind, Attractor, Limits, ServiceId};
 
 /// How long after a change of the ring unknown UDP flows get a second chance.
 const UDP_CHANCE_NS: u64 = 120_000_000_000;
-
-/// All that a ring is made from: equal ones share a table.
-type RingKey = (u32, Vec<RingVersion>, Option<RingVersion>);
-
-/// Slots and MACs of the active members: most rings with equal ones are equal.
-pub(super) type RingMark = (u32, Vec<[u8; 6]>);
-
-fn mark(key: &RingKey) -> RingMark {
-    let members = key.1.last().map(|list| &list.members);
-    let macs = members.into_iter().flatten().map(|member| member.mac);
-    (key.0, macs.collect())
-}
 
 /// A service in the tables.
 pub(super) struct Known {
@@ -81,7 +66,11 @@ fn masks(table: &ServiceTable) -> (u8, u32, Address) {
         high: word(0),
         low: word(8),
     };
-    (abi::AFFINITY_CLIENT, mask4.to_be(), mask6)
+    let affinity = match table.affinity.kind {
+        AffinityKind::Subnet => abi::AFFINITY_SUBNET,
+        AffinityKind::Source | AffinityKind::None => abi::AFFINITY_CLIENT,
+    };
+    (affinity, mask4.to_be(), mask6)
 }
 
 fn address4(addresses: &[IpAddr]) -> u32 {
@@ -176,6 +165,12 @@ impl Host {
                 ),
             ));
         }
+        if table.slots > ring::SLOTS {
+            return Err(refused(
+                table,
+                format!("{} slots, at most {}", table.slots, ring::SLOTS),
+            ));
+        }
         for v4 in [true, false] {
             let family = table.addresses.iter().filter(|one| one.is_ipv4() == v4);
             if family.count() > 1 {
@@ -234,7 +229,7 @@ impl Host {
         };
         self.indexes.insert(table.id.0, index);
         self.services.insert(index, known);
-        Ok(())
+        self.write_doors_of(index)
     }
 
     fn service_flags(&self, index: u16, table: &ServiceTable) -> u8 {
@@ -246,80 +241,6 @@ impl Host {
             .fold(0, |flags, (_, flag)| flags | flag)
     }
 
-    /// The ring of this history: one that is there already, or a new one. Returns its index, slots and members.
-    fn ring_for(&mut self, key: &RingKey) -> Result<(u32, u32, BTreeSet<[u8; 6]>), BalancerError> {
-        let alike = self.rings.get(&mark(key)).into_iter().flatten();
-        let mut known = alike.filter_map(|index| self.services.get(index));
-        if let Some(equal) = known.find(|known| known.made_from.as_ref() == Some(key)) {
-            return Ok((equal.entry.ring, equal.entry.slots, equal.macs.clone()));
-        }
-        let (slots, history, next) = key;
-        let Some(ring) = Ring::build(history, next.as_ref(), *slots) else {
-            return Ok((0, 0, BTreeSet::new()));
-        };
-        let mut indexes = Vec::with_capacity(ring.members.len());
-        for member in &ring.members {
-            indexes.push(self.member_index(member.mac)?);
-        }
-        let index_of = |member: u16| {
-            let index = indexes.get(usize::from(member));
-            index.copied().unwrap_or(abi::NO_MEMBER)
-        };
-        let slots: Vec<abi::Slot> = ring
-            .slots
-            .iter()
-            .map(|slot| abi::Slot {
-                primary: index_of(slot.primary),
-                previous: if slot.previous == ring::NONE {
-                    abi::NO_MEMBER
-                } else {
-                    index_of(slot.previous)
-                },
-                next: index_of(slot.next),
-                zero: 0,
-            })
-            .collect();
-        let size = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-        let inner = sys::inner_array::<abi::Slot>(size).map_err(kernel("making", "a ring"))?;
-        sys::fill(inner.as_fd(), &slots).map_err(kernel("filling", "a ring"))?;
-        let inner = MapData::from_fd(inner)
-            .and_then(Map::from_map_data)
-            .and_then(Array::try_from)
-            .map_err(kernel("opening", "a ring"))?;
-        let used: BTreeSet<u32> = self
-            .services
-            .values()
-            .filter(|known| known.entry.slots > 0)
-            .map(|known| known.entry.ring)
-            .collect();
-        let free = (0..self.capacity.services).find(|index| !used.contains(index));
-        let index = free.ok_or(BalancerError::Full {
-            table: "rings",
-            limit: u64::from(self.capacity.services),
-            advice: "delete services, or raise the datapath's capacity and restart the host",
-        })?;
-        self.tables
-            .rings
-            .set(index, &inner, 0)
-            .map_err(kernel("writing", "rings"))?;
-        let macs = ring.members.iter().map(|member| member.mac).collect();
-        Ok((index, size, macs))
-    }
-
-    /// The service's ring is no longer the one that it was.
-    fn unmark(&mut self, index: u16) {
-        let known = self.services.get(&index);
-        let Some(mark) = known.and_then(|known| known.made_from.as_ref()).map(mark) else {
-            return;
-        };
-        if let Some(alike) = self.rings.get_mut(&mark) {
-            alike.retain(|one| *one != index);
-            if alike.is_empty() {
-                self.rings.remove(&mark);
-            }
-        }
-    }
-
     /// Nobody is steered to this service here any more.
     pub(super) fn unload_service(&mut self, id: ServiceId) -> Result<(), BalancerError> {
         let Some(index) = self.indexes.remove(&id.0) else {
@@ -327,6 +248,7 @@ impl Host {
         };
         self.unmark(index);
         self.services.remove(&index);
+        self.write_doors_of(index)?;
         self.tables
             .services
             .set(u32::from(index), abi::Service::default(), 0)
@@ -417,6 +339,8 @@ impl Host {
 
     fn remove_vip(&mut self, key: (u32, Address)) -> Result<(), BalancerError> {
         let (scope, address) = key;
+        self.vips.remove(&key);
+        self.write_door(key)?;
         let result = match IpAddr::from(address) {
             IpAddr::V4(v4) => self.tables.vips4.remove(&abi::Vip4Key {
                 scope,
@@ -428,7 +352,6 @@ impl Host {
                 address,
             }),
         };
-        self.vips.remove(&key);
         match result {
             Err(error) if super::object::errno(&error) != Some(libc::ENOENT) => {
                 Err(kernel("removing", "an address")(error))
@@ -484,6 +407,7 @@ impl Host {
                 _ => kernel("writing", "an address")(error),
             })?;
             self.vips.insert(key, vip);
+            self.write_door(key)?;
         }
         Ok(())
     }

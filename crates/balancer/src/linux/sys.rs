@@ -5,7 +5,7 @@
 
 use crate::abi;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 macro_rules! pod {
     ($($name:ident),*) => {
@@ -22,7 +22,8 @@ pod!(
     Vip6Key,
     Vip,
     Service,
-    Slot,
+    Opening,
+    Door,
     Member,
     Edge,
     FlowKey,
@@ -43,7 +44,6 @@ pod!(
 );
 
 const LOOKUP_BATCH: libc::c_long = 24;
-const UPDATE_BATCH: libc::c_long = 26;
 /// Entries asked for at a time.
 const BATCH: usize = 4096;
 
@@ -89,14 +89,24 @@ struct Make {
     flags: u32,
 }
 
-/// Makes an array whose size may differ from that of others in the same array of maps (`BPF_F_INNER_MAP`).
-pub(super) fn inner_array<V: aya::Pod>(entries: u32) -> io::Result<OwnedFd> {
+/// The beginning of `union bpf_attr` as the change of an element uses it.
+#[repr(C)]
+struct Update {
+    map_fd: u32,
+    zero: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Makes an array of one element, which is a ring as [`abi::ring_image`] lays it out.
+pub(super) fn ring(image: &[u16]) -> io::Result<OwnedFd> {
     let mut make = Make {
         map_type: 2,
         key_size: 4,
-        value_size: u32::try_from(size_of::<V>()).unwrap_or(u32::MAX),
-        max_entries: entries,
-        flags: 1 << 12,
+        value_size: u32::try_from(size_of_val(image)).map_err(|_| io::ErrorKind::InvalidInput)?,
+        max_entries: 1,
+        flags: 0,
     };
     // SAFETY: `make` is a live structure of the told size.
     let answer = unsafe {
@@ -107,34 +117,40 @@ pub(super) fn inner_array<V: aya::Pod>(entries: u32) -> io::Result<OwnedFd> {
             size_of::<Make>(),
         )
     };
-    match i32::try_from(answer) {
+    let map = match i32::try_from(answer) {
         // SAFETY: the kernel has just made this descriptor for us.
-        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
-        _ => Err(io::Error::last_os_error()),
+        Ok(descriptor) if descriptor >= 0 => unsafe { OwnedFd::from_raw_fd(descriptor) },
+        _ => return Err(io::Error::last_os_error()),
+    };
+    let key = 0_u32;
+    let mut update = Update {
+        map_fd: descriptor(map.as_fd()),
+        zero: 0,
+        key: std::ptr::from_ref(&key).addr() as u64,
+        value: image.as_ptr().addr() as u64,
+        flags: 0,
+    };
+    // SAFETY: `update` is a live structure of the told size; key and value live through the call and have the sizes
+    // that the map was made with just now.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            2 as libc::c_long,
+            &raw mut update,
+            size_of::<Update>(),
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
     }
+    Ok(map)
 }
 
 fn descriptor(map: BorrowedFd<'_>) -> u32 {
     u32::try_from(map.as_raw_fd()).unwrap_or(u32::MAX)
 }
 
-/// Writes an array from its first entry on.
-pub(super) fn fill<V: aya::Pod>(map: BorrowedFd<'_>, values: &[V]) -> io::Result<()> {
-    let count = u32::try_from(values.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let keys: Vec<u32> = (0..count).collect();
-    let mut batch = Batch {
-        keys: keys.as_ptr().addr() as u64,
-        values: values.as_ptr().addr() as u64,
-        count,
-        map_fd: descriptor(map),
-        ..Batch::default()
-    };
-    // SAFETY: both buffers hold `count` entries and live until the end of this function. That the map's sizes are
-    // those of `u32` and `V` is checked by whoever made the typed map.
-    unsafe { bpf(UPDATE_BATCH, &mut batch) }
-}
-
-/// Reads a whole hash table.
+/// Reads a whole hash table or array.
 pub(super) fn entries<K: aya::Pod + Default, V: aya::Pod + Default>(
     map: BorrowedFd<'_>,
 ) -> io::Result<Vec<(K, V)>> {
@@ -159,7 +175,7 @@ pub(super) fn entries<K: aya::Pod + Default, V: aya::Pod + Default>(
             map_fd: descriptor(map),
             ..Batch::default()
         };
-        // SAFETY: the buffers hold `size` entries; positions of hash tables are 32 bits.
+        // SAFETY: the buffers hold `size` entries; positions in hash tables and arrays are 32 bits.
         let result = unsafe { bpf(LOOKUP_BATCH, &mut batch) };
         let end = match result {
             Ok(()) => false,

@@ -87,38 +87,139 @@ fn common_factor(mut a: u64, mut b: u64) -> u64 {
     a
 }
 
+/// A member while slots are given out.
 struct Turn {
     index: u16,
     weight: u64,
+    /// The slot that it asks for next, and how far it steps from one to the next.
     at: u32,
     skip: u32,
     credit: u64,
+    /// How many steps from `at` it comes by each of the [`Last`] slots; empty until it is asked.
+    ranks: Vec<u32>,
+}
+
+impl Turn {
+    fn new(index: u16, member: &RingMember, slots: u32) -> Self {
+        let (at, skip) = preference(&member.vm, u64::from(slots));
+        Self {
+            index,
+            weight: u64::from(member.weight),
+            at: u32::try_from(at).unwrap_or(0),
+            skip: u32::try_from(skip).unwrap_or(1),
+            credit: 0,
+            ranks: Vec::new(),
+        }
+    }
+
+    /// Steps on until it comes by a free slot.
+    fn take(&mut self, taken: &mut Taken, slots: u32) -> u32 {
+        let turn_over = slots - self.skip;
+        loop {
+            let slot = self.at;
+            self.at = if slot >= turn_over {
+                slot - turn_over
+            } else {
+                slot + self.skip
+            };
+            if taken.take(slot) {
+                return slot;
+            }
+        }
+    }
+}
+
+/// Which slots are taken, one bit each: all of it stays in the fastest cache.
+struct Taken(Vec<u64>);
+
+impl Taken {
+    fn none(slots: u32) -> Self {
+        Self(vec![0; (slots as usize).div_ceil(64)])
+    }
+
+    /// Takes the slot; whether it was free.
+    fn take(&mut self, slot: u32) -> bool {
+        let (word, bit) = (slot as usize / 64, 1_u64 << (slot % 64));
+        let free = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        free
+    }
+}
+
+/// So many slots are given out by comparing, not by trying: half of all trying would be for them, since each
+/// turn would step by some hundred or thousand slots that are taken.
+const LAST_SLOTS: u32 = 128;
+
+/// Taken: later than any other.
+const GONE: u32 = u32::MAX;
+
+/// The slots that are left when most are given out.
+struct Last {
+    slots: Vec<u32>,
+    /// 0 for those that are still left, else [`GONE`].
+    gone: Vec<u32>,
+}
+
+impl Last {
+    fn of(taken: &Taken, slots: u32) -> Self {
+        let free = |slot: &u32| taken.0[*slot as usize / 64] >> (slot % 64) & 1 == 0;
+        let slots: Vec<u32> = (0..slots).filter(free).collect();
+        let gone = vec![0; slots.len()];
+        Self { slots, gone }
+    }
+
+    /// The slot that [`Turn::take`] would end at: all that the member has come by so far are taken, so it is the one
+    /// that fewest steps lead to.
+    fn take(&mut self, turn: &mut Turn, slots: u32) -> u32 {
+        if turn.ranks.is_empty() {
+            let (size, at) = (u64::from(slots), turn.at);
+            let back = inverse(u64::from(turn.skip), size);
+            let steps = |slot: &u32| {
+                let ahead = slot.checked_sub(at).unwrap_or(slot + (slots - at));
+                u64::from(ahead) * back % size
+            };
+            let steps = self.slots.iter().map(steps);
+            turn.ranks = steps
+                .map(|steps| u32::try_from(steps).unwrap_or(0))
+                .collect();
+        }
+        let left = turn.ranks.iter().zip(&self.gone);
+        let least = left.map(|(rank, gone)| rank | gone).fold(GONE, u32::min);
+        let mut all = turn.ranks.iter().zip(&self.gone);
+        let found = all.position(|(rank, gone)| *gone == 0 && *rank == least);
+        let found = found.unwrap_or(0);
+        self.gone[found] = GONE;
+        self.slots[found]
+    }
+}
+
+/// The number that undoes a multiplication by `skip`, which shares no factor with `size` (Euclid's algorithm).
+fn inverse(skip: u64, size: u64) -> u64 {
+    let (mut a, mut b) = (size, skip % size);
+    let (mut of_a, mut of_b) = (0, 1 % size);
+    while b > 1 {
+        let times = a / b;
+        (a, b) = (b, a % b);
+        (of_a, of_b) = (of_b, (of_a + size - times % size * of_b % size) % size);
+    }
+    of_b
 }
 
 /// Maglev's table: for every slot the index of its member in the list; empty for a list without members of any weight.
 /// At most 65,535 members are looked at.
 #[must_use]
 pub fn table(members: &[RingMember], slots: u32) -> Vec<u16> {
-    let size = u64::from(slots);
-    let mut turns: Vec<Turn> = (0..NONE)
-        .zip(members)
-        .filter(|(_, member)| member.weight > 0)
-        .map(|(index, member)| {
-            let (at, skip) = preference(&member.vm, size);
-            Turn {
-                index,
-                weight: u64::from(member.weight),
-                at: u32::try_from(at).unwrap_or(0),
-                skip: u32::try_from(skip).unwrap_or(1),
-                credit: 0,
-            }
-        })
+    let some = (0..NONE).zip(members).filter(|(_, one)| one.weight > 0);
+    let mut turns: Vec<Turn> = some
+        .map(|(index, member)| Turn::new(index, member, slots))
         .collect();
     let heaviest = turns.iter().map(|turn| turn.weight).max().unwrap_or(0);
     if turns.is_empty() || slots == 0 {
         return Vec::new();
     }
     let mut table = vec![NONE; slots as usize];
+    let mut taken = Taken::none(slots);
+    let mut last = None;
     let mut left = slots;
     loop {
         for turn in &mut turns {
@@ -127,15 +228,13 @@ pub fn table(members: &[RingMember], slots: u32) -> Vec<u16> {
                 continue;
             }
             turn.credit -= heaviest;
-            loop {
-                let slot = &mut table[turn.at as usize];
-                let sum = u64::from(turn.at) + u64::from(turn.skip);
-                turn.at = u32::try_from(if sum >= size { sum - size } else { sum }).unwrap_or(0);
-                if *slot == NONE {
-                    *slot = turn.index;
-                    break;
-                }
-            }
+            let slot = if left > LAST_SLOTS {
+                turn.take(&mut taken, slots)
+            } else {
+                let last = last.get_or_insert_with(|| Last::of(&taken, slots));
+                last.take(turn, slots)
+            };
+            table[slot as usize] = turn.index;
             left -= 1;
             if left == 0 {
                 return table;
@@ -282,6 +381,64 @@ mod tests {
             asked > 0,
             "no slot went from one of the two to the other and back"
         );
+    }
+
+    /// The table by its definition: who steps on until a free slot comes.
+    fn by_the_book(members: &[RingMember], slots: u32) -> Vec<u16> {
+        let size = u64::from(slots);
+        let heaviest = members.iter().map(|member| member.weight).max().unwrap();
+        let mut places: Vec<(u64, u64)> = members
+            .iter()
+            .map(|member| preference(&member.vm, size))
+            .collect();
+        let mut credit = vec![0; members.len()];
+        let mut table = vec![NONE; slots as usize];
+        let mut left = slots;
+        loop {
+            for (index, member) in members.iter().enumerate() {
+                credit[index] += member.weight;
+                if credit[index] < heaviest {
+                    continue;
+                }
+                credit[index] -= heaviest;
+                let (at, skip) = &mut places[index];
+                while table[usize::try_from(*at).unwrap()] != NONE {
+                    *at = (*at + *skip) % size;
+                }
+                table[usize::try_from(*at).unwrap()] = u16::try_from(index).unwrap();
+                left -= 1;
+                if left == 0 {
+                    return table;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_is_what_the_book_says() {
+        for slots in [
+            1, 2, 3, 100, 255, 256, 257, 258, 300, 1024, FEW_SLOTS, 6_000,
+        ] {
+            for count in [1, 2, 3, 7, 40, 300] {
+                let list = members((0..count).map(|number| (number, number as u32 % 4 + 1)));
+                assert_eq!(
+                    table(&list, slots),
+                    by_the_book(&list, slots),
+                    "{count} members, {slots} slots"
+                );
+            }
+        }
+        let list = members((0..100).map(|number| (number, 1)));
+        assert_eq!(table(&list, SLOTS), by_the_book(&list, SLOTS));
+    }
+
+    #[test]
+    fn an_inverse_undoes() {
+        for size in [2, 3, 4, 9, 100, 4_099, 65_537] {
+            for skip in (1..size).filter(|skip| common_factor(*skip, size) == 1) {
+                assert_eq!(skip * inverse(skip, size) % size, 1, "{skip} of {size}");
+            }
+        }
     }
 
     #[test]

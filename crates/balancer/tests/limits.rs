@@ -5,9 +5,11 @@ mod common;
 
 use common::frame::{ACK, Frame, RST, SYN};
 use common::{CLIENT4, Site, VIP4, VIP6, mac, own_namespace, own4, permitted, version};
-use quorate_balancer::{Datapath as _, Guard, LinuxDatapath, MemberCounters, ServiceTable};
+use quorate_balancer::{
+    Datapath as _, FlowKey, Guard, LinuxDatapath, MemberCounters, Pin, ServiceTable,
+};
 use quorate_types::VmName;
-use quorate_types::service::{Limits, Offences};
+use quorate_types::service::{Limits, Offences, Protocol, ServiceId};
 use std::time::{Duration, Instant};
 
 const NEXT: u32 = u32::MAX;
@@ -97,6 +99,31 @@ async fn a_second_s_worth_may_begin_at_once_and_no_more() {
         assert!(Instant::now() < end, "nothing becomes due");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn pins_leave_limits_as_they_are() {
+    if !permitted("limits beside pins") {
+        return;
+    }
+    let site = member(Limits {
+        new_per_member: Some(1),
+        new_per_client: None,
+    })
+    .await;
+    let pin = Pin {
+        service: ServiceId(7),
+        flow: FlowKey {
+            protocol: Protocol::Tcp,
+            client: CLIENT4.parse().unwrap(),
+            client_port: 999,
+            port: 80,
+        },
+        mac: mac(1),
+    };
+    site.datapath.pin(&[pin]).await.unwrap();
+    let served = (1000..1060).filter(|port| gets(&site, &syn(CLIENT4, VIP4, *port)));
+    assert!(served.count() < 60, "a minute's worth at once");
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ impl Host {
         let ranges = vip.ranges.get(..vip.count as usize)?;
         let service = ranges.first()?.service;
         let entry = &self.services.get(&service)?.entry;
-        if entry.slots == 0 || entry.flags > 0 {
+        if entry.slots == 0 || entry.flags & abi::SERVICE_PINS > 0 {
             return None;
         }
         let mut door = Door {

@@ -245,10 +245,11 @@ impl Host {
         let mut changed = Vec::new();
         for (service, known) in &mut self.services {
             let index = u32::from(*service);
+            let others = known.entry.flags & !abi::SERVICE_PINS;
             let flags = if self.pins.contains_key(&index) {
-                abi::SERVICE_PINS
+                others | abi::SERVICE_PINS
             } else {
-                0
+                others
             };
             if known.entry.flags != flags {
                 known.entry.flags = flags;

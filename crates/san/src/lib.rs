@@ -107,9 +107,15 @@ impl San {
 
     /// The name by which host `number` logs in to it, as a pool of the kind `iscsi` makes it.
     pub fn third_initiator(number: u8) -> String {
-        let cluster: String = CLUSTER.chars().filter(char::is_ascii_alphanumeric).collect();
+        let cluster: String = CLUSTER
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect();
         let cluster = cluster.get(..12).unwrap_or(&cluster);
-        format!("{}:{cluster}.h{number}", quorate_types::pool::INITIATOR_PREFIX)
+        format!(
+            "{}:{cluster}.h{number}",
+            quorate_types::pool::INITIATOR_PREFIX
+        )
     }
 
     /// Words before a command that is to run at the SAN, given the program that stands for `ssh` there.

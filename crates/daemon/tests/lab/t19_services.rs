@@ -106,6 +106,39 @@ fn downtimes(cluster: &Cluster, since: u64) -> Vec<f64> {
         .collect()
 }
 
+/// What all swaps came to; that no connection broke or moved has been asserted.
+fn tell(found: &Swap, swaps: f64, connections: u32) {
+    measured(
+        "services: swaps of all members",
+        swaps,
+        "swaps",
+        "25 by hand",
+    );
+    measured(
+        "services: connections broken or moved",
+        0.0,
+        "connections",
+        &format!("0 of {connections} in each of {swaps} swaps"),
+    );
+    measured(
+        "services: migrations at a time",
+        found.at_once as f64,
+        "migrations",
+        "4",
+    );
+    let more = median(&found.stalls) - median(&found.downtimes);
+    measured(
+        "services: median wait in a swap above QEMU's downtime",
+        more,
+        "ms",
+        &format!(
+            "< 60 ms; wait {:.0} ms, downtime {:.0} ms",
+            median(&found.stalls),
+            median(&found.downtimes)
+        ),
+    );
+}
+
 #[test]
 fn all_members_are_moved_at_once_and_no_connection_breaks() {
     let cluster = Cluster::with(Options {
@@ -170,36 +203,12 @@ fn all_members_are_moved_at_once_and_no_connection_breaks() {
         "the new member got none: {:?} then {fresh:?}",
         before.fresh
     );
-    let swaps = f64::from(rounds + 2);
-    measured(
-        "services: swaps of all members",
-        swaps,
-        "swaps",
-        "25 by hand",
-    );
-    measured(
-        "services: connections broken or moved",
-        0.0,
-        "connections",
-        &format!("0 of {connections} in each of {swaps} swaps"),
-    );
-    measured(
-        "services: migrations at a time",
-        at_once as f64,
-        "migrations",
-        "4",
-    );
-    let more = median(&stalls) - median(&downtimes);
-    measured(
-        "services: median wait in a swap above QEMU's downtime",
-        more,
-        "ms",
-        &format!(
-            "< 60 ms; wait {:.0} ms, downtime {:.0} ms",
-            median(&stalls),
-            median(&downtimes)
-        ),
-    );
+    let found = Swap {
+        stalls,
+        downtimes,
+        at_once,
+    };
+    tell(&found, f64::from(rounds + 2), connections);
 
     over_ipv6(&cluster, || {
         swap(&cluster, &MEMBERS, || {});

@@ -8,7 +8,7 @@
 //! initiator only looks. QEMU opens the disks with its own.
 
 pub use super::pdu::Found;
-use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys, targets};
+use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, method, op, parse_keys, targets};
 use crate::Login;
 use md5::{Digest, Md5};
 use std::time::Duration;
@@ -225,11 +225,7 @@ impl Session {
         if let Some(target) = target {
             pairs.push(("TargetName".to_owned(), target.to_owned()));
         }
-        let method = if self.peer.login.is_some() {
-            "CHAP,None"
-        } else {
-            "None"
-        };
+        let method = method(self.peer.login.is_some(), target.is_some());
         pairs.push(("AuthMethod".to_owned(), method.to_owned()));
         let isid = random_isid();
         let mut stage = Stage::Security {

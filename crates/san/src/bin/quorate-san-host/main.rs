@@ -29,8 +29,8 @@ use quorate_guest::log::{
 };
 use quorate_san::{ACCOUNT, CLUSTER, TARGET_IQN};
 use quorate_storage::reservation::{
-    ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, ReservationDevice as _,
-    Reservation, ReservationError, ReservationKey, Trouble, Units,
+    ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, Reservation,
+    ReservationDevice as _, ReservationError, ReservationKey, Trouble, Units,
 };
 use quorate_storage::{
     BlockConfig, BlockPoolDriver, DiskFormat, DiskSource, IscsiConfig, IscsiPoolDriver, Login, Pool,
@@ -73,7 +73,11 @@ fn serve() -> io::Result<()> {
     let (path, name, portal) = match &words[..] {
         [path, name, portal] => (path, name.clone(), portal.clone()),
         [path, _target] => (path, String::new(), String::new()),
-        _ => return Err(io::Error::other("usage: quorate-san-host TTY target|NAME PORTAL")),
+        _ => {
+            return Err(io::Error::other(
+                "usage: quorate-san-host TTY target|NAME PORTAL",
+            ));
+        }
     };
     let mut tty = OpenOptions::new().read(true).write(true).open(path)?;
     let mut raw = rustix::termios::tcgetattr(&tty)?;
@@ -316,7 +320,9 @@ impl Host {
             }
             ["attempt", host] => {
                 let report = reservation.drill(key(host, "1")?).await.map_err(say)?;
-                Ok(json!({ "passed": report.proof.is_some(), "steps": report.sentences(&self.name) }))
+                Ok(
+                    json!({ "passed": report.proof.is_some(), "steps": report.sentences(&self.name) }),
+                )
             }
             ["stranger", raw] => {
                 let raw = number(raw)?;

@@ -14,9 +14,8 @@ pub(super) fn serve(mut tty: File) -> io::Result<()> {
         if line.trim().is_empty() {
             continue;
         }
-        let answer = run(&line).unwrap_or_else(
-            |error| json!({ "code": 127, "out": "", "err": error.to_string() }),
-        );
+        let answer = run(&line)
+            .unwrap_or_else(|error| json!({ "code": 127, "out": "", "err": error.to_string() }));
         tty.write_all(format!("{answer}\n").as_bytes())?;
     }
     Ok(())

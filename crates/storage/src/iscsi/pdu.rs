@@ -134,16 +134,6 @@ pub(super) fn parse_keys(data: &[u8]) -> Vec<(String, String)> {
     words.filter_map(pair).collect()
 }
 
-/// How a login offers to say who it is, the preferred way first. An account is one at a target: for a look at what there is, LIO
-/// takes what it is offered first and has another account for it, or none.
-pub(super) fn method(has_account: bool, to_a_target: bool) -> &'static str {
-    match (has_account, to_a_target) {
-        (false, _) => "None",
-        (true, true) => "CHAP,None",
-        (true, false) => "None,CHAP",
-    }
-}
-
 /// A target behind a portal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -185,13 +175,6 @@ pub(super) fn targets(text: &[u8]) -> Vec<Found> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_account_is_offered_where_it_belongs() {
-        assert_eq!(method(true, true), "CHAP,None");
-        assert_eq!(method(true, false), "None,CHAP");
-        assert_eq!(method(false, true), "None");
-    }
 
     #[test]
     fn targets_come_with_their_addresses() {

@@ -8,7 +8,7 @@
 //! initiator only looks. QEMU opens the disks with its own.
 
 pub use super::pdu::Found;
-use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, method, op, parse_keys, targets};
+use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys, targets};
 use crate::Login;
 use md5::{Digest, Md5};
 use std::time::Duration;
@@ -150,7 +150,17 @@ impl std::fmt::Debug for Session {
 /// # Errors
 /// [`IscsiError`].
 pub async fn discover(peer: &Peer) -> Result<Vec<Found>, IscsiError> {
-    let mut session = Session::login(peer, None).await?;
+    // An account is one at a target. LIO, offered it for a look, takes it and knows it not.
+    let anybody = Peer {
+        login: None,
+        ..peer.clone()
+    };
+    let mut session = match Session::login(&anybody, None).await {
+        Err(IscsiError::Authentication { .. }) if peer.login.is_some() => {
+            Session::login(peer, None).await?
+        }
+        done => done?,
+    };
     let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
     request.set_u32(20, u32::MAX);
     request.data = keys(&[("SendTargets", "All")]);
@@ -225,7 +235,10 @@ impl Session {
         if let Some(target) = target {
             pairs.push(("TargetName".to_owned(), target.to_owned()));
         }
-        let method = method(self.peer.login.is_some(), target.is_some());
+        let method = match self.peer.login {
+            Some(_) => "CHAP,None",
+            None => "None",
+        };
         pairs.push(("AuthMethod".to_owned(), method.to_owned()));
         let isid = random_isid();
         let mut stage = Stage::Security {

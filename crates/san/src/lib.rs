@@ -47,6 +47,8 @@ const NAMESPACE_PREFIX: &str = "qr-san-";
 const BOOT: Duration = Duration::from_secs(240);
 /// For an answer of a host.
 const ANSWER: Duration = Duration::from_secs(90);
+/// Of a host's console, after a failure.
+const LAST_LINES: usize = 30;
 /// For a path to be mended that a starved machine lost for a moment.
 const MENDED: Duration = Duration::from_secs(120);
 /// What a host says of a path that is being mended: nothing of it is about who may write.
@@ -256,6 +258,23 @@ impl San {
         Ok(text(&output.stdout) + &text(&output.stderr))
     }
 
+    /// Where the threads of the target hang, for whoever has to find out why it does not answer.
+    fn target_threads(&self) -> String {
+        const SCRIPT: &str = "for p in /proc/[0-9]*; do read -r name < $p/comm; case $name in \
+            iscsi*|tmr*|target*|kworker*) grep -q . $p/stack && echo $name && cat $p/stack;; esac; done";
+        let ask = || -> Result<String> {
+            let mut port = UnixStream::connect(self.dir.join("target.control"))?;
+            port.set_read_timeout(Some(Duration::from_secs(20)))?;
+            let asked = serde_json::json!({ "words": ["sh", "-c", SCRIPT], "input": "" });
+            port.write_all(format!("{asked}\n").as_bytes())?;
+            let mut line = String::new();
+            BufReader::new(port).read_line(&mut line)?;
+            let told: Value = serde_json::from_str(&line)?;
+            Ok(told["out"].as_str().unwrap_or_default().to_owned())
+        };
+        ask().unwrap_or_else(|error| format!("{error:#}"))
+    }
+
     fn ip(&self, words: &str) -> Result<()> {
         let arguments: Vec<&str> = ["-n", &self.namespace]
             .into_iter()
@@ -269,6 +288,7 @@ impl Drop for San {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("the target said:\n{}", self.target_console());
+            println!("its threads are at:\n{}", self.target_threads());
         }
         self.target = None;
         let _ = run("ip", &["netns", "delete", &self.namespace]);
@@ -278,7 +298,10 @@ impl Drop for San {
 impl Drop for SanHost {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("host {} said:\n{}", self.number, self.guest.console());
+            let said = self.guest.console();
+            let lines: Vec<&str> = said.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+            println!("host {} said last:\n{}", self.number, last.join("\n"));
         }
     }
 }
@@ -314,7 +337,11 @@ impl SanHost {
         unreachable!("there is always another try")
     }
 
-    fn ask_once(&mut self, command: &str) -> Result<Value> {
+    /// The same once.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask_once(&mut self, command: &str) -> Result<Value> {
         let what = || format!("host {} was asked `{command}`", self.number);
         self.control
             .get_mut()

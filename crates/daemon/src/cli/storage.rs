@@ -34,7 +34,8 @@ pub(crate) struct DrillArgs {
     /// The pool whose SAN is tried.
     #[arg(required_unless_present = "device")]
     pool: Option<PoolName>,
-    /// The unit of the pool that it is tried on; absent: the first disk of any VM.
+    /// The unit of the pool that it is tried on; absent: the first disk of any VM. Where units decide by reservations, one
+    /// that no VM has.
     #[arg(long, requires = "pool")]
     image: Option<String>,
     /// Instead of a pool a block device of this host: its reservations are tried. One that somebody is registered on
@@ -77,7 +78,11 @@ async fn drill(context: &Context, args: DrillArgs) -> Result<(), CliError> {
     match drill.passed {
         true => Ok(()),
         false => Err(CliError::Failed(format!(
-            "the SAN of pool {pool} does not shut hosts out as it should"
+            "the drill of pool {pool} failed: {}",
+            drill
+                .steps
+                .last()
+                .map_or("nothing was tried", String::as_str)
         ))),
     }
 }
@@ -152,7 +157,14 @@ pub(crate) fn page(out: &Output, pool: &StorageView, zone: &TimeZone, now: u64) 
             "drill",
             match &pool.drill {
                 Some(drill) => drill_page(out, drill, zone),
-                None => format!("not made yet: `quorate storage drill {}`", pool.name),
+                None => {
+                    let units = pool.fence.by.as_deref() == Some("reservation");
+                    let scratch = if units { " --image SCRATCH" } else { "" };
+                    format!(
+                        "not made yet: `quorate storage drill {}{scratch}`",
+                        pool.name
+                    )
+                }
             },
         ));
     }

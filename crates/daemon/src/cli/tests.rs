@@ -244,6 +244,25 @@ fn pools_and_their_images() {
     golden("storage.txt", &text.join("\n\n"));
 }
 
+/// Pools whose units decide by reservations. `make san` compares the drills with those of real ones.
+#[test]
+fn pools_of_units_with_reservations() {
+    let mut pools: Vec<quorate_api::storage::StorageView> =
+        serde_json::from_str(include_str!("golden/storage-units.json")).unwrap();
+    let page = |pool: &quorate_api::storage::StorageView| {
+        storage::page(&PLAIN, pool, &TimeZone::UTC, 1_700_000_100_000)
+    };
+    let drill = |pool: &quorate_api::storage::StorageView| {
+        storage::drill_page(&PLAIN, pool.drill.as_ref().unwrap(), &TimeZone::UTC)
+    };
+    let mut text = vec![storage::list(&PLAIN, &pools)];
+    text.extend(pools.iter().map(page));
+    text.extend(pools.iter().map(drill));
+    pools[0].drill = None;
+    text.push(page(&pools[0]));
+    golden("storage-units.txt", &text.join("\n\n"));
+}
+
 #[test]
 fn jobs_with_their_progress() {
     let jobs: Vec<quorate_types::ImageJob> =

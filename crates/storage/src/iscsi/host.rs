@@ -43,6 +43,9 @@ const FLAT_SPACE: u32 = 0x4000;
 pub(super) trait Tool: std::fmt::Debug + Send + Sync + 'static {
     /// Runs it: exit code, and what it said last.
     async fn run(&self, words: &[&str], until: Instant) -> io::Result<(i32, String)>;
+
+    /// Whether it is there.
+    fn is_installed(&self) -> bool;
 }
 
 /// `iscsiadm`.
@@ -64,6 +67,11 @@ impl Tool for Iscsiadm {
         let last = said.lines().rev().find(|line| !line.trim().is_empty());
         let said = last.unwrap_or("it said nothing").trim().to_owned();
         Ok((output.status.code().unwrap_or(-1), said))
+    }
+
+    fn is_installed(&self) -> bool {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join("iscsiadm").is_file())
     }
 }
 
@@ -126,6 +134,14 @@ impl HostInitiator {
             places,
             tool,
             turn: Mutex::new(()),
+        }
+    }
+
+    /// Whether this host has one at all.
+    pub(super) fn check(&self) -> Result<(), PoolError> {
+        match self.tool.is_installed() {
+            true => Ok(()),
+            false => Err(self.cannot_run("looking for it", &io::ErrorKind::NotFound.into())),
         }
     }
 

@@ -77,6 +77,10 @@ impl Tool for FakeTool {
         }
         Ok((0, String::new()))
     }
+
+    fn is_installed(&self) -> bool {
+        true
+    }
 }
 
 struct Host {
@@ -253,9 +257,17 @@ async fn a_host_without_open_iscsi_is_told_what_to_install() {
         async fn run(&self, _: &[&str], _: Instant) -> io::Result<(i32, String)> {
             Err(io::ErrorKind::NotFound.into())
         }
+        fn is_installed(&self) -> bool {
+            false
+        }
     }
     let mut host = Host::new(|_| {});
+    assert!(host.initiator.check().is_ok());
     host.initiator.tool = Arc::new(Missing);
-    let error = host.attach(0).await.unwrap_err().to_string();
-    assert!(error.contains("install open-iscsi"), "{error}");
+    for error in [
+        host.attach(0).await.unwrap_err(),
+        host.initiator.check().unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("install open-iscsi"), "{error}");
+    }
 }

@@ -360,8 +360,13 @@ impl Pool for IscsiPoolDriver {
 
     async fn check(&self) -> PoolFacts {
         let begun = Instant::now();
-        match self.discover().await {
-            Ok(_) => PoolFacts::answered(self.marker(), begun),
+        let installed = self.host.as_ref().map_or(Ok(()), HostInitiator::check);
+        let seen = match installed {
+            Ok(()) => self.discover().await.map(drop),
+            Err(error) => Err(error),
+        };
+        match seen {
+            Ok(()) => PoolFacts::answered(self.marker(), begun),
             Err(error) => PoolFacts::failed(&error),
         }
     }

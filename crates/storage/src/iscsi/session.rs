@@ -155,7 +155,17 @@ impl std::fmt::Debug for Session {
 /// # Errors
 /// [`IscsiError`].
 pub async fn discover(peer: &Peer) -> Result<Vec<Found>, IscsiError> {
-    let mut session = Session::login(peer, None, random_isid()).await?;
+    // An account is one at a target. LIO, offered it for a look, takes it and knows it not.
+    let anybody = Peer {
+        login: None,
+        ..peer.clone()
+    };
+    let mut session = match Session::login(&anybody, None, random_isid()).await {
+        Err(IscsiError::Authentication { .. }) if peer.login.is_some() => {
+            Session::login(peer, None, random_isid()).await?
+        }
+        done => done?,
+    };
     let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
     request.set_u32(20, u32::MAX);
     request.data = keys(&[("SendTargets", "All")]);
@@ -231,10 +241,9 @@ impl Session {
         if let Some(target) = target {
             pairs.push(("TargetName".to_owned(), target.to_owned()));
         }
-        let method = if self.peer.login.is_some() {
-            "CHAP,None"
-        } else {
-            "None"
+        let method = match self.peer.login {
+            Some(_) => "CHAP,None",
+            None => "None",
         };
         pairs.push(("AuthMethod".to_owned(), method.to_owned()));
         let mut stage = Stage::Security {

@@ -176,7 +176,7 @@ impl FakeGuest {
             no_space: false,
             reason: "Input/output error".into(),
         });
-        self.emit(GuestEvent::Stop);
+        self.emit(GuestEvent::Stop { at_us: 0 });
     }
 
     /// Whether the guest agent answers.
@@ -333,7 +333,7 @@ impl Vm for FakeGuest {
         }
         if state.may_execute() {
             self.set_state(GuestState::Paused);
-            self.emit(GuestEvent::Stop);
+            self.emit(GuestEvent::Stop { at_us: 0 });
         } else if state == GuestState::FinishMigrate {
             self.set_state(GuestState::Paused);
         }
@@ -379,7 +379,7 @@ impl Vm for FakeGuest {
             });
         }
         self.set_state(GuestState::PostMigrate);
-        self.emit(GuestEvent::Stop);
+        self.emit(GuestEvent::Stop { at_us: 0 });
         self.site().unlock_disks(self.identity().pid);
         Ok(SavedState {
             path: path.to_path_buf(),

@@ -329,7 +329,10 @@ vms:
     let said = load(text, "m.yaml", &none(), &existing)
         .unwrap_err()
         .to_string();
-    assert!(said.contains("`w/0` in pool `san` is the disk witness's"), "{said}");
+    assert!(
+        said.contains("`w/0` in pool `san` is the disk witness's"),
+        "{said}"
+    );
     assert!(said.contains("m.yaml:9:"), "{said}");
 }
 

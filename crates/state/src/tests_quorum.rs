@@ -129,7 +129,11 @@ fn a_witness_on_a_unit_has_it_for_itself() {
     let again = world.ok(on_unit("san", Some("w/0")));
     assert_eq!((again.node, again.events.len()), (first.node, 0));
     let (_, unit) = world.0.quorum.witness.as_ref().unwrap().unit().unwrap();
-    let slots: Vec<_> = unit.slots.iter().map(|(host, slot)| (*host, *slot)).collect();
+    let slots: Vec<_> = unit
+        .slots
+        .iter()
+        .map(|(host, slot)| (*host, *slot))
+        .collect();
     assert_eq!(slots, [(1, 0), (2, 1), (3, 2)]);
     // No VM gets it, whatever it is called.
     let vm = |pool: &str, image: &str| {
@@ -150,7 +154,16 @@ fn a_witness_on_a_unit_has_it_for_itself() {
     assert!(refusal.contains("VM db has the disk"), "{refusal}");
     // A lost log begins anew on the same unit, with the same slots.
     let node = first.node.unwrap();
-    let before = world.0.quorum.witness.as_ref().unwrap().unit().unwrap().1.clone();
+    let before = world
+        .0
+        .quorum
+        .witness
+        .as_ref()
+        .unwrap()
+        .unit()
+        .unwrap()
+        .1
+        .clone();
     world.ok(Command::RenewDiskWitness {
         old: node,
         why: "it is gone".into(),

@@ -249,7 +249,10 @@ impl RawUnit {
         work: impl AsyncFnOnce(&mut Session, &UnitInfo) -> Result<T, IscsiError>,
     ) -> io::Result<T> {
         let (Some(runtime), Some(mut session)) = (&self.runtime, self.session.take()) else {
-            return Err(io::Error::other(format!("{}: its session is over", self.name)));
+            return Err(io::Error::other(format!(
+                "{}: its session is over",
+                self.name
+            )));
         };
         let info = &self.info;
         let done = runtime.block_on(async move {
@@ -326,9 +329,18 @@ mod tests {
         let mut read = vec![0; data.len()];
         other.read(8192, &mut read).unwrap();
         assert_eq!(read, data);
-        for (offset, length) in [(1, 4096), (0, 100), (1 << 20, 4096), (u64::MAX - 4095, 4096)] {
+        for (offset, length) in [
+            (1, 4096),
+            (0, 100),
+            (1 << 20, 4096),
+            (u64::MAX - 4095, 4096),
+        ] {
             let error = one.read(offset, &mut vec![0; length]).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{offset} {length}");
+            assert_eq!(
+                error.kind(),
+                io::ErrorKind::InvalidInput,
+                "{offset} {length}"
+            );
             assert!(one.write(offset, &vec![0; length]).is_err());
         }
         let error = RawFile::open_device(&path, true).unwrap_err();

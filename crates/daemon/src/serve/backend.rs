@@ -102,6 +102,15 @@ impl Backend for Daemon {
         ))
     }
 
+    async fn check_witness_disk(
+        &self,
+        pool: &PoolName,
+        disk: &str,
+        force: bool,
+    ) -> Result<Vec<String>, ApiError> {
+        super::witness::check(&self.0, pool, disk, force).await
+    }
+
     async fn create_token(
         &self,
         by: &str,

@@ -258,13 +258,12 @@ fn shared_images(state: &State) -> Vec<String> {
         ))
     });
     let shared = users.into_values().filter(|users| users.len() > 1);
-    let shared = shared
-        .map(|users| {
-            let ((pool, image, first), (_, _, second)) = (users[0], users[1]);
-            format!(
-                "image {image} of pool {pool} is used by {first} and {second}: a disk has one writer"
-            )
-        });
+    let shared = shared.map(|users| {
+        let ((pool, image, first), (_, _, second)) = (users[0], users[1]);
+        format!(
+            "image {image} of pool {pool} is used by {first} and {second}: a disk has one writer"
+        )
+    });
     shared.chain(witness).collect()
 }
 

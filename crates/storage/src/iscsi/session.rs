@@ -14,9 +14,9 @@ use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys};
 use crate::Login;
 use md5::{Digest, Md5};
 use std::time::Duration;
-use transfer::Limits;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use transfer::Limits;
 
 /// Units of one target that are looked at.
 const LUNS_MAX: usize = 1024;
@@ -186,11 +186,7 @@ impl Session {
         Self::login(peer, Some(target), random_isid()).await
     }
 
-    async fn login(
-        peer: &Peer,
-        target: Option<&str>,
-        isid: [u8; 6],
-    ) -> Result<Self, IscsiError> {
+    async fn login(peer: &Peer, target: Option<&str>, isid: [u8; 6]) -> Result<Self, IscsiError> {
         let until = Instant::now() + peer.deadline;
         let stream = match timeout_at(until, TcpStream::connect(&peer.portal)).await {
             Ok(Ok(stream)) => stream,

@@ -68,7 +68,9 @@ pub(crate) async fn diff_manifest(
 ) -> Result<Json<Applied>, ApiError> {
     let request: ManifestRequest = json(&bytes(body)?)?;
     let state = match newest(&api).await {
-        Err(error) if error.code == ErrorCode::NoQuorum => api.backend.state(),
+        Err(error) if matches!(error.code, ErrorCode::NoQuorum | ErrorCode::Unreachable) => {
+            api.backend.state()
+        }
         other => other?,
     };
     let (parsed, mut applied) = compare(&request, &state)?;

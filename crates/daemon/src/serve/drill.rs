@@ -20,14 +20,14 @@ use quorate_types::{AccessControl, IscsiPool, Lun, PoolName, PoolSpec};
 use std::time::Duration;
 
 /// Bound for one call of the SAN's management.
-const CALL_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const CALL_WITHIN: Duration = Duration::from_secs(10);
 /// Bound for one login.
 const LOGIN_WITHIN: Duration = Duration::from_secs(3);
 
-struct Drill {
-    door: Door,
-    unit: Lun,
-    peer: Peer,
+pub(crate) struct Drill {
+    pub(crate) door: Door,
+    pub(crate) unit: Lun,
+    pub(crate) peer: Peer,
     steps: Vec<String>,
 }
 
@@ -142,7 +142,12 @@ async fn unit(
     Ok((report.proof.is_some(), report.sentences(core.me.as_str())))
 }
 
-fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Result<Drill, String> {
+pub(crate) fn prepare(
+    state: &State,
+    pool: &PoolName,
+    spec: &PoolSpec,
+    image: &str,
+) -> Result<Drill, String> {
     let PoolSpec::Iscsi(iscsi) = spec else {
         return Err(format!(
             "pool {pool} is of the kind {}: only a SAN with an access list of initiators can be tried without shutting a host out",
@@ -187,7 +192,8 @@ fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Resu
     })
 }
 
-fn login(state: &State, pool: &IscsiPool) -> Option<Login> {
+/// The account at a pool's targets, where it names one that is known.
+pub(crate) fn login(state: &State, pool: &IscsiPool) -> Option<Login> {
     let chap = pool.chap.as_ref()?;
     let secret = state.secrets.get(&chap.secret)?;
     Some(Login {

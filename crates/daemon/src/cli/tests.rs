@@ -430,6 +430,23 @@ fn pages_of_services() {
 }
 
 #[test]
+fn limits_and_what_they_refused_are_shown() {
+    let mut services: serde_json::Value =
+        serde_json::from_str(include_str!("golden/services.json")).unwrap();
+    services[0]["spec"]["limits"] =
+        serde_json::json!({ "new_per_member": 200, "new_per_client": 20 });
+    services[0]["members"][0]["refused"] = 17.into();
+    let service = serde_json::from_value(services[0].take()).unwrap();
+    let page = service::page(&PLAIN, &service, 1_760_000_600_000);
+    for part in [
+        "new connections in a second at each member: 200 at most, 20 of one client",
+        "17 connections refused by the limits",
+    ] {
+        assert!(page.contains(part), "{part} is not in\n{page}");
+    }
+}
+
+#[test]
 fn a_drain_of_a_member_is_told_by_its_connections() {
     let services: serde_json::Value =
         serde_json::from_str(include_str!("golden/services.json")).unwrap();

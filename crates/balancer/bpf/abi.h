@@ -233,6 +233,13 @@ struct service_count {
 	__u64 bytes;
 };
 
+/* Of services in a row: each element of a table by CPU is reached by a pointer of its own, so there are few. */
+#define COUNTED 64
+
+struct service_counts {
+	struct service_count of[COUNTED];
+};
+
 struct pair_key {
 	__u32 ifindex;
 	__u32 service;

@@ -16,7 +16,6 @@ COLD int choose(struct cpu *cpu, struct vip *vip, struct packet *flow, __u32 byt
 {
 	struct service_count *counted;
 	struct service *service;
-	struct share share;
 	int index;
 
 	if (!cpu || !vip || !flow || !choice)
@@ -36,11 +35,9 @@ COLD int choose(struct cpu *cpu, struct vip *vip, struct packet *flow, __u32 byt
 			count(cpu, CAUSE_PINNED);
 	}
 	if (choice->member == NO_MEMBER) {
-		if (find_share(service, flow, &share))
-			return 1 + CAUSE_NO_MEMBER;
-		choice->member = share.primary;
+		choice->member = find_share(service, flow).primary;
 	}
-	counted = bpf_map_lookup_elem(&counts, &choice->service);
+	counted = find_count(choice->service);
 	if (counted) {
 		counted->packets++;
 		counted->bytes += bytes;

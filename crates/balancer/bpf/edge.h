@@ -88,8 +88,9 @@ INLINE __u32 second_chance(struct edge *edge, struct service *service, struct pa
 {
 	struct share share;
 
-	if (hop == HOP_FINAL || find_share(service, flow, &share))
+	if (hop == HOP_FINAL)
 		return NO_MEMBER;
+	share = find_share(service, flow);
 	if (hop == HOP_BOUNCED)
 		return tcp || share.primary == edge->member ? NO_MEMBER : share.primary;
 	return share.primary == edge->member ? share.previous : share.primary;

@@ -211,7 +211,7 @@ INLINE int quick(struct xdp_md *ctx, struct config *config, int v6)
 	if (!slot)
 		return SLOW;
 	member = find_member(*slot);
-	counted = bpf_map_lookup_elem(&counts, &index);
+	counted = find_count(index);
 	if (!member || !member->used || !counted)
 		return SLOW;
 	counted->packets++;
@@ -345,7 +345,7 @@ int memory(struct xdp_md *ctx)
 		return XDP_ABORTED;
 	index = door->service;
 	slot = find_slot(door->ring, door->slots, slot_of(mix(series->number, 1), door->slots), PRIMARY);
-	counted = bpf_map_lookup_elem(&counts, &index);
+	counted = find_count(index);
 	if (!slot || !counted)
 		return XDP_ABORTED;
 	member = find_member(*slot);

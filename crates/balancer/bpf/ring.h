@@ -59,6 +59,14 @@ INLINE struct service *find_service(__u32 index)
 	return bpf_map_lookup_elem(&services, &index);
 }
 
+INLINE struct service_count *find_count(__u32 service)
+{
+	__u32 index = service / COUNTED;
+	struct service_counts *counted = bpf_map_lookup_elem(&counts, &index);
+
+	return counted ? &counted->of[service % COUNTED] : 0;
+}
+
 INLINE struct member *find_member(__u32 index)
 {
 	return bpf_map_lookup_elem(&members, &index);
@@ -120,20 +128,27 @@ INLINE __u16 *find_slot(__u32 ring, __u32 slots, __u32 slot, int previous)
 	return previous ? &all->previous[slot] : &all->primary[slot];
 }
 
-/* The members of a flow's slot. Returns 0, or -1 if the service has no ring. */
-INLINE int find_share(struct service *service, struct packet *flow, struct share *share)
+/*
+ * The primary member of a slot, and the previous one in the upper half; NO_MEMBER for each if there is no such ring.
+ * Not static: the verifier looks at it once, instead of at each call with all that comes after.
+ */
+__attribute__((noinline)) __u32 both_of(__u32 ring, __u32 slots, __u32 slot)
+{
+	__u16 *primary = find_slot(ring, slots, slot, PRIMARY);
+	__u16 *previous = find_slot(ring, slots, slot, PREVIOUS);
+
+	return primary && previous ? *primary | (__u32)*previous << 16 : NO_MEMBER | (__u32)NO_MEMBER << 16;
+}
+
+/* The members of a flow's slot. */
+INLINE struct share find_share(struct service *service, struct packet *flow)
 {
 	__u64 ports = flow_ports(service->affinity, flow->source_port, flow->destination_port, flow->protocol);
 	__u32 hash = flow_hash(affine(service, flow->source, flow->v6), ports);
-	__u32 slot = slot_of(hash, service->slots);
-	__u16 *primary = find_slot(service->ring, service->slots, slot, PRIMARY);
-	__u16 *previous = find_slot(service->ring, service->slots, slot, PREVIOUS);
+	__u32 both = both_of(service->ring, service->slots, slot_of(hash, service->slots));
+	struct share share = { both & 0xffff, both >> 16 };
 
-	if (!primary || !previous)
-		return -1;
-	share->primary = *primary;
-	share->previous = *previous;
-	return 0;
+	return share;
 }
 
 /* The member that a pin names, or NO_MEMBER. */

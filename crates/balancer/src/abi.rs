@@ -391,6 +391,17 @@ pub struct ServiceCount {
     pub bytes: u64,
 }
 
+/// Services in a row whose counts are one element of `counts`.
+pub const COUNTED: u32 = 64;
+
+/// Counts of services in a row.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceCounts {
+    /// By the service's index, its rest by [`COUNTED`].
+    pub of: [ServiceCount; COUNTED as usize],
+}
+
 /// Key of `pairs`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -555,6 +566,7 @@ sizes!(
     DuplicateKey = 24,
     Duplicate = 32,
     ServiceCount = 16,
+    ServiceCounts = 1024,
     PairKey = 8,
     PairCount = 40,
     Limit = 16,
@@ -592,6 +604,7 @@ mod tests {
             ("SLOTS", ring::SLOTS),
             ("FEW_SLOTS", ring::FEW_SLOTS),
             ("DOOR_PROBES", DOOR_PROBES),
+            ("COUNTED", COUNTED),
         ] {
             let line = format!("#define {name} {value}\n");
             assert!(header.contains(&line), "{line}");

@@ -8,10 +8,10 @@ use common::frame::{ACK, Frame, SYN};
 use common::site::{Host, Spaces, WAIT, build, receivers, serve};
 use common::{CLIENT4, CLIENT6, Site, VIP4, VIP6, edge, own_namespace, own4, permitted, version};
 use quorate_balancer::linux::{How, Receivers};
-use quorate_balancer::{Capacity, Datapath as _, ring};
+use quorate_balancer::{Capacity, Datapath as _, FlowKey, Pin, ring};
 use quorate_bench::Report;
 use quorate_types::ServiceName;
-use quorate_types::service::ServiceId;
+use quorate_types::service::{Protocol, ServiceId};
 
 const DROP: u32 = 1;
 const PASS: u32 = 2;
@@ -24,6 +24,23 @@ const FIRST6: u32 = 0x100;
 
 fn rounds() -> usize {
     if quorate_bench::wanted() { 9 } else { 3 }
+}
+
+/// The long way.
+const PINNED: &str = "TCP over IPv4, a service with pins";
+
+/// None of the measured packet's.
+fn another_pin() -> Pin {
+    Pin {
+        service: ServiceId(7),
+        flow: FlowKey {
+            protocol: Protocol::Tcp,
+            client: CLIENT4.parse().unwrap(),
+            client_port: 999,
+            port: 80,
+        },
+        mac: common::mac(1),
+    }
 }
 
 #[tokio::test]
@@ -41,19 +58,20 @@ async fn a_packet_costs_at_most_100_ns() {
     table.slots = quorate_balancer::ring::SLOTS;
     site.datapath.apply(&common::wanted(table)).await.unwrap();
     let mut report = Report::new();
+    let tcp = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK);
     for (name, first, frame) in [
-        (
-            "TCP over IPv4",
-            FIRST4,
-            Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK),
-        ),
+        ("TCP over IPv4", FIRST4, tcp.clone()),
         ("UDP over IPv4", FIRST4, Frame::udp(CLIENT4, VIP4, 1000, 53)),
         (
             "TCP over IPv6",
             FIRST6,
             Frame::tcp(CLIENT6, VIP6, 1000, 80, ACK),
         ),
+        (PINNED, FIRST4, tcp),
     ] {
+        if name == PINNED {
+            site.datapath.pin(&[another_pin()]).await.unwrap();
+        }
         let mut bytes = frame.build();
         bytes.resize(bytes.len().max(96), 0);
         let (mut director, mut calibration) = (Vec::new(), Vec::new());

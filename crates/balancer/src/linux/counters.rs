@@ -24,15 +24,24 @@ impl Host {
             let sum = cpus.iter().map(|cpu| cpu.causes[index]).sum();
             counters.causes.insert((*name).to_owned(), sum);
         }
+        let mut counted = None;
         for index in self.services.keys() {
             let Some(name) = self.service_name(*index) else {
                 continue;
             };
-            let counts = self.tables.counts.get(&u32::from(*index), 0);
-            let counts = counts.map_err(kernel("reading", "counts"))?;
+            let (row, place) = (
+                u32::from(*index) / abi::COUNTED,
+                u32::from(*index) % abi::COUNTED,
+            );
+            if counted.as_ref().is_none_or(|(read, _)| *read != row) {
+                let counts = self.tables.counts.get(&row, 0);
+                counted = Some((row, counts.map_err(kernel("reading", "counts"))?));
+            }
+            let by_cpu = counted.iter().flat_map(|(_, counts)| counts.iter());
+            let by_cpu = by_cpu.map(|counts| counts.of[place as usize]);
             let mut service = ServiceCounters {
-                steered: counts.iter().map(|one| one.packets).sum(),
-                bytes: counts.iter().map(|one| one.bytes).sum(),
+                steered: by_cpu.clone().map(|one| one.packets).sum(),
+                bytes: by_cpu.map(|one| one.bytes).sum(),
                 ..ServiceCounters::default()
             };
             for edge in self.edges.values() {

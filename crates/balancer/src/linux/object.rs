@@ -66,7 +66,7 @@ pub(super) struct Tables {
     pub(super) vips4: HashMap<MapData, abi::Vip4Key, abi::Vip>,
     pub(super) vips6: HashMap<MapData, abi::Vip6Key, abi::Vip>,
     pub(super) services: Array<MapData, abi::Service>,
-    pub(super) counts: PerCpuArray<MapData, abi::ServiceCount>,
+    pub(super) counts: PerCpuArray<MapData, abi::ServiceCounts>,
     pub(super) members: Array<MapData, abi::Member>,
     pub(super) edges: HashMap<MapData, u32, abi::Edge>,
     pub(super) flows: HashMap<MapData, abi::FlowKey, abi::Flow>,
@@ -182,7 +182,7 @@ pub(super) fn load(root: &Path, capacity: &Capacity) -> Result<Loaded, BalancerE
     loader.default_map_pin_directory(&maps);
     let sizes = [
         ("services", capacity.services),
-        ("counts", capacity.services),
+        ("counts", capacity.services.div_ceil(abi::COUNTED)),
         ("rings", capacity.services),
         ("few_rings", capacity.services),
         ("doors", doors::room(capacity.addresses)),

@@ -32,7 +32,7 @@ pod!(
     Pin,
     DuplicateKey,
     Duplicate,
-    ServiceCount,
+    ServiceCounts,
     PairKey,
     PairCount,
     Limit,

@@ -304,6 +304,7 @@ impl World {
         let ask = match act {
             Act::Powerdown => Ask::Powerdown,
             Act::Freeze => Ask::Freeze,
+            Act::Dismiss => Ask::Dismiss,
             Act::Save { pool, file } => Ask::Save(quorate_types::report::SavedState { pool, file }),
             Act::Query => Ask::Query,
             Act::Attach => Ask::Attach,
@@ -399,6 +400,7 @@ impl World {
             vcpu: Vcpu::Starting,
             incoming,
             ever_ran: false,
+            dismissed: false,
             disks: false,
             memory: 0,
             restore: memory,

@@ -161,6 +161,7 @@ pub(crate) enum G {
 #[derive(Debug, Clone)]
 pub(crate) enum Ask {
     Freeze,
+    Dismiss,
     GuardFreeze(u32),
     Thaw,
     Query,

@@ -58,6 +58,8 @@ pub(crate) struct Guest {
     /// It waits, or waited, for this migration.
     pub(crate) incoming: Option<MigrationId>,
     pub(crate) ever_ran: bool,
+    /// Told not to run when it arrives.
+    pub(crate) dismissed: bool,
     /// Its disks are active: it holds the locks of the images.
     pub(crate) disks: bool,
     /// Last value of the disk's counter that its memory knows.

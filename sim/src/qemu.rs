@@ -354,6 +354,10 @@ impl World {
                 };
                 self.answer(host, inc, token, proc, event);
             }
+            Ask::Dismiss => {
+                let state = self.dismiss(proc);
+                self.answer(host, inc, token, proc, GuestEvent::State(state));
+            }
             Ask::Thaw => self.guest_thaw(proc, inc, token),
             Ask::Query => {
                 let state = observed_of(guest.vcpu);
@@ -397,6 +401,21 @@ impl World {
             guest.self_resumed = false;
         }
         true
+    }
+
+    /// A guest that is awaited will not run when it arrives; one that is here is paused.
+    fn dismiss(&mut self, proc: ProcId) -> Observed {
+        let Some(guest) = self.guests.get_mut(&proc) else {
+            return Observed::Ended;
+        };
+        if guest.vcpu == Vcpu::InMigrate {
+            guest.dismissed = true;
+            return Observed::InMigrate;
+        }
+        match self.freeze(proc) {
+            true => Observed::Paused,
+            false => Observed::Unknown,
+        }
     }
 
     fn guest_thaw(&mut self, proc: ProcId, inc: u32, token: Token) {

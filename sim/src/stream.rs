@@ -205,9 +205,26 @@ impl World {
             guest.ready_at = ready_at;
             guest.started_at = now;
         }
-        self.note_guest(target, &format!("runs (migration {id} arrived)"));
-        self.set_vcpu(target, Vcpu::Running);
-        self.tell(target, GuestEvent::Arrived { running: true });
+        let dismissed = self
+            .guests
+            .get(&target)
+            .is_some_and(|guest| guest.dismissed);
+        if dismissed {
+            self.note_guest(
+                target,
+                &format!("is paused (migration {id} arrived too late)"),
+            );
+            self.set_vcpu(target, Vcpu::Paused);
+        } else {
+            self.note_guest(target, &format!("runs (migration {id} arrived)"));
+            self.set_vcpu(target, Vcpu::Running);
+        }
+        self.tell(
+            target,
+            GuestEvent::Arrived {
+                running: !dismissed,
+            },
+        );
         self.step_hook(target, "arrived");
         if self.rng.chance(self.setup.ack_lost_permille) {
             self.stream_breaks(proc, "the connection was reset at the very end", false);

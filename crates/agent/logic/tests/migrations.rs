@@ -416,11 +416,34 @@ fn a_target_without_a_lease_or_an_order_gives_up() {
             "cancel" => bench.order(Some(incoming(7, 2, true))),
             _ => bench.order(None),
         }
-        assert_eq!(bench.act().1, Act::Kill, "{how}");
+        let (op, act) = bench.act();
+        if how == "cancel" {
+            assert_eq!(act, Act::Dismiss);
+            bench.event(op, GuestEvent::State(Observed::InMigrate));
+            assert_eq!(bench.act().1, Act::Kill);
+        } else {
+            assert_eq!(act, Act::Kill, "{how}");
+        }
         bench.event(run, exit("killed"));
         assert_eq!(bench.report().closed, Epoch(2), "{how}");
         assert_eq!(outcome(&bench), MigrationOutcome::Failed, "{how}");
     }
+}
+
+/// The cancel comes when the guest has just arrived, before anybody here has heard of it: its memory is not thrown away.
+#[test]
+fn a_guest_that_arrives_while_it_is_cancelled_stays() {
+    let (mut bench, run) = listening();
+    bench.order(Some(incoming(7, 2, true)));
+    let (op, act) = bench.act();
+    assert_eq!(act, Act::Dismiss);
+    bench.effects.clear();
+    bench.event(run, GuestEvent::Arrived { running: true });
+    assert!(bench.acts().is_empty(), "it is being paused");
+    bench.event(op, GuestEvent::State(Observed::Paused));
+    assert_eq!(outcome(&bench), MigrationOutcome::Arrived);
+    let acts: Vec<Act> = bench.acts().into_iter().map(|(_, act)| act).collect();
+    assert_eq!(acts, [Act::Open, Act::Thaw]);
 }
 
 #[test]
@@ -460,7 +483,13 @@ fn a_restarted_target_finds_out_whether_the_guest_has_arrived() {
             let opened = bench.acts().iter().any(|(_, act)| *act == Act::Open);
             assert!(opened, "nobody reaches the guest");
         } else {
-            assert_eq!(bench.act().1, Act::Kill);
+            let dismiss = bench
+                .acts()
+                .into_iter()
+                .find(|(_, act)| *act == Act::Dismiss);
+            let (op, _) = dismiss.expect("it may arrive at this very moment");
+            bench.event(op, GuestEvent::State(Observed::InMigrate));
+            assert_eq!(bench.acts().pop().map(|(_, act)| act), Some(Act::Kill));
             bench.event(Token(1), exit("killed"));
             assert_eq!(bench.report().closed, Epoch(2));
         }

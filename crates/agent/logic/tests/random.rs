@@ -229,6 +229,15 @@ impl World {
                 1 => GuestEvent::DiskLost { detail },
                 _ => GuestEvent::ThawFailed { detail },
             },
+            Act::Dismiss => {
+                if let Some(process) = &mut self.process {
+                    process.running &= !good;
+                }
+                match good {
+                    true => GuestEvent::State(self.observed()),
+                    false => GuestEvent::State(Observed::Unknown),
+                }
+            }
             Act::Freeze if good => GuestEvent::Paused,
             Act::Freeze => GuestEvent::PauseFailed { detail },
             Act::Powerdown if good => return self.end(true),

@@ -287,6 +287,14 @@ impl VmTask {
                 };
                 shared.tell(&vm, token, event).await;
             })),
+            Act::Dismiss => drop(shared.clone().spawn(async move {
+                let state = match live.guest.freeze(FREEZE_WITHIN).await {
+                    Ok(_) => live.guest.status().await,
+                    Err(error) => Err(error),
+                };
+                let observed = state.map_or(Observed::Unknown, |state| observed(&state));
+                shared.tell(&vm, token, GuestEvent::State(observed)).await;
+            })),
             Act::Thaw => drop(shared.clone().spawn(async move {
                 let event = thaw(&shared, &vm, &live, until_ns).await;
                 shared.tell(&vm, token, event).await;

@@ -1,7 +1,7 @@
 //! Two hosts: a third vote lets either of them go on without the other, and never both.
 
 use crate::harness::guest::Guest;
-use crate::harness::measure::{judge_rounds, measured, seconds};
+use crate::harness::measure::{judge_rounds, measured, rounds, seconds};
 use crate::harness::{Cluster, LONG, Options, find_host, process};
 use crate::t16_mirrored as mirrored;
 use quorate_api::quorum::QuorumView;
@@ -15,11 +15,6 @@ use std::time::{Duration, Instant};
 const ROUNDS: usize = 3;
 /// A cut pair must have decided by then.
 const DECIDED: f64 = 5.0;
-
-fn rounds() -> usize {
-    let wanted = std::env::var("QUORATE_ROUNDS").ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
-}
 
 fn two() -> Cluster {
     Cluster::with(Options {
@@ -125,7 +120,7 @@ fn a_cut_pair_with_a_disk_witness_goes_on_at_exactly_one_side() {
 
     let mut decided = Vec::new();
     let mut moved = 0;
-    for round in 1..=rounds() {
+    for round in 1..=rounds(ROUNDS) {
         // By turns at the leader's and at the other host.
         let leader = cluster.leader();
         let at = if round % 2 == 0 {

@@ -1,7 +1,7 @@
 //! Disks without a SAN: a synchronous copy on another host. Owner lost, copy's host lost, both.
 
 use crate::harness::guest::{Guest, manifest};
-use crate::harness::measure::{judge_rounds, measured, median, missed, seconds};
+use crate::harness::measure::{judge_rounds, measured, median, missed, rounds, seconds};
 use crate::harness::{Cluster, LONG, find_vm, process};
 use quorate_api::view::VmState;
 use quorate_lab::wait;
@@ -12,11 +12,6 @@ use std::time::Duration;
 const ROUNDS: usize = 2;
 /// A resync of a small disk, guests and daemons on the same two cores.
 const RESYNC: Duration = Duration::from_secs(120);
-
-fn rounds() -> usize {
-    let wanted = std::env::var("QUORATE_ROUNDS").ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
-}
 
 pub(crate) fn own(cluster: &Cluster, host: &str) -> PathBuf {
     cluster.lab.site().dir.join(format!("own-{host}"))
@@ -68,7 +63,7 @@ fn the_copy_has_every_acknowledged_record_when_its_owner_is_killed() {
     run(&cluster, &guests, "mirrored");
     let witness = cluster.witness(&guests);
     let (mut started, mut ready) = (Vec::new(), Vec::new());
-    for _ in 0..rounds() {
+    for _ in 0..rounds(ROUNDS) {
         let copy = in_step(&cluster, "db");
         let old = cluster.copy("db");
         cluster.say(&format!("{} has it, {copy} follows", old.host));

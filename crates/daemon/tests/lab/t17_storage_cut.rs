@@ -1,7 +1,7 @@
 //! Disks on a SAN: a host that is cut off from everything is shut out there, and its VM starts elsewhere on that proof.
 
 use crate::harness::guest::Guest;
-use crate::harness::measure::{judge_rounds, seconds};
+use crate::harness::measure::{judge_rounds, rounds, seconds};
 use crate::harness::{Cluster, LONG, Options, process};
 use quorate_lab::Link;
 use quorate_lab::san::TARGET_PREFIX;
@@ -18,11 +18,6 @@ const LEASE: f64 = 2.0;
 /// A guest that nobody stopped has that long to try to write after its host is healed.
 const LATE: Duration = Duration::from_secs(3);
 
-fn rounds() -> usize {
-    let wanted = std::env::var("QUORATE_ROUNDS").ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
-}
-
 #[test]
 fn a_host_that_is_cut_off_is_shut_out_at_the_san_and_nothing_is_lost() {
     // Without watchdogs an expired lease proves nothing: only the cut does.
@@ -37,7 +32,7 @@ fn a_host_that_is_cut_off_is_shut_out_at_the_san_and_nothing_is_lost() {
     cluster.run(std::slice::from_ref(&guest));
     let witness = cluster.witness(std::slice::from_ref(&guest));
     let (mut followers, mut leaders) = (Vec::new(), Vec::new());
-    for round in 0..rounds() {
+    for round in 0..rounds(ROUNDS) {
         // A live migration on the SAN brings it there. Every other time nobody on the host stops the guest, as if its
         // guard had hung.
         let (victim, took) = match round % 4 {
@@ -66,7 +61,11 @@ fn a_host_that_is_cut_off_is_shut_out_at_the_san_and_nothing_is_lost() {
         LIMIT,
     );
     let reports = cluster.judge(witness);
-    assert!(reports[0].ranges.len() > rounds() / 2, "{:?}", reports[0]);
+    assert!(
+        reports[0].ranges.len() > rounds(ROUNDS) / 2,
+        "{:?}",
+        reports[0]
+    );
 }
 
 /// Cuts the owner off from everything; returns the seconds from the end of its lease to the new start.

@@ -57,6 +57,13 @@ fn swap(cluster: &Cluster, members: &[&str], meanwhile: impl FnOnce()) -> Swap {
         moves.iter().try_for_each(|(name, to)| {
             let vm = find_vm(view, name)?;
             let there = vm.host.as_ref().is_some_and(|host| host.as_str() == to);
+            if !there
+                && vm.state == VmState::Running
+                && vm.migration.is_none()
+                && !vm.move_requested
+            {
+                ask_again(cluster, name, to, last_event);
+            }
             match there && vm.state == VmState::Running && vm.migration.is_none() {
                 true => Ok(()),
                 false => Err(format!("{vm:?}")),
@@ -72,6 +79,18 @@ fn swap(cluster: &Cluster, members: &[&str], meanwhile: impl FnOnce()) -> Swap {
         downtimes: downtimes(cluster, last_event),
         at_once,
     }
+}
+
+/// A move that fails is not tried again by itself; whoever asked is told why. Connections must not notice.
+fn ask_again(cluster: &Cluster, name: &str, to: &str, since: u64) {
+    for event in cluster.lab.events(&cluster.desk()).unwrap() {
+        if event.sequence > since && event.text.contains(name) {
+            cluster.say(&event.text);
+        }
+    }
+    cluster.say(&format!("{name} was not moved to {to}: asked again"));
+    // It may have begun meanwhile.
+    drop(cluster.quorate(&["vm", "migrate", name, "--to", to]));
 }
 
 /// Downtimes that QEMU said since an event.

@@ -181,6 +181,16 @@ impl Sense {
         self.key == 6
     }
 
+    /// What is over in a moment: a unit attention, a command that was aborted, a device that becomes ready.
+    pub const fn may_pass(&self) -> bool {
+        const NOT_READY: u8 = 2;
+        const ABORTED: u8 = 0xb;
+        const BECOMING_READY: u8 = 4;
+        self.is_unit_attention()
+            || self.key == ABORTED
+            || (self.key == NOT_READY && self.code == BECOMING_READY)
+    }
+
     /// The device does not know the command, or a field of it.
     pub const fn is_illegal_request(&self) -> bool {
         self.key == 5
@@ -215,6 +225,11 @@ pub enum DeviceError {
     /// The device is gone.
     #[error("the device is gone: check the paths to the SAN and the kernel log")]
     Gone,
+    /// A path that is being mended, a device that is busy or resets itself: the next try may work.
+    #[error(
+        "the path to the device was disturbed ({0}): check the network to the SAN if it does not pass"
+    )]
+    Disturbed(String),
     /// The path to it failed or hung.
     #[error("no path to the device answers ({0}): check the network to the SAN and its sessions")]
     Path(String),
@@ -240,6 +255,17 @@ pub enum DeviceError {
         /// Its length in bytes.
         bytes: u32,
     },
+}
+
+impl DeviceError {
+    /// Whether the same question may be answered a moment later. It says nothing of a change: that may have been made.
+    pub const fn may_pass(&self) -> bool {
+        match self {
+            Self::Disturbed(_) => true,
+            Self::Refused(sense) => sense.may_pass(),
+            _ => false,
+        }
+    }
 }
 
 /// One logical unit, seen from one host. Every call blocks, for as long as the kernel does.

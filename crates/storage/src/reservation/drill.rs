@@ -14,7 +14,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::device::{Command, DeviceError, ReservationDevice};
-use super::facts::Facts;
+use super::facts::{Facts, patiently};
 use super::key::ReservationKey;
 use super::plan::{Older, Role, Wish};
 use super::run::fulfil;
@@ -114,7 +114,7 @@ pub fn alone(
     until: Instant,
 ) -> DrillReport {
     let mut drill = Drill::new();
-    begin(&mut drill, device);
+    begin(&mut drill, device, until);
     if drill.steps.iter().any(|step| step.problem.is_some()) {
         return drill.report(false);
     }
@@ -124,7 +124,7 @@ pub fn alone(
         .step("register and reserve", || {
             own(device, scratch, Older::Refuse, until)
         })
-        .step("write as the owner", || allowed(device))
+        .step("write as the owner", || allowed(device, until))
         .step("a key that nobody has is not preempted", || {
             let preempt = Command::Preempt {
                 key,
@@ -137,7 +137,7 @@ pub fn alone(
             conflicts(device, Command::Unregister { key: nobodys })
         })
         .step("keys and reservation are as before", || {
-            let facts = Facts::read(device).map_err(say)?;
+            let facts = read(device, until)?;
             expect(
                 facts.only_writer(scratch),
                 "the reservation changed by itself",
@@ -155,7 +155,7 @@ pub fn pair(
     until: Instant,
 ) -> DrillReport {
     let mut drill = Drill::new();
-    begin(&mut drill, first);
+    begin(&mut drill, first, until);
     if drill.steps.iter().any(|step| step.problem.is_some()) {
         return drill.report(true);
     }
@@ -163,10 +163,10 @@ pub fn pair(
         .step("the first host registers and reserves", || {
             own(first, first_key, Older::Refuse, until)
         })
-        .step("the first host may write", || allowed(first))
-        .step("the second host may not write", || refused(second))
+        .step("the first host may write", || allowed(first, until))
+        .step("the second host may not write", || refused(second, until))
         .step("the second host sees the first one's key", || {
-            let facts = Facts::read(second).map_err(say)?;
+            let facts = read(second, until)?;
             expect(
                 facts.only_writer(first_key),
                 "it sees another device, or other keys",
@@ -175,12 +175,14 @@ pub fn pair(
         .step("registered beside it, the second host may write", || {
             let wish = wish(second_key, Role::Beside, Older::Refuse);
             fulfil(second, &wish, until).map_err(say)?;
-            allowed(second)
+            allowed(second, until)
         })
         .step("the second host preempts the first", || {
             own(second, second_key, Older::PreemptAndAbort, until)
         })
-        .step("the first host may not write any more", || refused(first))
+        .step("the first host may not write any more", || {
+            refused(first, until)
+        })
         .step("the first host cannot take the reservation back", || {
             conflicts(
                 first,
@@ -189,7 +191,7 @@ pub fn pair(
                 },
             )
         })
-        .step("the second host may write", || allowed(second));
+        .step("the second host may write", || allowed(second, until));
     drill.always("put everything back", || {
         let_go(first, first_key, until)?;
         let_go(second, second_key, until)
@@ -198,14 +200,12 @@ pub fn pair(
 }
 
 /// Finds out what the device says of itself, and that nobody uses it.
-fn begin(drill: &mut Drill, device: &dyn ReservationDevice) {
+fn begin(drill: &mut Drill, device: &dyn ReservationDevice, until: Instant) {
     let mut persistent = false;
     drill
-        .step("the device answers", || {
-            Facts::read(device).map(drop).map_err(say)
-        })
+        .step("the device answers", || read(device, until).map(drop))
         .step("nobody uses it", || {
-            let facts = Facts::read(device).map_err(say)?;
+            let facts = read(device, until)?;
             let keys: Vec<String> = facts
                 .keys
                 .keys()
@@ -222,7 +222,7 @@ fn begin(drill: &mut Drill, device: &dyn ReservationDevice) {
         .step(
             "it knows the type write exclusive, registrants only",
             || {
-                match device.capabilities() {
+                match patiently(until, || device.capabilities()) {
                     Ok(able) => {
                         persistent = able.persist_possible;
                         expect(
@@ -251,6 +251,10 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
     }
 }
 
+fn read(device: &dyn ReservationDevice, until: Instant) -> Result<Facts, String> {
+    patiently(until, || Facts::read(device)).map_err(say)
+}
+
 fn own(device: &dyn ReservationDevice, mine: ReservationKey, older: Older, until: Instant) -> Step {
     let outcome = fulfil(device, &wish(mine, Role::Owner, older), until).map_err(say)?;
     expect(
@@ -269,19 +273,19 @@ fn let_go(device: &dyn ReservationDevice, mine: ReservationKey, until: Instant) 
 }
 
 /// On a scratch LUN the first block may be written back, where nothing gentler is known.
-fn try_write(device: &dyn ReservationDevice) -> Result<(), DeviceError> {
-    match device.write_nothing() {
-        Err(DeviceError::Unsupported(_)) => device.rewrite_first_block(),
+fn try_write(device: &dyn ReservationDevice, until: Instant) -> Result<(), DeviceError> {
+    match patiently(until, || device.write_nothing()) {
+        Err(DeviceError::Unsupported(_)) => patiently(until, || device.rewrite_first_block()),
         tried => tried,
     }
 }
 
-fn allowed(device: &dyn ReservationDevice) -> Step {
-    try_write(device).map_err(|error| format!("a write is not let through: {error}"))
+fn allowed(device: &dyn ReservationDevice, until: Instant) -> Step {
+    try_write(device, until).map_err(|error| format!("a write is not let through: {error}"))
 }
 
-fn refused(device: &dyn ReservationDevice) -> Step {
-    match try_write(device) {
+fn refused(device: &dyn ReservationDevice, until: Instant) -> Step {
+    match try_write(device, until) {
         Err(DeviceError::Conflict) => Ok(()),
         Ok(()) => Err(
             "its writes are let through: the device does not enforce the reservation; use a pool with another fence proof".into(),

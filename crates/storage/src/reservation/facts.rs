@@ -1,12 +1,40 @@
 //! What a device says about its reservations, understood.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::device::{DeviceError, Nexus, ReservationDevice, ReservationHeld, ReservationType};
 use super::key::{ClusterTag, ReservationKey};
 
 /// Readings of a device whose registrations change meanwhile, before it counts as an error.
 const READINGS: u32 = 5;
+
+/// Between two tries of a question that a disturbed path did not carry.
+const AGAIN_AFTER: Duration = Duration::from_millis(25);
+
+/// Asks a device something that changes nothing, again and again while the path to it is disturbed, until `until`. A path is
+/// mended by its driver in a moment, and what was asked meanwhile is lost; nobody should have to know.
+pub(super) fn patiently<T>(
+    until: Instant,
+    ask: impl Fn() -> Result<T, DeviceError>,
+) -> Result<T, DeviceError> {
+    loop {
+        match ask() {
+            Err(error) if error.may_pass() && Instant::now() + AGAIN_AFTER < until => {
+                pause(AGAIN_AFTER);
+            }
+            done => return done,
+        }
+    }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a thread of its own, and nothing to wait for: the kernel does not tell when a path is mended"
+)]
+fn pause(span: Duration) {
+    std::thread::sleep(span);
+}
 
 /// Registrations and reservation of one device at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

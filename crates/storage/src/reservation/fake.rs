@@ -22,6 +22,8 @@ struct State {
     reservation: Option<(u32, Option<ReservationType>)>,
     cannot_persist: bool,
     down: Vec<u32>,
+    /// Commands of a nexus that are lost on their way, each counted down when it is.
+    lost: BTreeMap<u32, u32>,
     log: Vec<(u32, Command)>,
 }
 
@@ -75,6 +77,11 @@ impl FakeLun {
         if down {
             state.down.push(nexus);
         }
+    }
+
+    /// The next so many commands of a nexus are lost on their way, then its path is mended.
+    pub fn disturb(&self, nexus: u32, commands: u32) {
+        self.state().lost.insert(nexus, commands);
     }
 
     /// Whether a nexus may write now, path or not.
@@ -222,7 +229,11 @@ pub struct FakeDevice {
 
 impl FakeDevice {
     fn reach(&self) -> Result<MutexGuard<'_, State>, DeviceError> {
-        let state = self.lun.state();
+        let mut state = self.lun.state();
+        if let Some(left @ 1..) = state.lost.get_mut(&self.nexus) {
+            *left -= 1;
+            return Err(DeviceError::Disturbed("by the test".into()));
+        }
         if state.down.contains(&self.nexus) {
             return Err(DeviceError::Path("cut by the test".into()));
         }

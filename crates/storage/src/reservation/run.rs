@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::device::{Command, DeviceError, ReservationDevice};
 use super::drill::{self, DrillReport};
 use super::error::ReservationError;
-use super::facts::{Facts, Inspection};
+use super::facts::{Facts, Inspection, patiently};
 use super::key::{ClusterTag, ReservationKey};
 use super::plan::{Here, Next, Older, Role, Wish, decide};
 
@@ -68,7 +68,10 @@ fn fulfil_with(
         operation,
         error,
     };
-    let read = || Facts::read(device).map_err(|error| failed("reading its registrations", error));
+    let read = || {
+        let facts = patiently(until, || Facts::read(device));
+        facts.map_err(|error| failed("reading its registrations", error))
+    };
     let mut here = Here::Unknown;
     let mut commands = Vec::new();
     if let Some(command) = first
@@ -186,8 +189,9 @@ impl Reservation {
     /// When the device does not answer usably in time.
     pub async fn inspect(&self) -> Result<Inspection, ReservationError> {
         let cluster = self.cluster;
-        self.run("reading its reservations", move |device, _| {
-            Inspection::of(device, cluster).map_err(|error| ReservationError::Device {
+        self.run("reading its reservations", move |device, until| {
+            let seen = patiently(until, || Inspection::of(device, cluster));
+            seen.map_err(|error| ReservationError::Device {
                 device: device.name(),
                 operation: "reading its reservations",
                 error,
@@ -202,8 +206,9 @@ impl Reservation {
     /// When the device does not answer usably in time.
     pub async fn facts(&self) -> Result<Facts, ReservationError> {
         const OPERATION: &str = "reading its registrations";
-        self.run(OPERATION, |device, _| {
-            Facts::read(device).map_err(|error| ReservationError::Device {
+        self.run(OPERATION, |device, until| {
+            let facts = patiently(until, || Facts::read(device));
+            facts.map_err(|error| ReservationError::Device {
                 device: device.name(),
                 operation: OPERATION,
                 error,
@@ -219,15 +224,17 @@ impl Reservation {
     /// When the device does not answer in time.
     pub async fn may_write(&self) -> Result<Option<bool>, ReservationError> {
         const OPERATION: &str = "trying a write";
-        self.run(OPERATION, |device, _| match device.write_nothing() {
-            Ok(()) => Ok(Some(true)),
-            Err(DeviceError::Conflict) => Ok(Some(false)),
-            Err(DeviceError::Unsupported(_)) => Ok(None),
-            Err(error) => Err(ReservationError::Device {
-                device: device.name(),
-                operation: OPERATION,
-                error,
-            }),
+        self.run(OPERATION, |device, until| {
+            match patiently(until, || device.write_nothing()) {
+                Ok(()) => Ok(Some(true)),
+                Err(DeviceError::Conflict) => Ok(Some(false)),
+                Err(DeviceError::Unsupported(_)) => Ok(None),
+                Err(error) => Err(ReservationError::Device {
+                    device: device.name(),
+                    operation: OPERATION,
+                    error,
+                }),
+            }
         })
         .await
     }

@@ -409,6 +409,36 @@ fn a_path_that_is_down_is_an_error_and_no_success() {
     assert!(take_over(&lun, 2, key(2, 2)).is_ok());
 }
 
+#[tokio::test]
+async fn a_path_that_is_mended_in_time_is_no_error() {
+    let lun = FakeLun::new();
+    let unit = Reservation::new(Arc::new(lun.nexus(1)), TAG, Duration::from_secs(60));
+    lun.disturb(1, 3);
+    unit.own(key(1, 1), 1, false).await.unwrap();
+    lun.disturb(1, 3);
+    assert!(unit.facts().await.unwrap().only_writer(key(1, 1)));
+    lun.disturb(1, 3);
+    assert_eq!(unit.inspect().await.unwrap().ours, [key(1, 1)]);
+    lun.disturb(1, 3);
+    assert_eq!(unit.may_write().await.unwrap(), Some(true));
+    lun.disturb(1, 3);
+    unit.release(key(1, 1)).await.unwrap();
+    lun.disturb(1, 3);
+    let report = unit.drill(key(1, 1)).await.unwrap();
+    assert!(report.proof.is_some(), "{report}");
+}
+
+#[test]
+fn a_path_that_stays_disturbed_is_an_error_at_the_deadline() {
+    let lun = FakeLun::new();
+    lun.disturb(1, u32::MAX);
+    let soon = Instant::now() + Duration::from_millis(100);
+    let wish = wish(key(1, 1), Role::Owner, Older::Refuse);
+    let error = fulfil(&lun.nexus(1), &wish, soon).unwrap_err();
+    assert!(error.to_string().contains("disturbed"), "{error}");
+    assert!(lun.log().is_empty());
+}
+
 #[test]
 fn a_passed_deadline_changes_nothing() {
     let lun = FakeLun::new();

@@ -111,13 +111,11 @@ impl VmMachine {
         id: MigrationId,
         state: Observed,
     ) {
+        let why = "the target's agent was restarted before the guest arrived";
         match state {
-            // The address and the watch are lost with the earlier agent. If it arrives at this very
-            // moment, the exit says so.
-            Observed::InMigrate | Observed::Unknown | Observed::Ended => {
-                let why = "the target's agent was restarted before the guest arrived";
-                self.kill(cx, Some(why.into()));
-            }
+            // The address and the watch are lost with the earlier agent.
+            Observed::InMigrate => self.dismiss(cx, id, why),
+            Observed::Unknown | Observed::Ended => self.kill(cx, Some(why.into())),
             _ => {
                 // The earlier agent may have ended before it could.
                 self.act(cx, Act::Open);

@@ -91,6 +91,14 @@ impl VmMachine {
                 let step = ReceiveStep::Listening { address };
                 self.set(cx, Stage::Incoming { id, step });
             }
+            // It is paused by now, or will be; the answer tells.
+            (
+                GuestEvent::Arrived { .. },
+                Stage::Incoming {
+                    step: ReceiveStep::Dismissing { .. },
+                    ..
+                },
+            ) => {}
             (GuestEvent::Arrived { running }, Stage::Incoming { id, .. }) => {
                 let observed = if running {
                     Observed::Running
@@ -305,6 +313,16 @@ impl VmMachine {
                     step: ReceiveStep::Adopted { op },
                 },
             ) if *op == token => self.on_adopted_incoming(cx, *id, state),
+            (
+                GuestEvent::State(state),
+                Stage::Incoming {
+                    id,
+                    step: ReceiveStep::Dismissing { op, why },
+                },
+            ) if *op == token => {
+                let (id, why) = (*id, why.clone());
+                self.on_dismissed(cx, id, why, state);
+            }
             (GuestEvent::KillFailed { detail }, Stage::Killing { op, .. }) if *op == token => {
                 self.set_error(detail);
             }

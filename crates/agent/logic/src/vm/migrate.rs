@@ -444,8 +444,41 @@ impl VmMachine {
                 let step = ReceiveStep::Preparing;
                 self.set(cx, Stage::Incoming { id, step });
             }
-            Stage::Incoming { .. } if cancel => self.kill(cx, Some("it was cancelled".into())),
+            Stage::Incoming { id, step } if cancel => match step {
+                // Nothing can have arrived.
+                ReceiveStep::Preparing => self.kill(cx, Some("it was cancelled".into())),
+                ReceiveStep::Dismissing { .. } | ReceiveStep::Adopted { .. } => {}
+                ReceiveStep::Listening { .. } => self.dismiss(cx, *id, "it was cancelled"),
+            },
+            // It arrived while it was being dismissed.
+            Stage::Paused { .. } if entry.arrived == Some(id) => self.drive_run(cx, spec),
             _ => {}
+        }
+    }
+
+    /// A guest that is awaited is not wanted any more. It may arrive at this very moment, and then it stays: its memory is
+    /// here, and the source's is older than its disks as soon as it has run.
+    pub(super) fn dismiss(&mut self, cx: &mut Ctx<'_>, id: MigrationId, why: &str) {
+        self.answer_ask(cx, Err("the target has given up".into()));
+        let op = self.act(cx, Act::Dismiss);
+        let why = why.to_owned();
+        let step = ReceiveStep::Dismissing { op, why };
+        self.set(cx, Stage::Incoming { id, step });
+    }
+
+    pub(super) fn on_dismissed(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        id: MigrationId,
+        why: String,
+        state: Observed,
+    ) {
+        match state {
+            Observed::InMigrate | Observed::Unknown | Observed::Ended => self.kill(cx, Some(why)),
+            _ => {
+                self.act(cx, Act::Open);
+                self.arrived(cx, id, state);
+            }
         }
     }
 
@@ -493,6 +526,10 @@ impl VmMachine {
                         self.answer_ask(cx, Ok(address));
                     }
                     ReceiveStep::Preparing => {}
+                    ReceiveStep::Dismissing { why, .. } => {
+                        let why = why.clone();
+                        self.answer_ask(cx, Err(why));
+                    }
                     ReceiveStep::Adopted { .. } => {
                         self.answer_ask(cx, Err("the target's agent was restarted".into()));
                     }

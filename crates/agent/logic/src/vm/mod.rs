@@ -127,6 +127,11 @@ pub(crate) enum ReceiveStep {
     Adopted {
         op: Token,
     },
+    /// It is not wanted any more, if it is not here yet.
+    Dismissing {
+        op: Token,
+        why: String,
+    },
 }
 
 /// Where the VM stands here.

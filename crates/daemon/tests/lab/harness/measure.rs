@@ -8,6 +8,12 @@ use std::time::Duration;
 /// What a single round may exceed its limit by.
 pub(crate) const SLACK: f64 = 1.5;
 
+/// How often a scenario is gone through: enough for a limit, or what `QUORATE_ROUNDS` asks for.
+pub(crate) fn rounds(enough: usize) -> usize {
+    let wanted = std::env::var("QUORATE_ROUNDS").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(enough)
+}
+
 /// Prints a figure.
 pub(crate) fn measured(name: &str, value: f64, unit: &str, target: &str) {
     println!("MEASURED {name}: {value:.2} {unit} (target: {target})");

@@ -29,12 +29,18 @@ const ATTENTIONS: u32 = 5;
 /// the thread that was left behind.
 const COMMAND_TIMEOUT_MS: u32 = 10_000;
 
+/// What the host's SCSI layer says of a path that it mends, or of a command that it gave up meanwhile (`DID_BUS_BUSY`,
+/// `DID_ABORT`, `DID_RESET`, `DID_SOFT_ERROR`, `DID_IMM_RETRY`, `DID_REQUEUE`, `DID_TRANSPORT_DISRUPTED`). A path that it gave up
+/// (`DID_NO_CONNECT`, `DID_TRANSPORT_FAILFAST`) is not among them.
+const PASSING: [u16; 7] = [0x02, 0x05, 0x08, 0x0b, 0x0c, 0x0d, 0x0e];
+
 /// SAM status codes.
 const GOOD: u8 = 0x00;
 const CHECK_CONDITION: u8 = 0x02;
 const BUSY: u8 = 0x08;
 const CONFLICT: u8 = 0x18;
 const TASK_SET_FULL: u8 = 0x28;
+const TASK_ABORTED: u8 = 0x40;
 
 /// A block device of this host: a disk, or a multipath map of it.
 #[derive(Debug)]
@@ -77,7 +83,7 @@ impl LinuxDevice {
     fn pass(&self, cdb: &[u8], data: sys::Data<'_>) -> Result<usize, DeviceError> {
         let file = self.open()?;
         let mut data = data;
-        let mut last = DeviceError::Path("busy".into());
+        let mut last = DeviceError::Disturbed("busy".into());
         for _ in 0..ATTENTIONS {
             let done = sys::sg_io(&file, cdb, &mut data, COMMAND_TIMEOUT_MS)
                 .map_err(|errno| kernel(&errno.into()))?;
@@ -100,7 +106,7 @@ impl LinuxDevice {
 
     /// A change by the kernel's call. It answers with the device's status, without sense data.
     fn change(&self, file: &File, command: Command) -> Result<(), DeviceError> {
-        let mut last = DeviceError::Path("busy".into());
+        let mut last = DeviceError::Disturbed("busy".into());
         for _ in 0..ATTENTIONS {
             let status = match command {
                 Command::Register { key } => sys::register(file, 0, key, true),
@@ -120,7 +126,7 @@ impl LinuxDevice {
                         command.name()
                     ));
                 }
-                Some(BUSY | TASK_SET_FULL) => last = DeviceError::Path("busy".into()),
+                Some(BUSY | TASK_SET_FULL) => last = DeviceError::Disturbed("busy".into()),
                 _ => {
                     return Err(DeviceError::Path(format!("result {status:#x}")));
                 }
@@ -221,6 +227,12 @@ enum Verdict {
 }
 
 fn judge(done: &sys::Done) -> Verdict {
+    if PASSING.contains(&done.host_status) {
+        return Verdict::Failed(DeviceError::Disturbed(format!(
+            "host status {:#x}",
+            done.host_status
+        )));
+    }
     if done.host_status != 0 {
         return Verdict::Failed(DeviceError::Path(format!(
             "host status {:#x}",
@@ -230,7 +242,8 @@ fn judge(done: &sys::Done) -> Verdict {
     match done.status {
         GOOD => Verdict::Done,
         CONFLICT => Verdict::Failed(DeviceError::Conflict),
-        BUSY | TASK_SET_FULL => Verdict::Again(DeviceError::Path("busy".into())),
+        BUSY | TASK_SET_FULL => Verdict::Again(DeviceError::Disturbed("busy".into())),
+        TASK_ABORTED => Verdict::Failed(DeviceError::Disturbed("it was aborted".into())),
         CHECK_CONDITION => {
             let sense = wire::parse_sense(&done.sense);
             if sense.is_unit_attention() {
@@ -302,10 +315,20 @@ mod tests {
             judge(&done(CHECK_CONDITION, 0, &illegal)),
             Verdict::Failed(DeviceError::Unsupported(_))
         ));
-        assert!(matches!(
-            judge(&done(GOOD, 1, &[])),
-            Verdict::Failed(DeviceError::Path(_))
-        ));
+        for gone in [0x01, 0x03, 0x0f] {
+            let Verdict::Failed(error @ DeviceError::Path(_)) = judge(&done(GOOD, gone, &[]))
+            else {
+                panic!("{gone:#x}")
+            };
+            assert!(!error.may_pass());
+        }
+        // Transport disrupted, reset; a task that was aborted.
+        for (status, host) in [(GOOD, 0x0e), (GOOD, 0x08), (TASK_ABORTED, 0)] {
+            let Verdict::Failed(error) = judge(&done(status, host, &[])) else {
+                panic!("{status:#x} {host:#x}")
+            };
+            assert!(error.may_pass(), "{error}");
+        }
     }
 
     #[test]

@@ -240,14 +240,7 @@ pub fn fence(spec: &PoolSpec) -> FenceView {
 /// The name under which an image of this pool is listed, however a manifest writes it.
 #[must_use]
 pub fn listed_name(spec: &PoolSpec, image: &str) -> String {
-    let canonical = match spec {
-        PoolSpec::Iscsi(pool) => pool
-            .lun_of(image)
-            .ok()
-            .and_then(|unit| pool.image_of(&unit.target, unit.lun)),
-        _ => None,
-    };
-    canonical.unwrap_or_else(|| image.to_owned())
+    spec.canonical(image)
 }
 
 /// Whether images are made in it, so that its room matters; units of a SAN are there or not.

@@ -266,6 +266,39 @@ pub enum Command {
         /// Which.
         service: ServiceName,
     },
+    /// A job of a host is about to write to an image. Since format 4.
+    BeginImageWrite {
+        /// Which pool.
+        pool: PoolName,
+        /// The image.
+        image: String,
+        /// The host.
+        host: HostName,
+        /// What it does, for people.
+        what: String,
+    },
+    /// The host writes to an image no more. Since format 4.
+    EndImageWrite {
+        /// Which pool.
+        pool: PoolName,
+        /// The image.
+        image: String,
+        /// The host.
+        host: HostName,
+    },
+    /// An operator's word: a disk's copy on this host is the one that counts, whatever it lacks. Since format 4.
+    AcceptCopy {
+        /// The VM that has the disk.
+        vm: VmName,
+        /// The disk's pool.
+        pool: PoolName,
+        /// Its image.
+        image: String,
+        /// The host of the copy.
+        host: HostName,
+        /// The life of the copy that was looked at.
+        since: Revision,
+    },
 }
 
 /// A change of a service that the leader makes by itself.

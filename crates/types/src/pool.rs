@@ -316,6 +316,19 @@ impl PoolSpec {
         matches!(self, Self::Local(_) | Self::Mirrored(_))
     }
 
+    /// The one name of an image: a unit of a SAN can be written with its target and number, or by a short name.
+    #[must_use]
+    pub fn canonical(&self, image: &str) -> String {
+        let canonical = match self {
+            Self::Iscsi(pool) => pool
+                .lun_of(image)
+                .ok()
+                .and_then(|unit| pool.image_of(&unit.target, unit.lun)),
+            _ => None,
+        };
+        canonical.unwrap_or_else(|| image.to_owned())
+    }
+
     /// Whether a disk has a copy on a second host.
     pub fn is_mirrored(&self) -> bool {
         matches!(self, Self::Mirrored(_))

@@ -11,6 +11,7 @@
 //!
 //! Must not: decide anything; retry anything but a kill that is under way.
 
+mod grow;
 pub(crate) mod handoff;
 pub(crate) mod held;
 mod make;
@@ -19,6 +20,7 @@ mod outgoing;
 mod probe;
 mod reserve;
 mod watch;
+mod write_maps;
 
 use crate::exports::Exports;
 use crate::facts::OpenPools;
@@ -66,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) pids: Mutex<BTreeMap<VmName, i32>>,
     /// The guests that the tasks are in charge of, for work on their disks.
     pub(crate) guests: Mutex<BTreeMap<VmName, Arc<dyn Vm>>>,
+    /// Disks with copies that shall become larger.
+    pub(crate) growing: grow::Growing,
     /// The units of guests that have reservations.
     pub(crate) units: Mutex<BTreeMap<VmName, Units>>,
     pub(crate) inbox: mpsc::Sender<Message>,

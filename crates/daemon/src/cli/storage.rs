@@ -1,6 +1,7 @@
 //! `storage`: pools in full. Pages are pure: data in, text out.
 
 use super::Context;
+use super::copies::{self, CopiesCommand};
 use super::error::CliError;
 use super::output::{Output, Tone, bytes, cell, span, trimmed};
 use super::reservation::{self, DeviceArgs};
@@ -22,6 +23,9 @@ pub(crate) enum StorageCommand {
         /// Which.
         name: PoolName,
     },
+    /// Copies of disks of the hosts' own pools: show them, or decide which one counts.
+    #[command(subcommand)]
+    Copies(CopiesCommand),
     /// The SCSI-3 reservation keys on a LUN of this host's kernel: who may write it. Changes nothing.
     Keys(DeviceArgs),
     /// Try whether a pool's SAN shuts an initiator out when told; or, of a scratch LUN of this host's
@@ -46,6 +50,7 @@ pub(crate) struct DrillArgs {
 
 pub(crate) async fn run(context: &Context, command: StorageCommand) -> Result<(), CliError> {
     match command {
+        StorageCommand::Copies(command) => copies::run(context, command).await,
         StorageCommand::Keys(args) => reservation::keys(&context.output, &args).await,
         StorageCommand::Drill(args) => drill(context, args).await,
         StorageCommand::List => {

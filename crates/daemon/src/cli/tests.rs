@@ -5,7 +5,7 @@ use super::args::{Cli, Command, Format, HostCommand, VmCommand};
 use super::output::{Output, bytes, span};
 use super::plan::Then;
 use super::wait::{Goal, Standing};
-use super::{error::CliError, host, image, manifest, service, show, status, storage};
+use super::{copies, error::CliError, host, image, manifest, service, show, status, storage};
 use clap::{CommandFactory as _, Parser as _};
 use jiff::tz::TimeZone;
 use quorate_api::view::{ClusterView, Explanation};
@@ -69,7 +69,7 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
             "list, show, drain, resume, label, fence, confirm-dead, remove",
         ),
         ("service", "list, show, drain, resume, trace"),
-        ("storage", "list, show, keys, drill"),
+        ("storage", "list, show, copies, keys, drill"),
         ("secret", "set, list, delete"),
     ] {
         let command = Cli::command();
@@ -99,6 +99,9 @@ fn commands_are_understood() {
     };
     assert_eq!((name.as_str(), to.unwrap().as_str()), ("db", "h2"));
     assert_eq!((wait.wait, wait.timeout), (true, Millis::secs(90)));
+    parse("quorate storage copies show").unwrap();
+    parse("quorate storage copies accept db root --host h2 --yes").unwrap();
+    assert!(parse("quorate storage copies accept db root").is_err());
     let cli = parse("quorate host confirm-dead h3 --yes").unwrap();
     assert!(matches!(
         cli.command,
@@ -191,6 +194,33 @@ fn colours_are_only_added_never_needed() {
             .collect::<Vec<_>>()
     };
     assert_eq!(words(&plain), words(&status::page(&PLAIN, &trouble())));
+}
+
+#[test]
+fn copies_of_disks_and_what_is_at_stake() {
+    let mut view = trouble();
+    let copy = |host: &str, in_step, since: u64| {
+        serde_json::from_value(serde_json::json!({
+            "pool": "safe", "image": "db", "host": host, "in_step": in_step, "since": since,
+            "percent": null, "problem": null,
+        }))
+        .unwrap()
+    };
+    let vm = &mut view.vms[0];
+    let since = 1_700_000_000_000;
+    vm.copies = vec![copy("h1", true, since), copy("h2", false, since + 60_000)];
+    vm.why = format!(
+        "no host can take it; `quorate storage copies accept {} db --host h2`",
+        vm.name
+    );
+    let (h1, h2) = ("h1".parse().unwrap(), "h2".parse().unwrap());
+    let text = [
+        copies::page(&PLAIN, &view.vms),
+        copies::warning(&view.vms[0], "db", &h2),
+        copies::warning(&view.vms[0], "db", &h1),
+        copies::page(&PLAIN, &view.vms[1..]),
+    ];
+    golden("copies.txt", &text.join("\n\n"));
 }
 
 #[test]

@@ -168,6 +168,12 @@ impl Core {
                     .map(Answer::Export)
                     .map_err(|error| RpcStatus::new(409, error))
             }
+            Ask::FlushCopy(request) => {
+                let flushed = self.agent.flush_copy(request).await;
+                flushed
+                    .map(|()| Answer::Done(String::new()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
             Ask::HandOver { vm, id } => {
                 let handed = self.agent.hand_over(vm, id).await;
                 handed

@@ -423,6 +423,7 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
     change.state.pool_markers.remove(pool);
     change.state.pool_drills.remove(pool);
     super::copies::forget_pool(change.state, pool);
+    super::writes::forget(change.state, |of, _, _| of == pool);
     super::storage::forget_cuts(change, |_, gone| gone == pool);
     change.topology_changed();
     change.event(

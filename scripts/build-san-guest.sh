@@ -62,7 +62,7 @@ host="drivers/scsi/sd_mod drivers/scsi/sg drivers/scsi/scsi_transport_iscsi driv
 
 stamp=$({
     cd "$root"
-    find crates/san/src/bin crates/san/guest crates/storage/src/reservation crates/guest/src -type f | sort | xargs sha256sum
+    find crates/san/src crates/san/guest crates/storage/src crates/types/src crates/guest/src -type f | sort | xargs sha256sum
     sha256sum crates/san/Cargo.toml scripts/build-san-guest.sh "$kernel_deb" "$debs"/*.deb | cut -d' ' -f1
     "$cargo" --version
 } | sha256sum | cut -d' ' -f1)

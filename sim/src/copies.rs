@@ -328,7 +328,8 @@ impl World {
         let said = said_of(&kept.disk, &kept.host, &kept.copy, phase);
         self.own.said.insert((host, vm.clone()), said);
         match step {
-            MirrorStep::Nothing => {}
+            // No disk here becomes larger.
+            MirrorStep::Nothing | MirrorStep::Grow => {}
             MirrorStep::Drop => {
                 self.note_guest(proc, "lets go of its copy");
                 self.own.mirrors.remove(&proc);

@@ -525,5 +525,6 @@ fn empty_report(at: &crate::host::Host, local: Instant, state: &State) -> HostRe
         vms: BTreeMap::new(),
         services: BTreeMap::new(),
         uplinks: crate::services::uplinks(),
+        offences: BTreeMap::new(),
     }
 }

@@ -536,6 +536,7 @@ impl World {
                     healthy,
                     problem: None,
                     flows: draining.then_some(flows as u64),
+                    refused: None,
                 };
                 (guest.vm.clone(), member)
             });

@@ -127,6 +127,7 @@ fn report(name: &HostName, mib: u64) -> anyhow::Result<HostReport> {
         vms: BTreeMap::new(),
         services: BTreeMap::new(),
         uplinks: BTreeMap::new(),
+        offences: BTreeMap::new(),
     })
 }
 

@@ -18,7 +18,8 @@ use crate::services::edges::{self, ShippedFlows};
 use crate::services::{self, Services};
 use crate::vm::{self, Command, Shared, text};
 use quorate_agent_logic::{
-    Adopted, ExportOffer, ExportRequest, HostLogic, Observed, ObservedMigration, TargetSays, Token,
+    Adopted, ExportOffer, ExportRequest, FlushRequest, HostLogic, Observed, ObservedMigration,
+    TargetSays, Token,
 };
 use quorate_hypervisor::{Adoption, GuestState, HypervisorError, MigrationStatus, Vm};
 use quorate_membership::Instant;
@@ -117,6 +118,7 @@ impl Agent {
             units: Mutex::new(BTreeMap::new()),
             inbox: inbox.clone(),
             exports,
+            growing: Default::default(),
             services,
             deadline_ns: AtomicU64::new(0),
             tasks: TaskTracker::new(),
@@ -409,6 +411,14 @@ impl AgentHandle {
         crate::exports::open(&self.inner.shared.exports, request).await
     }
 
+    /// For the owner of a disk: everything that its copy on this host was sent is on stable storage, and marked.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn flush_copy(&self, request: FlushRequest) -> Result<(), String> {
+        crate::exports::flush(&self.inner.shared.exports, request).await
+    }
+
     /// For the source of a migration: flows of its guest's edges.
     ///
     /// # Errors
@@ -468,6 +478,14 @@ impl AgentHandle {
             .unwrap_or_else(PoisonError::into_inner)
             .get(vm)
             .cloned()
+    }
+
+    /// Gives a disk of a guest of this host more room; one that has a copy is without it for the moment.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub async fn grow_mirrored(&self, vm: &VmName, disk: usize, bytes: u64) -> Result<(), String> {
+        self.inner.shared.growing.ask(vm, disk, bytes).await
     }
 
     /// What the VM wrote to its serial port.

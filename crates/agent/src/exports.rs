@@ -6,8 +6,9 @@
 //! copy, has passed, and before a guest of this host starts on the image; exports outlive the agent. An image of a
 //! `local` pool is removed when the replica, which had this host's copy on record, has it on another host only.
 
+use crate::mark;
 use crate::vm::{Shared, text};
-use quorate_agent_logic::{ExportOffer, ExportRequest, keeps_export, may_export};
+use quorate_agent_logic::{ExportOffer, ExportRequest, FlushRequest, keeps_export, may_export};
 use quorate_hypervisor::qemu::export::{self, Export, ExportConfig};
 use quorate_state::State;
 use quorate_storage::{DiskFormat, DiskSpec};
@@ -26,6 +27,7 @@ const QUEUE: usize = 64;
 /// What the task is asked.
 pub(crate) enum Call {
     Open(ExportRequest, oneshot::Sender<Result<ExportOffer, String>>),
+    Flush(FlushRequest, oneshot::Sender<Result<(), String>>),
     Close(PoolName, String, oneshot::Sender<Result<(), String>>),
 }
 
@@ -47,7 +49,15 @@ pub(crate) async fn open(exports: &Exports, request: ExportRequest) -> Result<Ex
     answer.await.map_err(|_| GONE.to_owned())?
 }
 
-/// Makes sure that nobody writes to an image from outside any more.
+/// Brings a copy that is written to stable storage, and marks it.
+pub(crate) async fn flush(exports: &Exports, request: FlushRequest) -> Result<(), String> {
+    let (reply, answer) = oneshot::channel();
+    let sent = exports.send(Call::Flush(request, reply)).await;
+    sent.map_err(|_| GONE.to_owned())?;
+    answer.await.map_err(|_| GONE.to_owned())?
+}
+
+/// Makes sure that nobody writes to an image from outside any more; somebody here is about to.
 pub(crate) async fn close(exports: &Exports, pool: &PoolName, image: &str) -> Result<(), String> {
     let (reply, answer) = oneshot::channel();
     let call = Call::Close(pool.clone(), image.to_owned(), reply);
@@ -77,8 +87,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut calls: mpsc::Receiver<Call>) {
         tokio::select! {
             call = calls.recv() => match call {
                 Some(Call::Open(request, reply)) => drop(reply.send(task.serve(request).await)),
+                Some(Call::Flush(request, reply)) => task.flush(request, reply),
                 Some(Call::Close(pool, image, reply)) => {
-                    drop(reply.send(task.close(&(pool, image)).await));
+                    drop(reply.send(task.take(&(pool, image)).await));
                 }
                 None => return,
             },
@@ -122,6 +133,43 @@ impl Task {
             tracing::info!(pool = %key.0, image = key.1, "a copy takes no more writes");
         }
         Ok(())
+    }
+
+    /// The image is for this host's own guest: what its mark says will not hold.
+    async fn take(&mut self, key: &Key) -> Result<(), String> {
+        self.close(key).await?;
+        let Ok(pool) = self.shared.pool(&key.0) else {
+            return Ok(());
+        };
+        let info = pool.disk_info(&key.1, DiskFormat::Raw).await;
+        let path = info
+            .ok()
+            .and_then(|info| info.source.path().map(Path::to_owned));
+        let Some(path) = path else {
+            return Ok(());
+        };
+        mark::remove(&path).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// In a task of its own: storage may take its time.
+    fn flush(&self, request: FlushRequest, reply: oneshot::Sender<Result<(), String>>) {
+        let key = (request.pool.clone(), request.image.clone());
+        let open = self.open.get(&key);
+        let live = open.filter(|open| open.name() == request.export);
+        let live = live.and_then(|_| export::find(&self.dir(&key)).ok().flatten());
+        let Some(live) = live else {
+            let text = format!("the copy of {} is not written by {}", key.1, request.export);
+            return drop(reply.send(Err(text)));
+        };
+        self.shared.spawn(async move {
+            let image = live.config.image;
+            let marked = tokio::task::spawn_blocking(move || {
+                mark::set(&image, &request.export)
+                    .map_err(|error| format!("{}: {error}", image.display()))
+            });
+            let marked = marked.await.map_err(|error| error.to_string());
+            let _ = reply.send(marked.and_then(|marked| marked));
+        });
     }
 
     async fn sweep(&mut self) {
@@ -196,9 +244,17 @@ impl Task {
             create: true,
         };
         let info = pool.disk_info(&spec.image, spec.format).await;
-        if info.is_ok_and(|info| info.virtual_bytes != request.size) {
-            let deleted = pool.delete_disk(&spec.image).await;
-            deleted.map_err(|error| text(&error))?;
+        match info.map_or(request.size, |info| info.virtual_bytes) {
+            size if size > request.size => {
+                let deleted = pool.delete_disk(&spec.image).await;
+                deleted.map_err(|error| text(&error))?;
+            }
+            // The disk was made larger; what it has is the same.
+            size if size < request.size => {
+                let grown = pool.resize_disk(&spec.image, spec.format, request.size);
+                grown.await.map_err(|error| text(&error))?;
+            }
+            _ => {}
         }
         let made = pool
             .ensure_disk(&spec)
@@ -258,5 +314,6 @@ fn offer(export: &Export) -> ExportOffer {
     ExportOffer {
         address: export.address.to_string(),
         name: export.config.name.clone(),
+        mark: mark::read(&export.config.image),
     }
 }

@@ -3,7 +3,7 @@
 use crate::guard::client::{GuardClient, GuardError, GuardStatus, Registration};
 use crate::services::edges::ShippedFlows;
 use async_trait::async_trait;
-use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+use quorate_agent_logic::{ExportOffer, ExportRequest, FlushRequest, TargetSays};
 use quorate_balancer::{Datapath, Pin};
 use quorate_hypervisor::{Accel, Hypervisor, ProcessIdentity};
 use quorate_network::NetworkDriver;
@@ -46,6 +46,13 @@ pub trait PeerAsk: Send + Sync + 'static {
     /// [`crate::AgentHandle::export`]. Bounded by the caller.
     async fn ask_export(&self, to: HostName, request: ExportRequest)
     -> Result<ExportOffer, String>;
+
+    /// Asks the host of a copy to bring it to stable storage and to mark it; done there by
+    /// [`crate::AgentHandle::flush_copy`]. Bounded by the caller.
+    async fn ask_flush(&self, to: HostName, request: FlushRequest) -> Result<(), String> {
+        let _ = request;
+        Err(format!("{to} flushes no copies"))
+    }
 
     /// Asks the target of a migration, at the pause before the switchover, to take over what only one host may
     /// have; answered there by [`crate::AgentHandle::hand_over`]. Bounded by the caller.

@@ -69,6 +69,19 @@ pub trait Backend: Send + Sync + 'static {
         witness: bool,
     ) -> Result<JoinToken, ApiError>;
 
+    /// Looks whether a disk witness can be on this unit. What it returns is of note.
+    ///
+    /// # Errors
+    /// [`ApiError`]: it is too small, is not there, or has data on it and is not to be forced.
+    async fn check_witness_disk(
+        &self,
+        _pool: &PoolName,
+        _disk: &str,
+        _force: bool,
+    ) -> Result<Vec<String>, ApiError> {
+        Ok(Vec::new())
+    }
+
     /// Votes and the witness; when no leader answers, what this host remembers.
     async fn quorum(&self) -> Result<QuorumView, ApiError> {
         Ok(crate::build_quorum(&self.state(), None))

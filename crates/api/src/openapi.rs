@@ -29,6 +29,7 @@ use utoipa::OpenApi;
         routes::stop_vm,
         routes::migrate_vm,
         routes::cancel_move,
+        routes::accept_copy,
         routes::explain_vm,
         routes::vm_logs,
         routes::vm_console,

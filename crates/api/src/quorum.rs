@@ -84,6 +84,9 @@ pub struct WitnessView {
     #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolName>,
+    /// Of a disk witness on a unit: which of the pool's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
     /// Of a remote witness: its name.
     #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -140,6 +143,12 @@ pub struct QuorumRequest {
     #[schema(value_type = Option<String>)]
     #[serde(default)]
     pub pool: Option<PoolName>,
+    /// On which unit (a LUN, a device) of a pool that has no files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Also if there are data on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// What choosing a witness did.

@@ -198,6 +198,7 @@ pub fn fence(spec: &PoolSpec) -> FenceView {
     let by = match spec {
         PoolSpec::Rbd(pool) => pool.blocklist.then_some("blocklist"),
         PoolSpec::Block(pool) => pool.reservations.then_some("reservation"),
+        PoolSpec::Iscsi(pool) if pool.has_reservations() => Some("reservation"),
         _ => spec.access().map(|access| access.name()),
     };
     let meaning = match spec {
@@ -239,14 +240,7 @@ pub fn fence(spec: &PoolSpec) -> FenceView {
 /// The name under which an image of this pool is listed, however a manifest writes it.
 #[must_use]
 pub fn listed_name(spec: &PoolSpec, image: &str) -> String {
-    let canonical = match spec {
-        PoolSpec::Iscsi(pool) => pool
-            .lun_of(image)
-            .ok()
-            .and_then(|unit| pool.image_of(&unit.target, unit.lun)),
-        _ => None,
-    };
-    canonical.unwrap_or_else(|| image.to_owned())
+    spec.canonical(image)
 }
 
 /// Whether images are made in it, so that its room matters; units of a SAN are there or not.

@@ -619,6 +619,17 @@ pub struct MigrateRequest {
     pub accept_stops: bool,
 }
 
+/// An operator's word: a disk's copy is the one that counts, whatever it lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptCopyRequest {
+    /// The disk, by its image.
+    pub image: String,
+    /// The host of the copy.
+    #[schema(value_type = String)]
+    pub host: HostName,
+}
+
 /// How a host is drained.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

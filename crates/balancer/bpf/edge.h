@@ -122,7 +122,7 @@ INLINE int follow(struct __sk_buff *skb, struct cpu *cpu, struct edge *edge, str
 	struct config *config = bpf_map_lookup_elem(&settings, &zero);
 
 	if (!config || !edge->uplink || !same_mac(ether->destination, edge->mac) || is_ours(ether->source, MAC_BOUNCED) ||
-	    is_ours(ether->source, MAC_FINAL)) {
+	    is_ours(ether->source, MAC_FINAL) || is_ours(ether->source, MAC_HELD)) {
 		count(cpu, CAUSE_STRAGGLER);
 		return TCX_DROP;
 	}
@@ -275,6 +275,9 @@ INLINE int to_guest(struct __sk_buff *skb, struct cpu *cpu, struct edge *edge)
 		return TCX_NEXT;
 	if (edge->flags & EDGE_FORWARD)
 		return follow(skb, cpu, edge, ether);
+	/* It came to the guest's edge at its last host, which has made of it what the guest is to see. */
+	if (is_ours(ether->source, MAC_HELD))
+		return TCX_NEXT;
 	if (edge->member == NO_MEMBER || skb->vlan_present || !same_mac(ether->destination, edge->mac))
 		return TCX_NEXT;
 	if (parse(data, end, skb->len, &packet) != PARSED)

@@ -8,7 +8,7 @@ INLINE int guard_mac(struct edge *edge, struct ether *ether)
 {
 	if (ether->source[0] == 0x02 && ether->source[1] == 0x51 &&
 	    (ether->source[2] == MAC_VIRTUAL || ether->source[2] == MAC_DIRECTOR || ether->source[2] == MAC_BOUNCED ||
-	     ether->source[2] == MAC_FINAL))
+	     ether->source[2] == MAC_FINAL || ether->source[2] == MAC_HELD))
 		return 1;
 	return edge->flags & GUARD_MAC && !same_mac(ether->source, edge->mac);
 }

@@ -147,7 +147,7 @@ INLINE int same_mac(const __u8 *left, const __u8 *right)
 	return ((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2])) == 0;
 }
 
-/* 02:51 and one of the datapath's letters: V(irtual), D(irector), B(ounced), F(inal). */
+/* 02:51 and one of the datapath's letters: V(irtual), D(irector), B(ounced), F(inal), H(eld). */
 INLINE int is_ours(const __u8 *mac, __u8 letter)
 {
 	return mac[0] == 0x02 && mac[1] == 0x51 && mac[2] == letter;
@@ -157,6 +157,7 @@ INLINE int is_ours(const __u8 *mac, __u8 letter)
 #define MAC_DIRECTOR 0x44
 #define MAC_BOUNCED 0x42
 #define MAC_FINAL 0x46
+#define MAC_HELD 0x48
 
 INLINE struct address mapped(__u32 ipv4)
 {

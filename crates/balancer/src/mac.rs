@@ -15,6 +15,9 @@ pub const BOUNCED: [u8; 3] = [0x02, 0x51, 0x42];
 /// Leading octets of a frame that was sent back: whoever gets it serves it.
 pub const FINAL: [u8; 3] = [0x02, 0x51, 0x46];
 
+/// Leading octets of a frame that came for a guest while it changed hosts: what an edge had to do with it is done.
+pub const HELD: [u8; 3] = [0x02, 0x51, 0x48];
+
 fn with_number(prefix: [u8; 3], number: u64) -> [u8; 6] {
     let [.., x, y, z] = number.to_be_bytes();
     let [a, b, c] = prefix;
@@ -43,6 +46,12 @@ pub fn bounced_mac(node: NodeId) -> [u8; 6] {
 #[must_use]
 pub fn final_mac(node: NodeId) -> [u8; 6] {
     with_number(FINAL, node)
+}
+
+/// The source of frames that waited on this host for a guest which runs elsewhere now.
+#[must_use]
+pub fn held_mac(node: NodeId) -> [u8; 6] {
+    with_number(HELD, node)
 }
 
 /// The cluster's multicast address for a service (attractor `igmp`), and the group that stands for it: `239.81.x.y` of
@@ -74,6 +83,7 @@ mod tests {
             director_mac(1),
             bounced_mac(1),
             final_mac(1),
+            held_mac(1),
         ];
         for (index, mac) in all.iter().enumerate() {
             assert_eq!(mac[0] & 3, 2);

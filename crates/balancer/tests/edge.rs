@@ -542,7 +542,13 @@ async fn a_guest_sends_only_what_it_may() {
         assert_eq!(run(frame), NEXT);
     }
     // Never: the datapath's own addresses, a service's address.
-    for prefix in [macs::VIRTUAL, macs::DIRECTOR, macs::BOUNCED, macs::FINAL] {
+    for prefix in [
+        macs::VIRTUAL,
+        macs::DIRECTOR,
+        macs::BOUNCED,
+        macs::FINAL,
+        macs::HELD,
+    ] {
         let [a, b, c] = prefix;
         assert_eq!(run(&thief.clone().from([a, b, c, 0, 0, 1]).build()), DROP);
     }
@@ -591,7 +597,7 @@ async fn what_comes_for_a_guest_that_has_left_follows_it_once() {
     assert_eq!(verdict.code, REDIRECT);
     let mut sent = frame.clone().to(mac(1)).from(macs::bounced_mac(1)).build();
     assert_eq!(verdict.frame, sent);
-    for address in [macs::bounced_mac(2), macs::final_mac(2)] {
+    for address in [macs::bounced_mac(2), macs::final_mac(2), macs::held_mac(2)] {
         sent[6..12].copy_from_slice(&address);
         assert_eq!(edges.run("edge_to_guest", 1, &sent).code, DROP);
     }
@@ -601,6 +607,28 @@ async fn what_comes_for_a_guest_that_has_left_follows_it_once() {
     );
     edges.0.datapath.open_edge("qt-1").await.unwrap();
     rewritten(&edges.guest_gets(1, &frame), CLIENT4, &own4(1));
+}
+
+#[tokio::test]
+async fn what_waited_for_a_guest_at_its_last_host_passes_as_it_is() {
+    if !permitted("edge") {
+        return;
+    }
+    let edges = Edges::new(common::table(vec![version(1, &[1])]), &[1]).await;
+    for (client, vip, own) in families(1) {
+        // The other host's edge has rewritten it: here it is no packet for the guest's own address, whose replies would
+        // stay as they are, not even the first of a connection.
+        let known = edges.flows(1).await.len();
+        for flags in [SYN, ACK] {
+            let held = Frame::tcp(client, &own, 1000, 80, flags).from(macs::held_mac(2));
+            let verdict = edges.guest_gets(1, &held);
+            assert_eq!(verdict.code, NEXT);
+            assert_eq!(verdict.frame, held.to(mac(1)).build());
+        }
+        assert_eq!(edges.flows(1).await.len(), known);
+        let reply = Frame::tcp(&own, client, 80, 1000, SYN | ACK);
+        rewritten(&edges.guest_sends(1, &reply), vip, client);
+    }
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ mod error;
 mod fault;
 mod log;
 mod machine;
+mod media;
 mod members;
 mod network;
 mod node;
@@ -55,6 +56,7 @@ pub use config::{Config, Role, Timings};
 pub use error::{
     BarrierError, BootstrapError, HandleError, MembershipError, OpenError, ProposeError,
 };
+pub use media::{LogMedium, Media, SnapshotMedium};
 pub use node::Consensus;
 pub use tenure::Tenure;
 

@@ -18,11 +18,12 @@ use crate::fault::FaultCell;
 use crate::log::LogStore;
 use crate::log::file::LogFile;
 use crate::machine::MachineStore;
+use crate::media::{Backend, Media};
 use crate::network::Network;
 use crate::quiet::Quiet;
 use crate::quorum::AckTable;
 use crate::serve::Inbound;
-use crate::snapshot::SnapshotStore;
+use crate::snapshot::{Place, SnapshotStore};
 use crate::tenure::Gate;
 use crate::types::Raft;
 use crate::{Applied, Config, Leadership, LogStatus, NodeId, PeerLink, RaftMethod, StateMachine};
@@ -85,6 +86,24 @@ impl<M: StateMachine> Consensus<M> {
         Self::open_on(config, machine, link, move || LogFile::open(&path, node_id)).await
     }
 
+    /// As [`Consensus::open`], on media instead of files. `config.dir` only names them in messages.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open_media(
+        config: Config,
+        machine: M,
+        link: Arc<dyn PeerLink>,
+        media: Media,
+    ) -> Result<Self, OpenError> {
+        let path = config.dir.join(LOG_FILE);
+        let node_id = config.node_id;
+        let place = Place::Medium(media.snapshot, config.dir.join("snapshot"));
+        let log = Backend(media.log);
+        let open = move || LogFile::open_with_backend(log, &path, node_id);
+        Self::open_in(config, machine, link, open, place).await
+    }
+
     /// As [`Consensus::open`], on the log file that `open_log` opens.
     pub(crate) async fn open_on(
         config: Config,
@@ -92,15 +111,25 @@ impl<M: StateMachine> Consensus<M> {
         link: Arc<dyn PeerLink>,
         open_log: impl FnOnce() -> Result<LogFile, OpenError> + Send + 'static,
     ) -> Result<Self, OpenError> {
+        let place = Place::Dir(config.dir.clone());
+        Self::open_in(config, machine, link, open_log, place).await
+    }
+
+    async fn open_in(
+        config: Config,
+        machine: M,
+        link: Arc<dyn PeerLink>,
+        open_log: impl FnOnce() -> Result<LogFile, OpenError> + Send + 'static,
+        place: Place,
+    ) -> Result<Self, OpenError> {
         let raft_config = Arc::new(config.openraft()?);
         let acks = Arc::new(AckTable::default());
         let quiet = Arc::new(Quiet::new(BootTime::now()));
         let gate = Gate(config.tenure.clone());
         let fault = FaultCell::gated(gate.clone());
         let (log, machine) = {
-            let dir = config.dir.clone();
             let (acks, fault) = (Arc::clone(&acks), fault.clone());
-            tokio::task::spawn_blocking(move || open_files(&dir, open_log, machine, acks, fault))
+            tokio::task::spawn_blocking(move || open_files(place, open_log, machine, acks, fault))
                 .await
                 .map_err(|e| OpenError::Start {
                     reason: e.to_string(),
@@ -414,19 +443,21 @@ impl<M: StateMachine> Consensus<M> {
 
 /// Blocking part of [`Consensus::open`].
 fn open_files<M: StateMachine>(
-    dir: &std::path::Path,
+    place: Place,
     open_log: impl FnOnce() -> Result<LogFile, OpenError> + Send + 'static,
     machine: M,
     acks: Arc<AckTable>,
     fault: FaultCell,
 ) -> Result<(LogStore, MachineStore<M>), OpenError> {
-    std::fs::create_dir_all(dir).map_err(|source| OpenError::Io {
-        path: dir.to_path_buf(),
-        source,
-    })?;
+    if let Place::Dir(dir) = &place {
+        std::fs::create_dir_all(dir).map_err(|source| OpenError::Io {
+            path: dir.clone(),
+            source,
+        })?;
+    }
     let log = LogStore::open(open_log, acks, fault.clone())?;
     // Under the lock of the log from here on.
-    let restored = SnapshotStore::open(dir)
+    let restored = SnapshotStore::open_in(place)
         .and_then(|(snapshots, snapshot)| MachineStore::new(machine, snapshots, snapshot, fault));
     match restored {
         Ok(machine) => Ok((log, machine)),

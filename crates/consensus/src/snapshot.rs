@@ -1,6 +1,6 @@
 //! The snapshot file.
 //!
-//! Owns `snapshot` (and `snapshot.tmp`) in the node's directory. What always holds: the file is replaced
+//! Owns `snapshot` (and `snapshot.tmp`) in the node's directory, or the same bytes on a medium. What always holds: the file is replaced
 //! by write, fsync, rename, directory fsync, so a crash leaves the old or the new one; its checksum covers
 //! header and contents; an older snapshot never replaces a newer one. It must not look into the contents.
 //!
@@ -10,12 +10,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
 use crate::error::OpenError;
+use crate::media::SnapshotMedium;
 use crate::types::SnapshotMeta;
 
 const MAGIC_PREFIX: &[u8; 6] = b"QRSNAP";
@@ -23,10 +26,56 @@ const MAGIC: &[u8; 8] = b"QRSNAP01";
 const NAME: &str = "snapshot";
 const TEMPORARY: &str = "snapshot.tmp";
 
+/// Where the snapshot is.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// In this directory.
+    Dir(PathBuf),
+    /// On a medium that messages call so.
+    Medium(Box<dyn SnapshotMedium>, PathBuf),
+}
+
+impl Place {
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Dir(dir) => dir.join(NAME),
+            Self::Medium(_, name) => name.clone(),
+        }
+    }
+
+    fn load(&self) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Medium(medium, _) => medium.load(),
+            Self::Dir(dir) => match fs::read(dir.join(NAME)) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Stores the parts one after the other, in the place of what was there.
+    fn replace(&self, parts: &[&[u8]]) -> io::Result<()> {
+        let dir = match self {
+            Self::Medium(medium, _) => return medium.replace(&parts.concat()),
+            Self::Dir(dir) => dir,
+        };
+        let temporary = dir.join(TEMPORARY);
+        let mut file = File::create(&temporary)?;
+        for part in parts {
+            file.write_all(part)?;
+        }
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&temporary, dir.join(NAME))?;
+        File::open(dir)?.sync_all()
+    }
+}
+
 /// The snapshot file of one node.
 #[derive(Debug)]
 pub(crate) struct SnapshotStore {
-    dir: PathBuf,
+    place: Place,
     /// The lock also serialises writers.
     state: Mutex<StoreState>,
 }
@@ -47,19 +96,27 @@ pub(crate) struct StoredSnapshot {
 
 impl SnapshotStore {
     /// Reads and checks the file in `dir`, if there is one.
+    #[cfg(test)]
     pub(crate) fn open(dir: &Path) -> Result<(Self, Option<StoredSnapshot>), OpenError> {
-        let path = dir.join(NAME);
-        match fs::remove_file(dir.join(TEMPORARY)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(OpenError::Io {
-                    path: dir.join(TEMPORARY),
-                    source,
-                });
+        Self::open_in(Place::Dir(dir.to_path_buf()))
+    }
+
+    /// Reads and checks what is there, if there is anything.
+    pub(crate) fn open_in(place: Place) -> Result<(Self, Option<StoredSnapshot>), OpenError> {
+        if let Place::Dir(dir) = &place {
+            match fs::remove_file(dir.join(TEMPORARY)) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(OpenError::Io {
+                        path: dir.join(TEMPORARY),
+                        source,
+                    });
+                }
+                _ => {}
             }
-            _ => {}
         }
-        let snapshot = match fs::read(&path) {
-            Ok(bytes) => Some(decode(&bytes).map_err(|e| match e {
+        let path = place.path();
+        let snapshot = match place.load() {
+            Ok(Some(bytes)) => Some(decode(&bytes).map_err(|e| match e {
                 DecodeError::Version(found) => OpenError::SnapshotFormat {
                     path: path.clone(),
                     found,
@@ -69,11 +126,15 @@ impl SnapshotStore {
                     reason,
                 },
             })?),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Ok(None) => None,
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                let reason = e.to_string();
+                return Err(OpenError::SnapshotCorrupt { path, reason });
+            }
             Err(source) => return Err(OpenError::Io { path, source }),
         };
         let store = Self {
-            dir: dir.to_path_buf(),
+            place,
             state: Mutex::new(StoreState {
                 current: snapshot.as_ref().map(|s| s.meta.clone()),
                 closed: false,
@@ -83,7 +144,7 @@ impl SnapshotStore {
     }
 
     pub(crate) fn path(&self) -> PathBuf {
-        self.dir.join(NAME)
+        self.place.path()
     }
 
     fn lock(&self) -> MutexGuard<'_, StoreState> {
@@ -114,17 +175,9 @@ impl SnapshotStore {
         }
         let header = serde_json::to_vec(meta).map_err(io::Error::other)?;
         let length = u32::try_from(header.len()).map_err(io::Error::other)?;
-        let temporary = self.dir.join(TEMPORARY);
-        let mut file = File::create(&temporary)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&length.to_be_bytes())?;
-        file.write_all(&header)?;
-        file.write_all(&digest(&header, state))?;
-        file.write_all(state)?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&temporary, self.path())?;
-        File::open(&self.dir)?.sync_all()?;
+        let sum = digest(&header, state);
+        self.place
+            .replace(&[MAGIC, &length.to_be_bytes(), &header, &sum, state])?;
         store.current = Some(meta.clone());
         Ok(())
     }
@@ -135,8 +188,9 @@ impl SnapshotStore {
         if store.current.is_none() {
             return Ok(None);
         }
-        let bytes = fs::read(self.path())?;
+        let bytes = self.place.load()?;
         drop(store);
+        let bytes = bytes.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         decode(&bytes).map(Some).map_err(|e| {
             io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -92,7 +92,10 @@ impl fmt::Display for GuestState {
 #[non_exhaustive]
 pub enum GuestEvent {
     /// The CPUs were paused.
-    Stop,
+    Stop {
+        /// When, microseconds since 1970; 0 when that is not known.
+        at_us: u64,
+    },
     /// The CPUs run again.
     Resume,
     /// The guest is ending; the exit follows.

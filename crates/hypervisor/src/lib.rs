@@ -30,5 +30,5 @@ pub use migration::{
     Downtime, IncomingMigration, IncomingOutcome, ListenRequest, MigrationControl, MigrationPhase,
     MigrationRequest, MigrationStatus, OutgoingMigration, Progress, TlsMaterial,
 };
-pub use mirror::{MirrorStatus, MirrorTarget};
+pub use mirror::{MirrorStatus, MirrorTarget, Resync, WriteMap};
 pub use vm::{Adoption, Hypervisor, Quiesced, Vm};

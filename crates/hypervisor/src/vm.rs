@@ -20,7 +20,7 @@ use crate::guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, Sa
 use crate::migration::{
     IncomingMigration, ListenRequest, MigrationRequest, MigrationStatus, OutgoingMigration,
 };
-use crate::mirror::{MirrorStatus, MirrorTarget};
+use crate::mirror::{MirrorStatus, MirrorTarget, WriteMap};
 
 /// What was found where a guest had been started.
 pub enum Adoption {
@@ -163,13 +163,40 @@ pub trait Vm: Send + Sync + 'static {
     async fn listen(&self, request: ListenRequest) -> Result<IncomingMigration, HypervisorError>;
 
     /// Begins to copy disk number `disk` to another host and then to keep the copy in step; `speed` bounds the
-    /// copying, in bytes per second. `tag` names the mirror.
+    /// copying, in bytes per second. `tag` names the mirror. With a write map only what it names is copied first.
     async fn start_mirror(
         &self,
         disk: usize,
         tag: &str,
         target: &MirrorTarget,
         speed: Option<u64>,
+        lacks: Option<&WriteMap>,
+    ) -> Result<(), HypervisorError>;
+
+    /// Ends the copying of what a copy lacked, where [`crate::Resync::due`] says so. The target is that of the mirror.
+    async fn finish_resync(
+        &self,
+        disk: usize,
+        target: &MirrorTarget,
+    ) -> Result<(), HypervisorError>;
+
+    /// The write maps of a disk, the oldest first.
+    async fn write_maps(&self, disk: usize) -> Result<Vec<WriteMap>, HypervisorError>;
+
+    /// Begins a write map.
+    async fn begin_write_map(
+        &self,
+        disk: usize,
+        tag: &str,
+        number: u32,
+    ) -> Result<(), HypervisorError>;
+
+    /// Forgets a write map.
+    async fn forget_write_map(
+        &self,
+        disk: usize,
+        tag: &str,
+        number: u32,
     ) -> Result<(), HypervisorError>;
 
     /// Mirrors that exist. One that is missing has ended, and the guest goes on without it.

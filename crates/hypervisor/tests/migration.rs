@@ -268,7 +268,10 @@ async fn killed_at_the_pause(bench: &Bench, pair: &Pair) {
     let window = tokio::spawn(async move {
         event(&mut events, |event| *event == GuestEvent::Resume).await;
         let resumed = Instant::now();
-        event(&mut events, |event| *event == GuestEvent::Stop).await;
+        event(&mut events, |event| {
+            matches!(event, GuestEvent::Stop { .. })
+        })
+        .await;
         resumed.elapsed()
     });
     let disk = pair.from.disks[0].source.path().unwrap();

@@ -9,7 +9,9 @@ use std::time::Duration;
 use common::{Bench, LONG, bench, counts_on, disk_seq, eventually, ticks};
 use quorate_hypervisor::qemu::Guest;
 use quorate_hypervisor::qemu::export::{self, Export, ExportConfig};
-use quorate_hypervisor::{GuestConfig, GuestState, MirrorStatus, MirrorTarget};
+use quorate_hypervisor::{
+    Boot, GuestConfig, GuestState, MirrorStatus, MirrorTarget, Resync, WriteMap,
+};
 use tokio::time::sleep;
 
 const PROGRAM: &str = "qemu-storage-daemon";
@@ -24,7 +26,9 @@ struct Copy {
 async fn copy(bench: &Bench, name: &str) -> Copy {
     let image = bench.dir.path().join("copy.img");
     if !image.exists() {
-        std::fs::write(&image, vec![0xee; 1 << 20]).unwrap();
+        let disk = bench.dir.path().join("disk.img");
+        let size = std::fs::metadata(disk).map_or(1 << 20, |disk| disk.len());
+        std::fs::write(&image, vec![0xee; usize::try_from(size).unwrap()]).unwrap();
     }
     let dir = bench.dir.path().join(name);
     let config = ExportConfig {
@@ -85,6 +89,24 @@ async fn in_step(guest: &Guest) {
     }
 }
 
+/// Waits until a copy has what it lacked and is in step; says how much that was.
+async fn resynced(guest: &Guest, copy: &Copy) -> Resync {
+    let deadline = tokio::time::Instant::now() + LONG;
+    let (target, mut resync) = (copy.target(), None);
+    loop {
+        let seen = mirror(guest).await;
+        if seen.as_ref().is_some_and(|seen| seen.in_step) {
+            return resync.expect("it is a resync");
+        }
+        resync = seen.as_ref().and_then(|seen| seen.resync).or(resync);
+        if resync.is_some_and(|resync| resync.due) {
+            guest.finish_resync(0, &target).await.unwrap();
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{seen:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
 fn config(bench: &Bench) -> GuestConfig {
     let mut config = bench.config("vm");
     config.disks = vec![bench.raw_disk()];
@@ -112,7 +134,7 @@ async fn a_killed_owner_leaves_every_acknowledged_write_on_the_copy() {
     let copy = copy(&bench, "one").await;
     assert_eq!(export::find(&copy.dir).unwrap().unwrap(), copy.export);
     guest
-        .start_mirror(0, "7", &copy.target(), Some(64 << 20))
+        .start_mirror(0, "7", &copy.target(), Some(64 << 20), None)
         .await
         .unwrap();
     in_step(&guest).await;
@@ -141,7 +163,7 @@ async fn writes_wait_for_a_copy_that_is_gone_until_it_is_dropped() {
     for (name, end) in [("gone", kill as fn(i32)), ("hung", stop as fn(i32))] {
         let copy = copy(&bench, name).await;
         guest
-            .start_mirror(0, name, &copy.target(), None)
+            .start_mirror(0, name, &copy.target(), None, None)
             .await
             .unwrap();
         in_step(&guest).await;
@@ -165,7 +187,7 @@ async fn writes_wait_for_a_copy_that_is_gone_until_it_is_dropped() {
     // One that returns is brought up to date.
     let copy = copy(&bench, "back").await;
     guest
-        .start_mirror(0, "9", &copy.target(), None)
+        .start_mirror(0, "9", &copy.target(), None, None)
         .await
         .unwrap();
     in_step(&guest).await;
@@ -180,7 +202,7 @@ async fn a_mirrored_guest_freezes_and_thaws() {
     let guest = bench.boot(&config).await;
     let copy = copy(&bench, "one").await;
     guest
-        .start_mirror(0, "1", &copy.target(), None)
+        .start_mirror(0, "1", &copy.target(), None, None)
         .await
         .unwrap();
     in_step(&guest).await;
@@ -221,8 +243,182 @@ async fn an_export_that_cannot_be_served_says_why() {
         export: "none".into(),
         tls: None,
     };
-    guest.start_mirror(0, "1", &target, None).await.unwrap_err();
+    guest
+        .start_mirror(0, "1", &target, None, None)
+        .await
+        .unwrap_err();
     assert!(mirror(&guest).await.is_none());
     counts_on(&guest_config).await;
+    guest.kill(LONG).await.unwrap();
+}
+
+/// A guest that writes all over the first part of a larger disk.
+async fn scatterer(bench: &Bench) -> (GuestConfig, Guest) {
+    let mut config = config(bench);
+    let disk = config.disks[0].source.path().unwrap().to_owned();
+    std::fs::write(&disk, vec![0x11; SCATTER_DISK]).unwrap();
+    if let Boot::Kernel { append, .. } = &mut config.boot {
+        append.push_str(" scatter=2048"); // of 16,384 blocks
+    }
+    let guest = bench.boot(&config).await;
+    (config, guest)
+}
+
+const SCATTER_DISK: usize = 64 << 20;
+
+/// Nothing is under way in a guest that stands still: then both sides have the same bytes, or something went wrong.
+async fn same_bytes(guest: &Guest, config: &GuestConfig, copy: &Copy, when: &str) {
+    guest.freeze(LONG).await.unwrap();
+    let mine = std::fs::read(config.disks[0].source.path().unwrap()).unwrap();
+    let theirs = std::fs::read(&copy.image).unwrap();
+    let chunks = mine.chunks(512).zip(theirs.chunks(512));
+    let differ = chunks.filter(|(mine, theirs)| mine != theirs).count();
+    assert_eq!(differ, 0, "sectors that differ {when}");
+    assert_eq!(mine.len(), theirs.len());
+    guest.thaw(LONG).await.unwrap();
+    counts_on(config).await;
+}
+
+/// A write that waited for a copy that is dropped during a resync fails, and is kept: the guest goes on with it.
+async fn goes_on(guest: &Guest, config: &GuestConfig) {
+    if guest.status().await.unwrap() == GuestState::IoError {
+        guest.thaw(LONG).await.unwrap();
+    }
+    counts_on(config).await;
+}
+
+async fn map(guest: &Guest) -> WriteMap {
+    let maps = guest.write_maps(0).await.unwrap();
+    assert_eq!(maps.len(), 1, "{maps:?}");
+    maps.into_iter().next().unwrap()
+}
+
+async fn writes_to(guest: &Guest, more: u64) {
+    let until = map(guest).await.bytes + more;
+    let deadline = tokio::time::Instant::now() + LONG;
+    while map(guest).await.bytes < until {
+        assert!(tokio::time::Instant::now() < deadline, "it does not write");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_returns_gets_what_it_lacks_while_the_guest_writes() {
+    let Some(bench) = bench() else { return };
+    let (config, guest) = scatterer(&bench).await;
+    let whole = copy(&bench, "one").await;
+    let target = whole.target();
+    guest
+        .start_mirror(0, "1", &target, None, None)
+        .await
+        .unwrap();
+    in_step(&guest).await;
+    guest.begin_write_map(0, "1", 1).await.unwrap();
+    same_bytes(&guest, &config, &whole, "after the first copy").await;
+    kill(whole.export.identity.pid);
+    guest.drop_mirror(0).await.unwrap();
+    writes_to(&guest, 512 << 10).await;
+    export::close(&whole.dir).await.unwrap();
+
+    // The copy's host is lost again while the copy gets what it lacks, in both ways; the map goes on.
+    for (name, end) in [("gone", kill as fn(i32)), ("hung", stop as fn(i32))] {
+        let copy = copy(&bench, name).await;
+        let lacks = map(&guest).await;
+        let slowly = Some(1 << 20);
+        let target = copy.target();
+        let begun = guest.start_mirror(0, name, &target, slowly, Some(&lacks));
+        begun.await.unwrap();
+        counts_on(&config).await;
+        let seen = mirror(&guest).await.unwrap();
+        assert!(!seen.in_step && seen.problem.is_none(), "{seen:?}");
+        end(copy.export.identity.pid);
+        sleep(Duration::from_millis(200)).await;
+        guest.drop_mirror(0).await.unwrap();
+        assert!(mirror(&guest).await.is_none());
+        goes_on(&guest, &config).await;
+        export::close(&copy.dir).await.unwrap();
+    }
+
+    for round in 2..5 {
+        let copy = copy(&bench, &format!("back{round}")).await;
+        let (tag, lacks) = (round.to_string(), map(&guest).await);
+        let target = copy.target();
+        let begun = guest.start_mirror(0, &tag, &target, Some(4 << 20), Some(&lacks));
+        begun.await.unwrap();
+        let copied = resynced(&guest, &copy).await;
+        println!(
+            "resync {round}: {} KiB of {} KiB copied ({} %)",
+            copied.done >> 10,
+            SCATTER_DISK >> 10,
+            copied.done * 100 / SCATTER_DISK as u64
+        );
+        assert_eq!(copied.done, copied.total);
+        assert!(
+            copied.done > 0 && copied.done < SCATTER_DISK as u64 / 3,
+            "{copied:?}"
+        );
+        same_bytes(&guest, &config, &copy, "after a resync").await;
+        // What is written from here on is in a new map; the old one is not needed once the copy has it for good.
+        guest
+            .begin_write_map(0, &tag, lacks.number + 1)
+            .await
+            .unwrap();
+        let old = guest.forget_write_map(0, &lacks.tag, lacks.number);
+        old.await.unwrap();
+        stop(copy.export.identity.pid);
+        sleep(Duration::from_millis(100)).await;
+        guest.drop_mirror(0).await.unwrap();
+        counts_on(&config).await;
+        writes_to(&guest, 128 << 10).await;
+        export::close(&copy.dir).await.unwrap();
+    }
+    // A freeze gives the disk up, and the map stays.
+    let before = map(&guest).await;
+    assert!(guest.freeze(LONG).await.unwrap().released_disks);
+    guest.thaw(LONG).await.unwrap();
+    counts_on(&config).await;
+    assert!(map(&guest).await.bytes >= before.bytes);
+
+    // The disk becomes larger while its copy is away, and the copy when it returns.
+    let larger = (SCATTER_DISK + (8 << 20)) as u64;
+    guest.resize_disk(0, larger).await.unwrap();
+    let image = std::fs::File::options().write(true).open(&whole.image);
+    image.unwrap().set_len(larger).unwrap();
+    writes_to(&guest, 128 << 10).await;
+    let copy = copy(&bench, "larger").await;
+    let (target, lacks) = (copy.target(), map(&guest).await);
+    let begun = guest.start_mirror(0, "9", &target, None, Some(&lacks));
+    begun.await.unwrap();
+    let copied = resynced(&guest, &copy).await;
+    assert!(copied.done < SCATTER_DISK as u64 / 3, "{copied:?}");
+    same_bytes(&guest, &config, &copy, "after the disk was made larger").await;
+    guest.kill(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_map_that_misses_writes_is_seen_by_the_comparison() {
+    let Some(bench) = bench() else { return };
+    let (config, guest) = scatterer(&bench).await;
+    let first = copy(&bench, "one").await;
+    let target = first.target();
+    guest
+        .start_mirror(0, "1", &target, None, None)
+        .await
+        .unwrap();
+    in_step(&guest).await;
+    guest.drop_mirror(0).await.unwrap();
+    export::close(&first.dir).await.unwrap();
+    counts_on(&config).await;
+    // Begun too late.
+    guest.begin_write_map(0, "1", 1).await.unwrap();
+    let copy = copy(&bench, "two").await;
+    let lacks = map(&guest).await;
+    let target = copy.target();
+    let begun = guest.start_mirror(0, "2", &target, None, Some(&lacks));
+    begun.await.unwrap();
+    resynced(&guest, &copy).await;
+    guest.freeze(LONG).await.unwrap();
+    let mine = std::fs::read(config.disks[0].source.path().unwrap()).unwrap();
+    assert!(mine != std::fs::read(&copy.image).unwrap());
     guest.kill(LONG).await.unwrap();
 }

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{Lab, San, content, sha256, task};
-use quorate_storage::Pool as _;
-use quorate_types::JobState;
+use common::{Lab, San, TARGET, content, sha256, task};
+use quorate_storage::{Pool as _, RawDisk as _, RawUnit};
+use quorate_types::{JobState, Lun};
 use serde_json::json;
 use std::fs;
 use std::time::Instant;
@@ -91,4 +91,56 @@ async fn a_hundred_units_are_listed_within_a_second() {
         assert_eq!(wrong, None);
     }
     println!("MEASURED pool_refresh_100_luns_ms {best} (goal 1000)");
+}
+
+#[test]
+fn a_unit_is_written_by_an_initiator_of_our_own_and_an_earlier_session_of_it_is_over() {
+    let Some(mut san) = San::start() else { return };
+    san.set_account("quorate", PASSWORD);
+    let file = san.add(1, "raw", 8 * MIB as u64);
+    let unit = Lun {
+        target: format!("{TARGET}:raw"),
+        lun: 1,
+    };
+    let open = |host: &str, number: u8| {
+        let peers = [san.peer(&format!("iqn.2026-01.local.test:{host}"))];
+        RawUnit::open(&peers, &unit, number)
+    };
+    let mut one = open("h1", 1).unwrap();
+    assert_eq!(one.bytes(), 8 * MIB as u64);
+    // What fits into a command, what the target asks for, and what takes several commands.
+    let data = content(MIB);
+    let mut at = 0;
+    for length in [4096, 8192, 65_536, 200 << 10] {
+        let piece = &data[at..at + length];
+        one.write(at as u64, piece).unwrap();
+        at += length;
+    }
+    one.sync().unwrap();
+    assert_eq!(fs::read(&file).unwrap()[..at], data[..at]);
+    let mut read = vec![0; at];
+    one.read(0, &mut read).unwrap();
+    assert_eq!(read, data[..at]);
+    // Of another host, and another number: neither minds.
+    let mut other = open("h2", 1).unwrap();
+    let mut second = open("h1", 2).unwrap();
+    one.write(0, &data[..4096]).unwrap();
+    other.write(4096, &data[..4096]).unwrap();
+    second.write(8192, &data[..4096]).unwrap();
+    // The same host under the same number: the earlier one is over, for good.
+    let mut again = open("h1", 1).unwrap();
+    again.write(0, &data[4096..8192]).unwrap();
+    assert!(one.write(0, &data[..4096]).is_err());
+    assert!(one.write(0, &data[..4096]).is_err());
+    other.read(0, &mut read[..4096]).unwrap();
+    assert_eq!(read[..4096], data[4096..8192]);
+    second.sync().unwrap();
+    let past = again.write(8 * MIB as u64, &data[..4096]).unwrap_err();
+    assert_eq!(past.kind(), std::io::ErrorKind::InvalidInput);
+    let wrong = Lun {
+        lun: 7,
+        ..unit.clone()
+    };
+    let peers = [san.peer("iqn.2026-01.local.test:h1")];
+    assert!(RawUnit::open(&peers, &wrong, 3).is_err());
 }

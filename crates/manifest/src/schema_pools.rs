@@ -50,6 +50,11 @@ pub(super) static ISCSI: Struct = Struct {
             "What the names begin with by which hosts log in.",
         ),
         optional(
+            "opened_by",
+            Kind::Choice(&["qemu", "kernel"]),
+            "Whose initiator opens a disk: QEMU's own, or the host's (open-iscsi), whose units have reservations; absent: qemu.",
+        ),
+        optional(
             "hosts",
             Kind::Names("host"),
             "Hosts that reach it; empty: all.",

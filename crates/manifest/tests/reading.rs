@@ -310,6 +310,34 @@ fn the_example_of_racks_is_accepted_and_says_what_it_means() {
 }
 
 #[test]
+fn what_the_cluster_has_for_itself_is_refused_where_it_is_written() {
+    let text = "\
+pools:
+  san: {kind: iscsi, portals: [192.0.2.9], target: iqn.2026-01.net.example:a}
+vms:
+  db:
+    cpus: 1
+    memory: 64 MiB
+    disks:
+      - {pool: san, image: data}
+      - {pool: san, image: w/0}
+";
+    let pool = "iqn.2026-01.net.example:a:w LUN 0".to_owned();
+    let existing = Existing {
+        reserved: [(pool, "the disk witness's".to_owned())].into(),
+        ..hosts()
+    };
+    let said = load(text, "m.yaml", &none(), &existing)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        said.contains("`w/0` in pool `san` is the disk witness's"),
+        "{said}"
+    );
+    assert!(said.contains("m.yaml:9:"), "{said}");
+}
+
+#[test]
 fn the_example_of_services_is_sound_and_its_difference_is_told() {
     let text = include_str!("../../../examples/services.yaml");
     let parsed = load(text, "services.yaml", &none(), &hosts()).unwrap();

@@ -21,7 +21,7 @@ mod leader;
 mod proof;
 mod voters;
 
-pub use disk::{BLOCK_BYTES, Block, DiskLease, DiskStep, DiskTimings};
+pub use disk::{BLOCK_BYTES, Block, DiskLease, DiskStep, DiskTimings, checksum};
 pub use host::{HostLease, LeasePhase};
 pub use leader::{Grant, Heartbeat, HostHealth, LeaseProofError, LeaseTable, NoGrant};
 pub use proof::{DiskCut, Evidence, FenceProof, PowerOffEvidence, ProofError, ProofKind};

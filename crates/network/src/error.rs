@@ -67,6 +67,14 @@ pub enum NetworkError {
         /// The interface named as its uplink.
         uplink: String,
     },
+    /// What comes for a guest cannot be listened to, or sent after it.
+    #[error("what comes for the guest of tap `{name}` cannot follow it")]
+    Held {
+        /// The tap.
+        name: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
     /// An existing interface has too small an MTU.
     #[error(
         "`{name}` has MTU {have}, the network needs {want}: raise it there, or lower `mtu` in the manifest"

@@ -2,18 +2,53 @@
 //! same promises about state, records what was asked, and fails on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::names::{check_ifname, check_ours};
 use crate::{
-    Announcement, BridgeFacts, BridgeSpec, InterfaceFacts, NetworkDriver, NetworkError, TapFacts,
-    TapSpec,
+    Announcement, BridgeFacts, BridgeSpec, Held, InterfaceFacts, MacAddr, NetworkDriver,
+    NetworkError, TapFacts, TapSpec,
 };
 
 /// A host's network that exists only in memory.
 #[derive(Debug, Default)]
 pub struct FakeNetwork {
     inner: Mutex<Inner>,
+    passed_on: Arc<Mutex<Vec<PassedOn>>>,
+}
+
+/// What came for a guest was sent after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedOn {
+    /// The guest's tap.
+    pub ifname: String,
+    /// From when on, microseconds since 1970.
+    pub since_us: u64,
+    /// The frames' source.
+    pub source: MacAddr,
+}
+
+/// Listens at no tap.
+struct FakeHeld {
+    ifname: String,
+    passed_on: Arc<Mutex<Vec<PassedOn>>>,
+}
+
+impl Held for FakeHeld {
+    fn forget(&mut self) {}
+
+    fn pass_on(&mut self, since_us: u64, source: MacAddr) -> Result<u32, NetworkError> {
+        let mut passed_on = self
+            .passed_on
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        passed_on.push(PassedOn {
+            ifname: self.ifname.clone(),
+            since_us,
+            source,
+        });
+        Ok(1)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +80,12 @@ impl FakeNetwork {
     /// What was announced so far, in order.
     pub fn announced(&self) -> Vec<Announcement> {
         self.lock().announced.clone()
+    }
+
+    /// What was sent after guests that have left, in order.
+    pub fn passed_on(&self) -> Vec<PassedOn> {
+        let passed_on = self.passed_on.lock();
+        passed_on.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Says whether a guest holds the tap open.
@@ -161,6 +202,28 @@ impl NetworkDriver for FakeNetwork {
         let mut inner = self.begin("announce")?;
         inner.announced.push(what.clone());
         Ok(what.frames().len() as u32)
+    }
+
+    async fn announce_once(&self, what: &Announcement) -> Result<(), NetworkError> {
+        self.begin("announce_once")?.announced.push(what.clone());
+        Ok(())
+    }
+
+    async fn hold(&self, ifname: &str) -> Result<Box<dyn Held>, NetworkError> {
+        let inner = self.begin("hold")?;
+        if !inner.taps.contains_key(ifname) {
+            return Err(NetworkError::TapMissing {
+                name: ifname.to_owned(),
+            });
+        }
+        Ok(Box::new(FakeHeld {
+            ifname: ifname.to_owned(),
+            passed_on: Arc::clone(&self.passed_on),
+        }))
+    }
+
+    async fn let_go(&self, _ifname: &str) -> Result<(), NetworkError> {
+        self.begin("let_go").map(drop)
     }
 
     async fn interface(&self, name: &str) -> Result<InterfaceFacts, NetworkError> {

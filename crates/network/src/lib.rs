@@ -22,6 +22,7 @@ pub mod announce;
 pub mod attract;
 mod error;
 pub mod fake;
+pub mod held;
 pub mod linux;
 mod mac;
 mod model;
@@ -32,6 +33,7 @@ use std::time::Duration;
 pub use announce::{Announcement, Schedule};
 pub use error::NetworkError;
 pub use fake::FakeNetwork;
+pub use held::Held;
 pub use linux::LinuxNetwork;
 pub use mac::{MacAddr, MacCollision, MacParseError, find_collisions, nic_mac};
 pub use model::{BridgeFacts, BridgeSpec, InterfaceFacts, TapFacts, TapSpec};
@@ -92,6 +94,26 @@ pub trait NetworkDriver: Send + Sync + 'static {
     /// # Errors
     /// When not one frame could be sent.
     async fn announce(&self, what: &Announcement) -> Result<u32, NetworkError>;
+
+    /// One round of an announcement, sent on the return.
+    ///
+    /// # Errors
+    /// When not one frame could be sent.
+    async fn announce_once(&self, what: &Announcement) -> Result<(), NetworkError>;
+
+    /// From the return on, listens to what comes for the guest of a tap, so that it can follow a guest that leaves:
+    /// see [`held`]. The local bridge delivers to the tap, wherever the guest is said to be, until
+    /// [`NetworkDriver::let_go`]; [`NetworkDriver::unmute`] makes it believe again what it sees.
+    ///
+    /// # Errors
+    /// When there is no such tap, or the kernel refuses.
+    async fn hold(&self, ifname: &str) -> Result<Box<dyn Held>, NetworkError>;
+
+    /// The local bridge does not know any more that the guest is behind this tap.
+    ///
+    /// # Errors
+    /// When there is no such tap, or the kernel refuses.
+    async fn let_go(&self, ifname: &str) -> Result<(), NetworkError>;
 
     /// Facts about one interface, for the inventory. A missing one is a fact too.
     ///

@@ -350,6 +350,55 @@ fn the_bridge_follows_a_silent_guest() {
 }
 
 /// Reads up to the broadcast `until` and fails when the frame `forbidden` comes first.
+#[test]
+fn what_comes_for_a_guest_that_stands_still_follows_it() {
+    in_namespace(async |site: Site| {
+        let source = MacAddr::new([0x02, 0x51, 0x48, 0, 0, 1]);
+        let guest = site.tap("guest", false).await;
+        let mut held = site.driver.hold(&guest.ifname).await.unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        let mut reaches_tap = |number| {
+            site.peer.send(&frame(guest.mac, PEER_MAC, number)).unwrap();
+            let got = guest.receive_from(PEER_MAC, deadline).unwrap();
+            assert_eq!(got, frame(guest.mac, PEER_MAC, number));
+        };
+        reaches_tap(1);
+        let stopped = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let stopped_us = u64::try_from(stopped.unwrap().as_micros()).unwrap() + 1;
+        // Its next host says that it is there: the bridge does not believe it yet.
+        let elsewhere = frame(MacAddr::BROADCAST, guest.mac, 0);
+        site.peer.send(&elsewhere).unwrap();
+        (2..5).for_each(&mut reaches_tap);
+        // Nobody else's frames.
+        site.peer.send(&frame(PEER_MAC, PEER_MAC, 9)).unwrap();
+
+        site.driver.let_go(&guest.ifname).await.unwrap();
+        assert_eq!(held.pass_on(stopped_us, source).unwrap(), 3);
+        for number in 2..5 {
+            let sent = loop {
+                let frame = receive(&site.peer, deadline);
+                if frame[6..12] == source.octets() {
+                    break frame;
+                }
+            };
+            assert_eq!(sent, frame(guest.mac, source, number));
+        }
+        assert_eq!(held.pass_on(stopped_us, source).unwrap(), 0, "once");
+        // The guest stays after all: its next host is believed as ever.
+        let mut held = site.driver.hold(&guest.ifname).await.unwrap();
+        site.driver.unmute(&guest.ifname).await.unwrap();
+        held.forget();
+        reaches_tap(5);
+        let other = site.tap("other", false).await;
+        site.peer.send(&elsewhere).unwrap();
+        assert!(other.receive_from(guest.mac, deadline).is_some());
+        (&other.port)
+            .write_all(&frame(guest.mac, other.mac, 6))
+            .unwrap();
+        while receive(&site.peer, deadline) != frame(guest.mac, other.mac, 6) {}
+    });
+}
+
 fn drained(peer: PacketSocket, source: MacAddr, until: u32, forbidden: u32) -> PacketSocket {
     let deadline = Instant::now() + DEADLINE;
     loop {

@@ -147,6 +147,54 @@ fn settle(work: &mut Work<'_>, vm: usize) {
     }
 }
 
+/// What an operator can decide about a VM none of whose hosts that are up has a disk of it whole.
+pub(crate) fn advice(work: &Work<'_>, vm: usize) -> Option<String> {
+    let state = work.input.state;
+    let up = |host: &HostName| {
+        let at = work.host_index.get(host)?;
+        let report = work.hosts[at].report.filter(|_| work.hosts[at].up)?;
+        Some(&report.boot)
+    };
+    for disk in state.own_disks(work.vms[vm].spec) {
+        let Some(record) = state.copies(&disk.pool, &disk.image) else {
+            continue;
+        };
+        let usable = |host| {
+            let boot = up(host);
+            boot.is_some() && record.check(&disk.image, host, boot).is_ok()
+        };
+        if record.hosts.keys().any(usable) {
+            continue;
+        }
+        let here = record.hosts.iter().filter(|(host, _)| up(host).is_some());
+        // The one that lacks least: in step until its host was booted, or dropped last.
+        let best = here.max_by_key(|(_, copy)| (copy.in_step, copy.since));
+        let (host, copy) = best?;
+        let lacks = match copy.in_step {
+            true => format!("what was only in {host}'s memory when it was booted again"),
+            false => format!("what was written since {}", copy.at),
+        };
+        let whole = record.hosts.iter().filter(|(_, copy)| copy.in_step);
+        let away: Vec<&str> = whole
+            .filter(|(host, _)| up(host).is_none())
+            .map(|(host, _)| host.as_str())
+            .collect();
+        let first = match away.as_slice() {
+            [] => "no host has it whole any more".to_owned(),
+            away => format!(
+                "{} has it whole and is not up: bring it back, and if it is lost for good",
+                away.join(" and ")
+            ),
+        };
+        let vm = work.vms[vm].name;
+        let image = &disk.image;
+        return Some(format!(
+            "disk {image}: {first}, `quorate storage copies accept {vm} {image} --host {host}` starts {vm} from the copy there, which lacks {lacks}"
+        ));
+    }
+    None
+}
+
 /// Whether a VM shall go where its disk is copied to.
 fn still_wanted(work: &Work<'_>, vm: usize, owner: usize, host: &HostName) -> bool {
     let Some(at) = work.host_index.get(host) else {

@@ -14,6 +14,7 @@
 //! ([`crate::fit`]); only what this very plan starts is moved aside, nothing that runs (but see [`crate::preempt`]).
 
 use crate::choose::Choice;
+use crate::copies;
 use crate::fit::{Query, mib};
 use crate::repair;
 use crate::room::MEMORY;
@@ -147,6 +148,16 @@ fn sort(work: &mut Work<'_>, order: &[usize]) -> (Levels, i32) {
 
 /// Whether a VM has to wait. `Some(true)`: what it waits for is about to come.
 fn delay(work: &mut Work<'_>, vm: usize) -> Option<bool> {
+    if let Some((disk, write)) = work.input.state.written(work.vms[vm].spec) {
+        let image = format!("{}/{}", disk.pool, disk.image);
+        work.note(vm, |_| {
+            format!(
+                "{} writes to its disk {image} ({}): it starts when that is done; `quorate image jobs`",
+                write.host, write.what
+            )
+        });
+        return Some(false);
+    }
     let unmet = work.unmet(vm);
     let now = work.input.now;
     let later = work.input.memory.start_after(work.vms[vm].name);
@@ -308,9 +319,14 @@ fn choose(work: &Work<'_>, vm: usize) -> (Choice, bool) {
 
 /// Why a VM cannot be placed.
 pub(crate) fn no_host(work: &Work<'_>, vm: usize, choice: &Choice) -> String {
+    let advice = match work.vms[vm].own {
+        Own::Free => copies::advice(work, vm),
+        _ => None,
+    };
     format!(
-        "no host can take it ({} needed): {}",
+        "no host can take it ({} needed): {}{}",
         mib(work.room.need(vm)[MEMORY]),
-        choice.rejections(work)
+        choice.rejections(work),
+        advice.map_or(String::new(), |advice| format!("; {advice}"))
     )
 }

@@ -37,11 +37,18 @@ pub const TOOLS: [&str; 2] = [
     "iqn.2026-01.net.quorate.lab:tool-2",
 ];
 
+/// The account of the target with one LUN of its own, and its password.
+pub const ACCOUNT: &str = "quorate";
+/// See [`ACCOUNT`].
+pub const PASSWORD: &str = "a-secret-of-the-san";
+
 const NAMESPACE_PREFIX: &str = "qr-san-";
 /// Until a guest is ready: it boots in a few seconds, on a busy machine in a minute.
 const BOOT: Duration = Duration::from_secs(240);
 /// For an answer of a host.
 const ANSWER: Duration = Duration::from_secs(90);
+/// Of a host's console, after a failure.
+const LAST_LINES: usize = 30;
 /// For a path to be mended that a starved machine lost for a moment.
 const MENDED: Duration = Duration::from_secs(120);
 /// What a host says of a path that is being mended: nothing of it is about who may write.
@@ -95,7 +102,31 @@ impl San {
         found.context("the SAN's guest is missing: run scripts/build-san-guest.sh")
     }
 
-    /// Makes the network, and the disks of the target in `dir`: LUN 0 and LUN 1.
+    /// The name of the target with one LUN of its own: a host can be shut out of it alone.
+    pub fn third() -> String {
+        format!("{TARGET_IQN}:third")
+    }
+
+    /// The name by which host `number` logs in to it, as a pool of the kind `iscsi` makes it.
+    pub fn third_initiator(number: u8) -> String {
+        let cluster: String = CLUSTER
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect();
+        let cluster = cluster.get(..12).unwrap_or(&cluster);
+        format!(
+            "{}:{cluster}.h{number}",
+            quorate_types::pool::INITIATOR_PREFIX
+        )
+    }
+
+    /// Words before a command that is to run at the SAN, given the program that stands for `ssh` there.
+    pub fn shell(&self, ssh: &str) -> Vec<String> {
+        let port = self.dir.join("target.control");
+        vec![ssh.to_owned(), port.display().to_string()]
+    }
+
+    /// Makes the network, and the disks of the target in `dir`: LUN 0 and LUN 1, and that of the third target.
     ///
     /// # Errors
     /// When something of it cannot be made; it needs root.
@@ -117,7 +148,7 @@ impl San {
             san.ip(&format!("tuntap add dev {tap} mode tap"))?;
             san.ip(&format!("link set {tap} master br0 up"))?;
         }
-        for lun in [0, 1] {
+        for lun in [0, 1, 2] {
             make_file(&san.lun(lun), lun_mebibytes)?;
         }
         make_file(&san.state(), 16)?;
@@ -156,10 +187,13 @@ impl San {
             ""
         };
         let line = format!(
-            "san.role=target san.ip={TARGET_ADDRESS}/24 san.acl={who},{}{forgets}",
-            TOOLS.join(",")
+            "san.role=target san.ip={TARGET_ADDRESS}/24 san.acl={who},{}{forgets} san.third={},{} san.user={ACCOUNT} \
+             san.password={PASSWORD}",
+            TOOLS.join(","),
+            Self::third_initiator(1),
+            Self::third_initiator(2)
         );
-        let disks = [self.state(), self.lun(0), self.lun(1)];
+        let disks = [self.state(), self.lun(0), self.lun(1), self.lun(2)];
         let mut target = Guest::start(self, "target", "tap-t", 1, &line, &disks)?;
         target.wait_ready(BOOT)?;
         self.target = Some(target);
@@ -182,7 +216,7 @@ impl San {
     /// When it cannot be started.
     pub fn start_host(&self, number: u8) -> Result<SanHost> {
         let line = format!(
-            "san.role=host san.ip=10.79.0.1{number}/24 san.portal={TARGET_ADDRESS} san.iqn={}",
+            "san.role=host san.ip=10.79.0.1{number}/24 san.portal={TARGET_ADDRESS} san.name=h{number} san.iqn={}",
             Self::initiator(number)
         );
         let name = format!("host{number}");
@@ -224,6 +258,23 @@ impl San {
         Ok(text(&output.stdout) + &text(&output.stderr))
     }
 
+    /// Where the threads of the target hang, for whoever has to find out why it does not answer.
+    fn target_threads(&self) -> String {
+        const SCRIPT: &str = "for p in /proc/[0-9]*; do read -r name < $p/comm; case $name in \
+            iscsi*|tmr*|target*|kworker*) grep -q . $p/stack && echo $name && cat $p/stack;; esac; done";
+        let ask = || -> Result<String> {
+            let mut port = UnixStream::connect(self.dir.join("target.control"))?;
+            port.set_read_timeout(Some(Duration::from_secs(20)))?;
+            let asked = serde_json::json!({ "words": ["sh", "-c", SCRIPT], "input": "" });
+            port.write_all(format!("{asked}\n").as_bytes())?;
+            let mut line = String::new();
+            BufReader::new(port).read_line(&mut line)?;
+            let told: Value = serde_json::from_str(&line)?;
+            Ok(told["out"].as_str().unwrap_or_default().to_owned())
+        };
+        ask().unwrap_or_else(|error| format!("{error:#}"))
+    }
+
     fn ip(&self, words: &str) -> Result<()> {
         let arguments: Vec<&str> = ["-n", &self.namespace]
             .into_iter()
@@ -237,6 +288,7 @@ impl Drop for San {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("the target said:\n{}", self.target_console());
+            println!("its threads are at:\n{}", self.target_threads());
         }
         self.target = None;
         let _ = run("ip", &["netns", "delete", &self.namespace]);
@@ -246,7 +298,10 @@ impl Drop for San {
 impl Drop for SanHost {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("host {} said:\n{}", self.number, self.guest.console());
+            let said = self.guest.console();
+            let lines: Vec<&str> = said.lines().collect();
+            let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+            println!("host {} said last:\n{}", self.number, last.join("\n"));
         }
     }
 }
@@ -282,7 +337,11 @@ impl SanHost {
         unreachable!("there is always another try")
     }
 
-    fn ask_once(&mut self, command: &str) -> Result<Value> {
+    /// The same once.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask_once(&mut self, command: &str) -> Result<Value> {
         let what = || format!("host {} was asked `{command}`", self.number);
         self.control
             .get_mut()

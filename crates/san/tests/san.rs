@@ -2,9 +2,12 @@
 //! them, as root; without `QUORATE_SAN` in the environment they say so and pass.
 #![allow(clippy::unwrap_used)]
 
+use quorate_fence::target::{Lio, TargetAccess as _};
 use quorate_guest::log::GuestBoot;
 use quorate_guest::verify::{AckRange, verify};
-use quorate_san::{CLUSTER, Memory, San, SanHost, TARGET_ADDRESS, TARGET_IQN, TOOLS};
+use quorate_san::{
+    ACCOUNT, CLUSTER, Memory, PASSWORD, San, SanHost, TARGET_ADDRESS, TARGET_IQN, TOOLS,
+};
 use quorate_storage::reservation::{ClusterTag, ReservationKey};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -137,6 +140,193 @@ fn one_host_at_a_time_writes_a_lun() {
     );
     assert_eq!(verdict.boots.len(), 8);
     measures_the_hand_over(&mut lab);
+    lab.acknowledged.clear();
+    shows_pools_as_they_are(&mut lab);
+    opens_units_with_the_kernels_initiator(&mut lab);
+    shuts_one_host_out_at_the_san(&mut lab);
+    let image = std::fs::File::open(lab.san.lun(2)).unwrap();
+    let verdict = verify(image, &lab.acknowledged).unwrap();
+    assert!(verdict.good(), "{:?}", verdict.findings);
+    println!(
+        "MEASURED san: with the kernel's initiator and the SAN's list, a log of {} records, {} acknowledged, none lost or \
+         damaged; whole test {:.1} s",
+        verdict.last,
+        verdict.acknowledged,
+        begun.elapsed().as_secs_f64()
+    );
+}
+
+/// What `quorate storage show` and `storage drill` print of pools of block devices; its pages are made of this.
+const PAGES: &str = include_str!("../../daemon/src/cli/golden/storage-units.json");
+
+/// A step of a pool's drill, as it is on the page.
+fn step_on_page(pool: usize) -> Value {
+    let pages: Value = serde_json::from_str(PAGES).unwrap();
+    pages[pool]["drill"]["steps"].clone()
+}
+
+/// A pool of block devices on real LUNs: what a host sees of it, and its drill, on a LUN that nobody uses and on one in use.
+fn shows_pools_as_they_are(lab: &mut Lab) {
+    for (host, number) in [(&mut lab.a, 1), (&mut lab.b, 2)] {
+        host.must(&format!("vm leave {number}")).unwrap();
+    }
+    lab.a.must("use lun1").unwrap();
+    let told = lab.a.must("pool").unwrap();
+    assert_eq!(
+        (&told["kind"], &told["usable"], &told["proof"]),
+        (&"block".into(), &true.into(), &"Reservation".into())
+    );
+    let image =
+        |name: &str| serde_json::json!({ "image": name, "bytes": 16 << 20, "problem": null });
+    assert_eq!(
+        told["images"],
+        serde_json::json!([image("lun0"), image("lun1")])
+    );
+    let drill = lab.a.must("attempt 1").unwrap();
+    assert_eq!(drill["passed"], true, "{drill}");
+    assert_eq!(drill["steps"], step_on_page(0), "the page says what is so");
+    assert_eq!(
+        lab.a.must("inspect").unwrap()["keys"],
+        serde_json::json!([])
+    );
+
+    lab.a.must("acquire 1 7").unwrap();
+    let drill = lab.a.must("attempt 1").unwrap();
+    assert_eq!(drill["passed"], false, "{drill}");
+    let steps = drill["steps"]
+        .to_string()
+        .replace(&key(1, 7), "0x51abc00100000007");
+    assert_eq!(steps, step_on_page(1).to_string());
+    let seen = lab.a.must("inspect").unwrap();
+    assert_eq!(seen["keys"], serde_json::json!([key(1, 7)]), "left alone");
+    lab.a.must("release 1 7").unwrap();
+}
+
+/// A target with an account: hosts log in with open-iscsi under the cluster's names, and its unit decides who writes.
+fn opens_units_with_the_kernels_initiator(lab: &mut Lab) {
+    let told = lab.a.ask("use third not-the-password").unwrap();
+    assert!(error(&told).contains("check `chap.user`"), "{told}");
+    for host in [&mut lab.a, &mut lab.b] {
+        let told = host.must(&format!("use third {PASSWORD}")).unwrap();
+        println!(
+            "MEASURED san: a login of the kernel's initiator, and its device {} us",
+            number(&told, "us")
+        );
+        assert!(
+            told["device"].as_str().unwrap().starts_with("/dev/sd"),
+            "{told}"
+        );
+        assert_eq!(number(&told, "bytes"), 16 << 20);
+        let told = host.must("pool").unwrap();
+        assert_eq!(
+            (&told["kind"], &told["usable"], &told["proof"]),
+            (&"iscsi".into(), &true.into(), &"Reservation".into())
+        );
+        // LIO names all of its targets, whoever asks.
+        let third = serde_json::json!({ "image": "third", "bytes": 16 << 20, "problem": null });
+        assert!(
+            told["images"].as_array().unwrap().contains(&third),
+            "{told}"
+        );
+    }
+    let drill = lab.b.must("attempt 2").unwrap();
+    assert_eq!(drill["passed"], true, "{drill}");
+
+    lab.a.must("acquire 1 50").unwrap();
+    write(&mut lab.a, 50, 20);
+    let seen = lab.b.must("inspect").unwrap();
+    assert_eq!(seen["may_write"], false, "{seen}");
+    let initiator = seen["initiators"][0].as_str().unwrap();
+    assert!(
+        initiator.starts_with(&San::third_initiator(1)),
+        "{initiator}"
+    );
+    cut_off(&lab.b.must("takeover 2 51").unwrap(), &key(1, 50));
+    write(&mut lab.b, 51, 20);
+    nothing_else_failed(&nothing_gets_through(lab));
+    for (host, boot) in [(&mut lab.a, 50), (&mut lab.b, 51)] {
+        let (_, range) = stop(host, boot);
+        lab.acknowledged.push(range);
+    }
+    lab.b.must("release 2 51").unwrap();
+}
+
+/// The driver for LIO: A, which writes, is shut out of one target; its writes fail, its other units answer; it is let in again.
+fn shuts_one_host_out_at_the_san(lab: &mut Lab) {
+    let lio = Lio::new(1, lab.san.shell(env!("CARGO_BIN_EXE_quorate-san-ssh")));
+    let lio = lio.with_account(Some((ACCOUNT.to_owned(), PASSWORD.to_owned())));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.unwrap();
+    let soon = || tokio::time::Instant::now() + LIMIT;
+    let (targets, initiator) = ([San::third()], San::third_initiator(1));
+    let allowed = |who: &str| {
+        runtime
+            .block_on(lio.allowed(&targets, who, soon()))
+            .unwrap()
+    };
+    for host in [&mut lab.a, &mut lab.b] {
+        host.must(&format!("use third {PASSWORD} list")).unwrap();
+    }
+    assert_eq!(lab.a.must("pool").unwrap()["proof"], "TargetAccess");
+    lab.a.must("patience 3").unwrap();
+    write(&mut lab.a, 52, 20);
+    assert_eq!(allowed(&initiator), [true]);
+
+    let cut = runtime
+        .block_on(lio.cut(&targets, &initiator, soon()))
+        .remove(0)
+        .unwrap();
+    println!(
+        "MEASURED san: LIO shuts a host out of a target in {} ms: {}",
+        cut.took_ms, cut.how
+    );
+    assert_eq!(allowed(&initiator), [false]);
+    assert_eq!(allowed(&San::third_initiator(2)), [true], "nobody else");
+    write(&mut lab.b, 53, 20);
+    lab.a
+        .until("log status", LIMIT, |told| number(told, "failed") > 0)
+        .unwrap();
+    let again = lab
+        .a
+        .ask_once(&format!("use third {PASSWORD} list"))
+        .unwrap();
+    assert!(error(&again).contains(&initiator), "{again}");
+    lab.a.must("use lun0").unwrap();
+    lab.a.must("inspect").unwrap();
+    let (late, range) = stop(&mut lab.a, 52);
+    lab.acknowledged.push(range);
+    let new = lab.b.must("log status").unwrap();
+    assert!(
+        number(&late, "last") < number(&new, "first"),
+        "a late write got through: {late} {new}"
+    );
+    assert_eq!(
+        number(&late, "refused"),
+        0,
+        "no reservation is at work: {late}"
+    );
+    println!(
+        "MEASURED san: {} late writes of the host that was shut out, all failed",
+        number(&late, "failed")
+    );
+    let (_, range) = stop(&mut lab.b, 53);
+    lab.acknowledged.push(range);
+
+    runtime
+        .block_on(lio.allow(&targets, &initiator, soon()))
+        .unwrap();
+    assert_eq!(allowed(&initiator), [true]);
+    let begun = Instant::now();
+    insist(&mut lab.a, &format!("use third {PASSWORD} list"));
+    write(&mut lab.a, 54, 20);
+    println!(
+        "MEASURED san: a host that was let in again writes after {:.1} s",
+        begun.elapsed().as_secs_f64()
+    );
+    let (_, range) = stop(&mut lab.a, 54);
+    lab.acknowledged.push(range);
 }
 
 /// Asks until it works: a starved machine loses a session now and then, which is not what is measured.

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// 3: `CutStorage`, `RestoreStorage`, `SetSecret`, `DeleteSecret`; pools of other kinds than `directory`; witnesses; hosts that left in
 /// order.
 ///
-/// 4: services, labels of VMs, IPv6 addresses of NICs, subnets of networks.
+/// 4: services, labels of VMs, IPv6 addresses of NICs, subnets of networks; disk witnesses on units.
 pub const FORMAT: u32 = 4;
 
 /// A command with its circumstances.
@@ -265,6 +265,39 @@ pub enum Command {
     DeleteService {
         /// Which.
         service: ServiceName,
+    },
+    /// A job of a host is about to write to an image. Since format 4.
+    BeginImageWrite {
+        /// Which pool.
+        pool: PoolName,
+        /// The image.
+        image: String,
+        /// The host.
+        host: HostName,
+        /// What it does, for people.
+        what: String,
+    },
+    /// The host writes to an image no more. Since format 4.
+    EndImageWrite {
+        /// Which pool.
+        pool: PoolName,
+        /// The image.
+        image: String,
+        /// The host.
+        host: HostName,
+    },
+    /// An operator's word: a disk's copy on this host is the one that counts, whatever it lacks. Since format 4.
+    AcceptCopy {
+        /// The VM that has the disk.
+        vm: VmName,
+        /// The disk's pool.
+        pool: PoolName,
+        /// Its image.
+        image: String,
+        /// The host of the copy.
+        host: HostName,
+        /// The life of the copy that was looked at.
+        since: Revision,
     },
 }
 

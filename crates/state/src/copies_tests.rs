@@ -1,5 +1,7 @@
 //! Copies of disks: who may start from which.
 
+mod accept;
+
 use crate::*;
 use proptest::prelude::*;
 use quorate_membership::{Evidence, FenceProof};

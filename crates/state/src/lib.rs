@@ -31,6 +31,7 @@ mod plan;
 mod quorum;
 mod service;
 mod stops;
+mod writes;
 
 pub use command::{Command, Envelope, FORMAT, Outcome, Refusal, ServiceChange};
 pub use copies::{COPIES, DiskCopies, DiskCopy, DiskRecords, Unsettled};
@@ -41,9 +42,10 @@ pub use model::{
 };
 pub use order::Order;
 pub use plan::{Action, ActionKind, Candidate, CopyOf, MigrationEnd, Plan, PlannedAction, Reason};
-pub use quorum::{Quorum, Witness, WitnessChoice};
+pub use quorum::{Quorum, WITNESS_SLOTS, Witness, WitnessChoice, WitnessUnit};
 pub use service::{Drain, Health, Holder, RINGS_KEPT, ServiceRecord, slots_for};
 pub use stops::Stopped;
+pub use writes::{ImageWrite, ImageWrites};
 
 #[cfg(test)]
 mod copies_tests;
@@ -53,3 +55,5 @@ mod tests;
 mod tests_quorum;
 #[cfg(test)]
 mod tests_services;
+#[cfg(test)]
+mod tests_writes;

@@ -5,6 +5,7 @@ use crate::event::EventLog;
 use crate::plan::{ActionKind, Reason};
 use crate::quorum::Quorum;
 use crate::service::ServiceRecord;
+use crate::writes::ImageWrites;
 use quorate_types::report::SavedState;
 use quorate_types::{
     ClusterSettings, Epoch, HostName, HostSpec, MigrationId, Millis, NetworkName, NetworkSpec,
@@ -38,6 +39,9 @@ pub struct State {
     /// Which hosts have the disks of pools that are the hosts' own, and which copies are in step.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disk_copies: DiskRecords,
+    /// Images that jobs of hosts write to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub image_writes: ImageWrites,
     /// What came of the last drill of each pool whose SAN can be told.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pool_drills: BTreeMap<PoolName, PoolDrill>,

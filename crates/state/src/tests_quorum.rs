@@ -22,7 +22,10 @@ fn with_pools() -> World {
 
 fn disk(name: &str) -> Command {
     Command::SetWitness {
-        witness: WitnessChoice::Disk { pool: pool(name) },
+        witness: WitnessChoice::Disk {
+            pool: pool(name),
+            image: None,
+        },
     }
 }
 
@@ -78,6 +81,116 @@ fn a_disk_witness_has_a_number_of_its_own_and_a_new_one_for_each_log() {
         Some(7),
         "numbers are never reused"
     );
+}
+
+fn on_unit(name: &str, image: Option<&str>) -> Command {
+    Command::SetWitness {
+        witness: WitnessChoice::Disk {
+            pool: pool(name),
+            image: image.map(str::to_owned),
+        },
+    }
+}
+
+fn with_units() -> World {
+    let mut world = World::new(&[]);
+    let manifest = serde_json::json!({ "pools": {
+        "shared": { "kind": "directory", "path": "/srv/a" },
+        "san": { "kind": "iscsi", "portals": ["192.0.2.9"], "target": "iqn.2026-01.net.example:a" },
+        "same": { "kind": "iscsi", "portals": ["192.0.2.9"], "target": "iqn.2026-01.net.example:a" },
+        "fc": { "kind": "block" },
+        "ceph": { "kind": "rbd", "ceph_pool": "vms" },
+    }});
+    world.ok(Command::ApplyManifest {
+        base: None,
+        manifest: serde_json::from_value(manifest).unwrap(),
+    });
+    world
+}
+
+#[test]
+fn a_witness_on_a_unit_has_it_for_itself() {
+    let mut world = with_units();
+    for (command, text) in [
+        (on_unit("san", None), "`--disk NAME`"),
+        (on_unit("fc", None), "`--disk NAME`"),
+        (on_unit("shared", Some("w")), "leave `--disk w` out"),
+        (on_unit("ceph", Some("w")), "kind `rbd`"),
+        (on_unit("san", Some("w/x")), "number of a LUN"),
+        (on_unit("fc", Some("../sda")), "no name of a device"),
+    ] {
+        let refusal = world.refused(command).to_string();
+        assert!(refusal.contains(text), "{refusal}");
+    }
+    let first = world.ok(on_unit("san", Some("w")));
+    let events = format!("{:?}", first.events);
+    assert!(events.contains("disk witness on w of pool san"), "{events}");
+    // The same unit by another name.
+    let again = world.ok(on_unit("san", Some("w/0")));
+    assert_eq!((again.node, again.events.len()), (first.node, 0));
+    let (_, unit) = world.0.quorum.witness.as_ref().unwrap().unit().unwrap();
+    let slots: Vec<_> = unit
+        .slots
+        .iter()
+        .map(|(host, slot)| (*host, *slot))
+        .collect();
+    assert_eq!(slots, [(1, 0), (2, 1), (3, 2)]);
+    // No VM gets it, whatever it is called.
+    let vm = |pool: &str, image: &str| {
+        let manifest = serde_json::json!({ "vms": { "db": {
+            "cpus": 1, "memory": "64 MiB",
+            "disks": [{ "pool": pool, "image": image }] } } });
+        Command::ApplyManifest {
+            base: None,
+            manifest: serde_json::from_value(manifest).unwrap(),
+        }
+    };
+    for pool in ["san", "same"] {
+        let refusal = world.refused(vm(pool, "w")).to_string();
+        assert!(refusal.contains("has the disk witness on it"), "{refusal}");
+    }
+    world.ok(vm("san", "db"));
+    let refusal = world.refused(on_unit("same", Some("db"))).to_string();
+    assert!(refusal.contains("VM db has the disk"), "{refusal}");
+    // A lost log begins anew on the same unit, with the same slots.
+    let node = first.node.unwrap();
+    let before = world
+        .0
+        .quorum
+        .witness
+        .as_ref()
+        .unwrap()
+        .unit()
+        .unwrap()
+        .1
+        .clone();
+    world.ok(Command::RenewDiskWitness {
+        old: node,
+        why: "it is gone".into(),
+    });
+    let witness = world.0.quorum.witness.as_ref().unwrap();
+    assert!(witness.node() > node);
+    assert_eq!(witness.unit().unwrap().1, &before);
+}
+
+#[test]
+fn every_host_has_a_slot_and_an_unused_one_is_given_before_that_of_a_host_that_left() {
+    let mut unit = WitnessUnit {
+        image: "w".into(),
+        slots: std::collections::BTreeMap::new(),
+    };
+    for host in 1..=8 {
+        unit.admit(host, |host| host == 2);
+    }
+    assert_eq!(unit.slots.len(), 8);
+    unit.admit(9, |_| false);
+    assert!(!unit.slots.contains_key(&9), "all are taken");
+    unit.admit(9, |host| host == 2);
+    assert_eq!(unit.slots.get(&9), Some(&1));
+    assert!(!unit.slots.contains_key(&2));
+    let before = unit.clone();
+    unit.admit(9, |_| true);
+    assert_eq!(unit, before, "it has one");
 }
 
 #[test]
@@ -179,6 +292,18 @@ fn commands_of_format_3_about_quorum_are_still_understood() {
     }
     let mut world = with_pools();
     world.ok(disk("shared"));
+    let bytes = serde_json::to_vec(&world.0).unwrap();
+    assert_eq!(serde_json::from_slice::<State>(&bytes).unwrap(), world.0);
+}
+
+#[test]
+fn a_witness_on_a_unit_is_read_back() {
+    let text = r#"{"set_witness":{"witness":{"disk":{"pool":"san","image":"w"}}}}"#;
+    let command = on_unit("san", Some("w"));
+    assert_eq!(serde_json::from_str::<Command>(text).unwrap(), command);
+    assert_eq!(serde_json::to_string(&command).unwrap(), text);
+    let mut world = with_units();
+    world.ok(command);
     let bytes = serde_json::to_vec(&world.0).unwrap();
     assert_eq!(serde_json::from_slice::<State>(&bytes).unwrap(), world.0);
 }

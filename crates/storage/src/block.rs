@@ -94,7 +94,7 @@ impl BlockPoolDriver {
     }
 }
 
-fn size_of(pool: &str, image: &str, path: &Path) -> Result<u64, PoolError> {
+pub(crate) fn size_of(pool: &str, image: &str, path: &Path) -> Result<u64, PoolError> {
     let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => PoolError::ImageMissing {
             pool: pool.to_owned(),

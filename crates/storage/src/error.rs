@@ -260,6 +260,16 @@ pub enum PoolError {
         /// What `rbd` said.
         detail: String,
     },
+    /// The host's iSCSI initiator.
+    #[error("pool `{pool}`: {operation} with this host's iSCSI initiator failed: {detail}")]
+    HostInitiator {
+        /// The pool.
+        pool: String,
+        /// What was tried.
+        operation: &'static str,
+        /// What was seen and what to do.
+        detail: String,
+    },
     /// An image names no unit.
     #[error("{reason}")]
     BadUnit {

@@ -24,6 +24,7 @@ pub mod fake;
 pub mod iscsi;
 mod lanes;
 mod model;
+mod raw;
 pub mod rbd;
 pub mod reservation;
 
@@ -38,6 +39,7 @@ pub use model::{
     DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, NewImage,
     PoolFacts, RbdSource, SavedState, StorageFence, round_to_sector,
 };
+pub use raw::{RAW_BLOCK, RawDisk, RawFile, RawUnit};
 pub use rbd::{RbdConfig, RbdPoolDriver};
 pub use reservation::Reservation;
 

@@ -34,7 +34,7 @@ pub use name::{
 };
 pub use placement::{Dependency, HostSpec, LabelSelector, Preference, RuleKind, RuleSpec};
 pub use policy::{Admission, AdmissionMode, Balancing, BalancingMode, Preemption};
-pub use pool::{AccessControl, BlockPool, IscsiPool, Lun, PoolSpec, RbdPool};
+pub use pool::{AccessControl, BlockPool, IscsiPool, Lun, Opener, PoolSpec, RbdPool};
 pub use report::{HostReport, LinkReport, MigrationReport, PoolReport, VmPhase, VmReport};
 pub use secret::Secret;
 pub use service::{RingMember, RingVersion, ServiceId, ServiceReport, ServiceSpec, UplinkMode};

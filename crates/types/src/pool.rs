@@ -27,7 +27,7 @@ pub enum PoolSpec {
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         hosts: BTreeSet<HostName>,
     },
-    /// LUNs of an iSCSI target, opened by QEMU's own initiator.
+    /// LUNs of an iSCSI target, opened by QEMU's own initiator or by the host's.
     Iscsi(IscsiPool),
     /// Block devices of the hosts by stable names (kernel iSCSI, Fibre Channel, multipath).
     Block(BlockPool),
@@ -59,9 +59,30 @@ pub struct IscsiPool {
     /// What initiator names begin with; absent: [`INITIATOR_PREFIX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initiator: Option<String>,
+    /// Whose initiator opens a disk. The same on every host: what one proves does not hold for the other.
+    #[serde(default, skip_serializing_if = "Opener::is_qemu")]
+    pub opened_by: Opener,
     /// Hosts that reach it; empty: all.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub hosts: BTreeSet<HostName>,
+}
+
+/// An iSCSI initiator of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Opener {
+    /// QEMU's own (libiscsi): nothing has to be set up on the hosts.
+    #[default]
+    Qemu,
+    /// The host's kernel (open-iscsi): a disk is a block device of the host, and its unit can have reservations.
+    Kernel,
+}
+
+impl Opener {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_qemu(&self) -> bool {
+        *self == Self::Qemu
+    }
 }
 
 /// An account at an iSCSI target (CHAP, RFC 7143 section 12.1.3).
@@ -295,6 +316,19 @@ impl PoolSpec {
         matches!(self, Self::Local(_) | Self::Mirrored(_))
     }
 
+    /// The one name of an image: a unit of a SAN can be written with its target and number, or by a short name.
+    #[must_use]
+    pub fn canonical(&self, image: &str) -> String {
+        let canonical = match self {
+            Self::Iscsi(pool) => pool
+                .lun_of(image)
+                .ok()
+                .and_then(|unit| pool.image_of(&unit.target, unit.lun)),
+            _ => None,
+        };
+        canonical.unwrap_or_else(|| image.to_owned())
+    }
+
     /// Whether a disk has a copy on a second host.
     pub fn is_mirrored(&self) -> bool {
         matches!(self, Self::Mirrored(_))
@@ -332,6 +366,12 @@ impl PoolSpec {
 }
 
 impl IscsiPool {
+    /// Whether the units themselves decide who writes, by SCSI persistent reservations: where the host's kernel opens them, and
+    /// no access list decides.
+    pub fn has_reservations(&self) -> bool {
+        self.opened_by == Opener::Kernel && self.access.is_none()
+    }
+
     /// The unit that a disk's image names: `NAME` or `NAME/LUN`, below the pool's prefix. `.` stands for
     /// the target that has the prefix itself as its name.
     ///
@@ -487,6 +527,22 @@ mod tests {
         assert_eq!(name, "iqn.2026-01.local.quorate:0a1b2c3d4e5f.h1");
         assert!(check_iscsi_name(&name).is_ok());
         assert_ne!(name, pool().initiator("0A1B2C3D-4E5F-aaaa", &host("h2")));
+    }
+
+    #[test]
+    fn one_thing_decides_who_writes() {
+        let with = |more: &str| {
+            let text = format!(
+                r#"{{"portals":["10.0.0.5"],"target":"iqn.2026-01.com.example:san"{more}}}"#
+            );
+            serde_json::from_str::<IscsiPool>(&text).unwrap()
+        };
+        assert!(!with("").has_reservations(), "QEMU's session is nobody's");
+        assert!(with(r#","opened_by":"kernel""#).has_reservations());
+        let list = with(r#","opened_by":"kernel","access":{"lio":{}}"#);
+        assert!(!list.has_reservations());
+        let shown = serde_json::to_string(&with("")).unwrap();
+        assert!(!shown.contains("opened_by"), "as it was written: {shown}");
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod ledger;
 mod mirror;
 mod services;
 pub mod vm;
+mod write_map;
 
 pub use effect::{Act, Effect, Token};
 pub use host::HostLogic;
@@ -39,6 +40,8 @@ pub use input::{
 };
 pub use ledger::{Ledger, LedgerEntry, LedgerRecord, SendEntry, SendStage};
 pub use mirror::{
-    ExportOffer, ExportRequest, Mirror, MirrorStep, keeps_export, may_export, mirror_step,
+    ExportOffer, ExportRequest, Mirror, MirrorStep, grow_step, keeps_export, may_export,
+    mirror_step,
 };
 pub use services::{service_table, services_wanted};
+pub use write_map::{FlushRequest, Map, MapMemory, MapStep, lacks, map_step};

@@ -4,7 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | in step | going on | nothing | ready |
 //! | in step | stalled, broken or gone | nothing: the guest's writes wait for the record to change | failed |
-//! | out of step | none | begins one, in full, after the pause | waiting |
+//! | out of step | none | begins one, after the pause | waiting |
 //! | out of step | of this life of the record | nothing | syncing, then ready |
 //! | out of step | of an earlier life | drops it | waiting |
 //! | out of step | stalled or broken | drops it: it was never counted on | waiting |
@@ -39,6 +39,8 @@ pub enum MirrorStep {
     Begin,
     /// Let go of it: writes that wait are completed without the copy.
     Drop,
+    /// Make the disk larger: no copy is in the way.
+    Grow,
 }
 
 /// What the owner does about a copy, and what it says of it.
@@ -68,6 +70,18 @@ pub fn mirror_step(
     }
 }
 
+/// What the owner does about a copy, and what it says of it, while the disk shall become larger: that cannot be done
+/// under a mirror. The copy becomes larger when it is brought up to date again, and gets only what it lacks.
+#[must_use]
+pub fn grow_step(copy: &DiskCopy, mirror: bool) -> (MirrorStep, MirrorPhase, Option<String>) {
+    let why = "the disk is being made larger".to_owned();
+    match (copy.in_step, mirror) {
+        (true, _) => (MirrorStep::Nothing, MirrorPhase::Failed, Some(why)),
+        (false, true) => (MirrorStep::Drop, MirrorPhase::Waiting, Some(why)),
+        (false, false) => (MirrorStep::Grow, MirrorPhase::Waiting, Some(why)),
+    }
+}
+
 /// What an owner asks of the host of a copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportRequest {
@@ -91,8 +105,12 @@ impl ExportRequest {
     /// A name that nobody else has any reason to know.
     #[must_use]
     pub fn name(&self) -> String {
-        format!("{}-{}-{}", self.vm, self.epoch, self.since)
+        export_name(&self.vm, self.epoch, &self.since.to_string())
     }
+}
+
+pub(crate) fn export_name(vm: &VmName, epoch: Epoch, since: &str) -> String {
+    format!("{vm}-{epoch}-{since}")
 }
 
 /// Where an owner writes its copy to.
@@ -102,6 +120,9 @@ pub struct ExportOffer {
     pub address: String,
     /// Name of the export.
     pub name: String,
+    /// The mark that the image bears: see [`crate::FlushRequest`].
+    #[serde(default)]
+    pub mark: Option<String>,
 }
 
 /// Whether the copy on `me` may be overwritten by this owner from the beginning.
@@ -198,6 +219,22 @@ mod tests {
         ] {
             let (did, said, _) = mirror_step(&copy(in_step), seen.as_ref());
             assert_eq!((did, said), (step, phase), "{in_step} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_grows_only_when_its_copy_does_not_count() {
+        use MirrorPhase::{Failed, Waiting};
+        use MirrorStep::{Drop, Grow, Nothing};
+        for (in_step, mirror, step, phase) in [
+            (true, true, Nothing, Failed),
+            (true, false, Nothing, Failed),
+            (false, true, Drop, Waiting),
+            (false, false, Grow, Waiting),
+        ] {
+            let (did, said, why) = grow_step(&copy(in_step), mirror);
+            assert_eq!((did, said), (step, phase), "{in_step} {mirror}");
+            assert!(why.unwrap().contains("larger"));
         }
     }
 

@@ -9,11 +9,14 @@
 //! ```
 //! What clients send during the switchover would be lost at the source, and each of them would wait for a
 //! retransmission (0.2 s and more). So the target opens its tap when the flows arrive: the guest cannot send, since it
-//! does not run yet, and what comes for it waits in the tap until it does.
+//! does not run yet, and what comes for it waits in the tap until it does. What came to the source from the stop until
+//! then is sent after the guest ([`crate::vm::held`]); the source's edge has done with it what it does, so edges let
+//! frames of that source pass as they are. Guests that belong to no service have no edge, and the same is done for them.
 //!
 //! Always holds: nothing here fails a VM's start or move: what goes wrong is kept as a problem of the service.
 
 use super::{lock, wanted};
+use crate::vm::held::{Holding, nics as nics_of};
 use crate::vm::{Shared, text};
 use quorate_balancer::{EdgeSpec, Flow};
 use quorate_network::tap_name;
@@ -22,6 +25,7 @@ use quorate_types::{HostName, MigrationId, VmName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// For the flows to reach the target; the edge there learns what is missing by itself.
 const SHIP_WITHIN: Duration = Duration::from_secs(2);
@@ -96,52 +100,81 @@ pub(crate) async fn open(shared: &Shared, vm: &VmName) {
     shared.services.news.notify_one();
 }
 
-/// The guest's CPUs stand still before the switchover: its flows go ahead, and the director lets go of it.
-pub(crate) async fn leave(shared: &Arc<Shared>, vm: &VmName) {
-    let edges = of_vm(shared, vm);
-    if edges.is_empty() {
-        return;
-    }
-    let datapath = &shared.services.datapath;
-    let mut nics = Vec::new();
-    for edge in &edges {
-        let number = (0..64).find(|number| tap_name(vm.as_str(), *number) == edge.ifname);
-        match (number, datapath.flows(&edge.ifname).await) {
-            (Some(number), Ok(flows)) => nics.push((number, flows)),
-            (_, Err(error)) => tracing::warn!(%vm, error = text(&error), "flows stay behind"),
-            (None, _) => {}
+/// The guest's CPUs stand still before the switchover: its flows go ahead, what came for it meanwhile follows, and the
+/// director lets go of it.
+pub(crate) async fn leave(
+    shared: &Arc<Shared>,
+    vm: &VmName,
+    mut holding: Holding,
+    called_off: oneshot::Receiver<()>,
+) {
+    holding.listen(shared).await;
+    let ahead = ship(shared, vm).await;
+    let called_off = async {
+        if called_off.await.is_err() {
+            std::future::pending().await
         }
-        if let Err(error) = datapath.close_edge(&edge.ifname, true).await {
+    };
+    // A target that has not answered gets what came all the same: the guest will run there, or nowhere.
+    tokio::select! {
+        _ = ahead => {}
+        () = called_off => return,
+    }
+    // From here on what comes goes to the wire, and the wire leads to the target.
+    for edge in of_vm(shared, vm) {
+        let closed = shared.services.datapath.close_edge(&edge.ifname, true);
+        if let Err(error) = closed.await {
             tracing::warn!(%vm, tap = edge.ifname, error = text(&error), "an edge stays open");
         }
     }
-    if let Some((to, id)) = target(&shared.state(), vm) {
-        let flows = ShippedFlows {
-            vm: vm.clone(),
-            id,
-            nics,
+    holding.pass_on(shared).await;
+}
+
+/// The flows of a VM's edges go ahead; answered when the target has opened the guest's taps, or does not.
+async fn ship(shared: &Arc<Shared>, vm: &VmName) -> oneshot::Receiver<()> {
+    let edges = of_vm(shared, vm);
+    let mut nics = Vec::new();
+    for number in 0..nics_of(shared, vm) {
+        let tap = tap_name(vm.as_str(), number);
+        let flows = match edges.iter().any(|edge| edge.ifname == tap) {
+            true => shared.services.datapath.flows(&tap).await,
+            false => Ok(Vec::new()),
         };
-        let (shared, vm) = (shared.clone(), vm.clone());
-        shared.clone().spawn(async move {
-            let sent = shared.drivers.peers.ship_flows(to, flows);
-            match tokio::time::timeout(SHIP_WITHIN, sent).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%vm, error, "flows are not shipped"),
-                Err(_) => tracing::warn!(%vm, "flows are not shipped in time"),
-            }
+        let flows = flows.unwrap_or_else(|error| {
+            tracing::warn!(%vm, error = text(&error), "flows stay behind");
+            Vec::new()
         });
+        nics.push((number, flows));
     }
+    let (answer, answered) = oneshot::channel();
+    let Some((to, id)) = target(&shared.state(), vm).filter(|_| !nics.is_empty()) else {
+        return answered;
+    };
+    let flows = ShippedFlows {
+        vm: vm.clone(),
+        id,
+        nics,
+    };
+    let (shared, vm) = (shared.clone(), vm.clone());
+    shared.clone().spawn(async move {
+        let sent = shared.drivers.peers.ship_flows(to, flows);
+        let sent = tokio::time::timeout(SHIP_WITHIN, sent).await;
+        let _ = answer.send(());
+        match sent {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%vm, error, "flows are not shipped"),
+            Err(_) => tracing::warn!(%vm, "flows are not shipped in time"),
+        }
+    });
+    answered
 }
 
 /// The guest stays: its migration has failed. Frames may go to the target already.
 pub(crate) async fn back(shared: &Shared, vm: &VmName) {
-    let edges = of_vm(shared, vm);
-    if edges.is_empty() {
-        return;
-    }
-    for edge in &edges {
+    for number in 0..nics_of(shared, vm) {
         // It is open; the bridge is told again that the guest is here.
-        let _ = shared.drivers.network.unmute(&edge.ifname).await;
+        let tap = tap_name(vm.as_str(), number);
+        let _ = shared.drivers.network.unmute(&tap).await;
     }
     open(shared, vm).await;
     crate::vm::announce_place(shared, vm);
@@ -160,17 +193,26 @@ pub(crate) async fn put(shared: &Shared, flows: &ShippedFlows) -> Result<(), Str
     if coming != Some((shared.config.host.clone(), flows.id)) {
         return Err(format!("{} does not come here by that migration", flows.vm));
     }
+    let (datapath, network) = (&shared.services.datapath, &shared.drivers.network);
     let mut problem = None;
     for (number, flows_of_nic) in &flows.nics {
         let tap = tap_name(flows.vm.as_str(), *number);
-        let put = shared.services.datapath.put_flows(&tap, flows_of_nic);
-        problem = put.await.err().map(|error| text(&error)).or(problem);
-        if let Err(error) = shared.drivers.network.unmute(&tap).await {
+        if !flows_of_nic.is_empty() {
+            let put = datapath.put_flows(&tap, flows_of_nic);
+            problem = put.await.err().map(|error| text(&error)).or(problem);
+        }
+        if let Err(error) = network.unmute(&tap).await {
             problem = Some(text(&error));
         }
     }
     open(shared, &flows.vm).await;
-    crate::vm::announce_place(shared, &flows.vm);
+    // Switches know before the source does: what it sends after the guest comes here. Once, since the guest may stay there
+    // yet; the rounds follow when it runs.
+    for announcement in crate::vm::announcements(shared, &flows.vm) {
+        if let Err(error) = network.announce_once(&announcement).await {
+            problem = Some(text(&error));
+        }
+    }
     problem.map_or(Ok(()), Err)
 }
 

@@ -240,19 +240,21 @@ impl Task {
             edges::adopt(&self.shared).await;
         }
         let me = &self.shared.config.host;
+        let mut due = self.problem.is_some() && self.tried.is_none_or(|at| at.elapsed() >= AGAIN);
         if self.at != Some(state.revision) {
-            // An earlier agent may have left something where nothing is wanted now.
-            let first = self.at.is_none();
-            self.at = Some(state.revision);
             let wanted = quorate_agent_logic::services_wanted(state, me);
+            // An earlier agent may have left something where nothing is wanted now.
+            due |= self.at.is_none() || wanted != self.wanted;
+            self.at = Some(state.revision);
+            self.wanted = wanted;
             edges::keep(&self.shared, state).await;
-            if first || wanted != self.wanted {
-                self.wanted = wanted;
-                self.apply().await;
+        }
+        if due {
+            self.apply().await;
+            // What the datapath does not hold must not be announced.
+            if self.problem.is_none() {
                 self.attract.set(&self.shared, state, &self.wanted);
             }
-        } else if self.problem.is_some() && self.tried.is_none_or(|at| at.elapsed() >= AGAIN) {
-            self.apply().await;
         }
         if self.problem.is_none() {
             self.shared.services.holds(state.revision);

@@ -83,7 +83,9 @@ pub(super) async fn make(
         true => super::handoff::await_disks(shared, vm).await?,
         false => own_disks(shared, vm, &plan).await?,
     }
-    let disks = disks(shared, &plan.spec, plan.epoch, prepared).await?;
+    // The memory that was saved, or arrives, knows the disks as they are.
+    let grows = !plan.incoming && plan.restore.is_none();
+    let disks = disks(shared, &plan.spec, plan.epoch, grows, prepared).await?;
     let state = shared.state();
     let cluster = &shared.config.cluster_id;
     let nics = nics(&state, cluster, vm, &plan.spec, plan.incoming)?;
@@ -271,6 +273,7 @@ async fn disks(
     shared: &Shared,
     spec: &VmSpec,
     epoch: Epoch,
+    grows: bool,
     prepared: &Prepared,
 ) -> Result<Vec<DiskSource>, String> {
     let lock = || prepared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -289,7 +292,14 @@ async fn disks(
             // An image that is missing later is one that was lost, not one that is to be made.
             wanted.create &= record.created == epoch;
         }
-        let info = pool.ensure_disk(&wanted).await;
+        let mut info = pool.ensure_disk(&wanted).await;
+        if let (true, Err(quorate_storage::PoolError::ImageTooSmall { want_bytes, .. })) =
+            (grows, &info)
+        {
+            let (image, bytes) = (&wanted.image, *want_bytes);
+            tracing::info!(pool = %disk.pool, image, bytes, "a disk is made as large as it is defined");
+            info = pool.resize_disk(image, wanted.format, bytes).await;
+        }
         sources.push(disk_source(info.map_err(|error| text(&error))?.source));
     }
     *lock() = Some((spec.disks.clone(), sources.clone(), Instant::now()));

@@ -3,9 +3,11 @@
 //! Always holds: what is done follows [`mirror_step`] alone, from the replica and from what QEMU says; so an agent that
 //! was restarted goes on where the earlier one stopped. How a copy stands is reported; the leader changes its record.
 
+use super::grow;
+use super::write_maps::WriteMaps;
 use super::{Live, Shared, text};
 use crate::host::Message;
-use quorate_agent_logic::{ExportRequest, Mirror, MirrorStep, mirror_step};
+use quorate_agent_logic::{ExportRequest, Mirror, MirrorStep, grow_step, lacks, mirror_step};
 use quorate_hypervisor::{MirrorStatus, MirrorTarget, TlsMaterial};
 use quorate_state::{DiskCopy, Ownership};
 use quorate_types::report::{MirrorPhase, MirrorReport};
@@ -21,6 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const BEGIN_AGAIN: Duration = Duration::from_secs(2);
 /// Bound of the question for an export.
 const ASK_WITHIN: Duration = Duration::from_secs(8);
+
+/// The same while the guest writes to the copy: it must not wait for long.
+const FINISH_WITHIN: Duration = Duration::from_secs(1);
 
 /// Starts the tasks of a guest's disks; they end with it.
 pub(super) fn spawn(shared: &Arc<Shared>, vm: &VmName, live: &Live) {
@@ -48,13 +53,15 @@ pub(super) async fn tell(shared: &Shared, vm: &VmName, disk: usize, report: Opti
 }
 
 /// A copy that this host keeps, by the replica.
-struct Kept {
-    disk: DiskSpec,
-    epoch: Epoch,
-    host: HostName,
+pub(super) struct Kept {
+    pub(super) disk: DiskSpec,
+    pub(super) epoch: Epoch,
+    pub(super) host: HostName,
     copy: DiskCopy,
     /// The guest is on its way to another host, which takes its copy over.
     moving: bool,
+    /// The copy is there to stay: when it returns it gets what it lacks.
+    lasting: bool,
     speed: Option<u64>,
 }
 
@@ -68,7 +75,8 @@ fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
         Ownership::Free => return None,
     };
     let disk = record.effective().disks.get(index)?;
-    let mib_per_s = match &state.pools.get(&disk.pool)?.spec {
+    let pool = &state.pools.get(&disk.pool)?.spec;
+    let mib_per_s = match pool {
         PoolSpec::Mirrored(pool) => pool.resync_mib_per_s,
         // Its disk is on the move.
         PoolSpec::Local(_) => state.settings().migration_mib_per_s,
@@ -82,6 +90,7 @@ fn kept(shared: &Shared, vm: &VmName, index: usize) -> Option<Kept> {
         host: other.clone(),
         copy: copy.clone(),
         moving,
+        lasting: pool.is_mirrored(),
         speed: (mib_per_s > 0).then_some(mib_per_s << 20),
     })
 }
@@ -118,6 +127,25 @@ async fn drop_forgotten(shared: &Shared, vm: &VmName, live: &Live, index: usize)
     }
 }
 
+/// What a mirror needs while it goes on.
+async fn tend(
+    shared: &Arc<Shared>,
+    vm: &VmName,
+    live: &Live,
+    kept: &Kept,
+    found: &MirrorStatus,
+    maps: &mut WriteMaps,
+) {
+    if found.resync.is_some_and(|resync| resync.due)
+        && let Err(error) = finish(shared, vm, live, found.disk, kept).await
+    {
+        tracing::warn!(%vm, error, "a resync does not end");
+    }
+    if kept.lasting && !kept.moving && found.in_step && found.problem.is_none() {
+        maps.look(shared, vm, live, kept, found).await;
+    }
+}
+
 /// When a mirror's writes moved on last.
 struct Pulse {
     done: u64,
@@ -129,16 +157,24 @@ async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
     let (mut pulse, mut begin_at) = (None::<Pulse>, Instant::now());
     let mut said: Option<MirrorReport> = None;
     let mut problem: Option<String> = None;
+    let mut maps = WriteMaps::default();
     loop {
         states.borrow_and_update();
         let Some(kept) = kept(shared, vm, index) else {
             if said.take().is_some() {
                 tell(shared, vm, index, None).await;
             }
-            if drop_forgotten(shared, vm, live, index).await {
-                let _ = states.changed().await;
-            } else {
+            let dropped = drop_forgotten(shared, vm, live, index).await;
+            if !dropped || shared.growing.wanted(vm, index) {
+                if dropped && alone(shared, vm, index) {
+                    grow::now(shared, vm, live, index).await;
+                }
                 let _ = tokio::time::timeout(LOOK_EVERY, states.changed()).await;
+            } else {
+                tokio::select! {
+                    _ = states.changed() => {}
+                    () = shared.growing.asked(vm, index) => {}
+                }
             }
             continue;
         };
@@ -154,7 +190,13 @@ async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
             if seen.is_none() {
                 pulse = None;
             }
-            let (step, phase, why) = mirror_step(&kept.copy, seen.as_ref());
+            if let Some(found) = &found {
+                tend(shared, vm, live, &kept, found, &mut maps).await;
+            }
+            let (step, phase, why) = match shared.growing.wanted(vm, index) && !kept.moving {
+                true => grow_step(&kept.copy, seen.is_some()),
+                false => mirror_step(&kept.copy, seen.as_ref()),
+            };
             let report = report(
                 &kept,
                 found.as_ref(),
@@ -186,6 +228,7 @@ async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
                     begin_at = Instant::now() + BEGIN_AGAIN;
                 }
                 MirrorStep::Begin => {}
+                MirrorStep::Grow => grow::now(shared, vm, live, index).await,
             }
         }
         let _ = tokio::time::timeout(LOOK_EVERY, states.changed()).await;
@@ -219,9 +262,11 @@ fn report(
     // While writes are mirrored, how many there were is no news.
     let syncing = found.filter(|_| phase == MirrorPhase::Syncing);
     let (done, total) = syncing.map_or((0, 0), |found| {
+        let lacked = found.resync.map(|resync| (resync.done, resync.total));
+        let (done, total) = lacked.unwrap_or((found.done, found.total));
         // Told in steps of a hundredth, so that it does not change with every look.
-        let grain = (found.total / 100).max(1);
-        (found.done / grain * grain, found.total / grain * grain)
+        let grain = (total / 100).max(1);
+        (done / grain * grain, total / grain * grain)
     });
     MirrorReport {
         pool: kept.disk.pool.clone(),
@@ -235,13 +280,12 @@ fn report(
     }
 }
 
-async fn begin(
+/// Where the copy is written to, and the mark that it bears. Asked again, the answer is the same.
+async fn ask(
     shared: &Shared,
     vm: &VmName,
-    live: &Live,
-    index: usize,
     kept: &Kept,
-) -> Result<(), String> {
+) -> Result<(MirrorTarget, Option<String>, u64), String> {
     let disk = &kept.disk;
     let pool = shared.pool(&disk.pool)?;
     let format = quorate_storage::DiskFormat::Raw;
@@ -271,7 +315,46 @@ async fn begin(
             hostname: Some(kept.host.to_string()),
         }),
     };
+    Ok((target, offer.mark, info.virtual_bytes))
+}
+
+async fn finish(
+    shared: &Shared,
+    vm: &VmName,
+    live: &Live,
+    index: usize,
+    kept: &Kept,
+) -> Result<(), String> {
+    let asked = tokio::time::timeout(FINISH_WITHIN, ask(shared, vm, kept)).await;
+    let (target, _, _) = asked.map_err(|_| format!("{} does not answer", kept.host))??;
+    let finished = live.guest.finish_resync(index, &target).await;
+    finished.map_err(|error| text(&error))
+}
+
+async fn begin(
+    shared: &Shared,
+    vm: &VmName,
+    live: &Live,
+    index: usize,
+    kept: &Kept,
+) -> Result<(), String> {
+    let disk = &kept.disk;
+    let (target, mark, size) = ask(shared, vm, kept).await?;
+    let maps = live.guest.write_maps(index).await;
+    let maps = maps.map_err(|error| text(&error))?;
+    let known: Vec<_> = maps.iter().map(super::write_maps::known).collect();
+    let lacks = lacks(mark.as_deref(), vm, kept.epoch, &known);
+    let lacks = lacks.and_then(|map| maps.iter().find(|other| other.number == map.number));
+    match lacks {
+        Some(map) => tracing::info!(
+            %vm, disk = disk.image, to = %kept.host, bytes = map.bytes, of = size,
+            "the copy gets what it lacks"
+        ),
+        None => tracing::info!(%vm, disk = disk.image, to = %kept.host, "the copy gets all of it"),
+    }
     let tag = kept.copy.since.to_string();
-    let begun = live.guest.start_mirror(index, &tag, &target, kept.speed);
+    let begun = live
+        .guest
+        .start_mirror(index, &tag, &target, kept.speed, lacks);
     begun.await.map_err(|error| text(&error))
 }

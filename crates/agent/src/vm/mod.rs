@@ -11,13 +11,16 @@
 //!
 //! Must not: decide anything; retry anything but a kill that is under way.
 
+mod grow;
 pub(crate) mod handoff;
+pub(crate) mod held;
 mod make;
 mod mirror;
 mod outgoing;
 mod probe;
 mod reserve;
 mod watch;
+mod write_maps;
 
 use crate::exports::Exports;
 use crate::facts::OpenPools;
@@ -65,6 +68,8 @@ pub(crate) struct Shared {
     pub(crate) pids: Mutex<BTreeMap<VmName, i32>>,
     /// The guests that the tasks are in charge of, for work on their disks.
     pub(crate) guests: Mutex<BTreeMap<VmName, Arc<dyn Vm>>>,
+    /// Disks with copies that shall become larger.
+    pub(crate) growing: grow::Growing,
     /// The units of guests that have reservations.
     pub(crate) units: Mutex<BTreeMap<VmName, Units>>,
     pub(crate) inbox: mpsc::Sender<Message>,
@@ -523,13 +528,18 @@ impl VmTask {
 
 /// Tells the switches that a VM's frames come here from now on; several rounds, in the background.
 pub(crate) fn announce_place(shared: &Shared, vm: &VmName) {
-    let state = shared.state();
-    let Some(record) = state.vms.get(vm) else {
-        return;
-    };
-    for announcement in make::announcements(shared, vm, record.effective()) {
+    for announcement in announcements(shared, vm) {
         watch::announce_one(shared, vm, &announcement);
     }
+}
+
+/// What tells the switches that a VM is here.
+pub(crate) fn announcements(shared: &Shared, vm: &VmName) -> Vec<quorate_network::Announcement> {
+    let state = shared.state();
+    let record = state.vms.get(vm);
+    record.map_or_else(Vec::new, |record| {
+        make::announcements(shared, vm, record.effective())
+    })
 }
 
 /// Ends a process that is being made, wherever the making stands. Ended with the making.

@@ -1,5 +1,6 @@
 //! The source of a migration: forwards its phases.
 
+use super::held::Holding;
 use super::{Done, Live, Shared, observed, text};
 use crate::services::edges;
 use quorate_agent_logic::{GuestEvent, Observed, Token};
@@ -12,6 +13,7 @@ use quorate_types::{HostName, MigrationId, VmName};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::{mpsc, oneshot};
 
 const ASK_WITHIN: Duration = Duration::from_secs(2);
@@ -27,7 +29,7 @@ pub(super) async fn send(
 ) {
     let begun = begin(&shared, &vm, &live, id, &address).await;
     match begun {
-        Ok(outgoing) => follow(&shared, &vm, token, outgoing, &done).await,
+        Ok(outgoing) => follow(&shared, &vm, &live, token, outgoing, &done).await,
         Err(detail) => {
             let state = live.guest.status().await;
             let observed = state.map_or(Observed::Unknown, |state| observed(&state));
@@ -78,7 +80,7 @@ pub(super) async fn attach(
     done: mpsc::Sender<Done>,
 ) {
     match live.guest.attach_migration().await {
-        Ok(Some(outgoing)) => follow(&shared, &vm, token, outgoing, &done).await,
+        Ok(Some(outgoing)) => follow(&shared, &vm, &live, token, outgoing, &done).await,
         Ok(None) => {
             let event = ended(&shared, &vm).await;
             shared.tell(&vm, token, event).await;
@@ -123,9 +125,60 @@ pub(super) async fn cancel_found(guest: &dyn Vm) -> Result<(), HypervisorError> 
     Ok(())
 }
 
+/// What goes ahead of the guest and after it, beside what else is handed over: neither waits for the other.
+struct Leaving {
+    called_off: oneshot::Sender<()>,
+    is_done: oneshot::Receiver<()>,
+}
+
+impl Leaving {
+    fn begin(shared: &Arc<Shared>, vm: &VmName, holding: Holding) -> Self {
+        let (shared, vm) = (shared.clone(), vm.clone());
+        let (done, is_done) = oneshot::channel::<()>();
+        let (called_off, is_called_off) = oneshot::channel();
+        shared.clone().spawn(async move {
+            edges::leave(&shared, &vm, holding, is_called_off).await;
+            drop(done);
+        });
+        Self {
+            called_off,
+            is_done,
+        }
+    }
+
+    async fn call_off(self) {
+        let _ = self.called_off.send(());
+        let _ = self.is_done.await;
+    }
+}
+
+/// The next phase; `holding` hears what happens to the guest until then.
+async fn next(
+    shared: &Shared,
+    outgoing: &mut OutgoingMigration,
+    events: &mut broadcast::Receiver<quorate_hypervisor::GuestEvent>,
+    holding: &mut Option<Holding>,
+) -> Option<MigrationPhase> {
+    loop {
+        let Some(hears) = holding.as_mut() else {
+            return outgoing.next().await;
+        };
+        tokio::select! {
+            biased;
+            event = events.recv() => match event {
+                Ok(event) => hears.on_event(shared, &event).await,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return outgoing.next().await,
+            },
+            phase = outgoing.next() => return phase,
+        }
+    }
+}
+
 async fn follow(
     shared: &Arc<Shared>,
     vm: &VmName,
+    live: &Live,
     token: Token,
     mut outgoing: OutgoingMigration,
     done: &mpsc::Sender<Done>,
@@ -133,8 +186,10 @@ async fn follow(
     let control = outgoing.control();
     let _ = done.send(Done::Sending { token, control }).await;
     let mut switching = false;
-    let mut left = None;
-    while let Some(phase) = outgoing.next().await {
+    let mut leaving = None;
+    let mut events = live.guest.events();
+    let mut holding = Some(Holding::new(vm));
+    while let Some(phase) = next(shared, &mut outgoing, &mut events, &mut holding).await {
         let state = |source: Option<quorate_hypervisor::GuestState>| {
             source.map_or(Observed::Unknown, |state| observed(&state))
         };
@@ -145,14 +200,9 @@ async fn follow(
                 remaining: progress.remaining_bytes,
             },
             MigrationPhase::PreSwitchover => {
-                let (shared, vm) = (shared.clone(), vm.clone());
-                let (done, is_done) = oneshot::channel::<()>();
-                left = Some(is_done);
-                // Beside what else is handed over: neither waits for the other.
-                shared.clone().spawn(async move {
-                    edges::leave(&shared, &vm).await;
-                    drop(done);
-                });
+                if let Some(holding) = holding.take() {
+                    leaving = Some(Leaving::begin(shared, vm, holding));
+                }
                 GuestEvent::PreSwitchover
             }
             MigrationPhase::Device => {
@@ -178,8 +228,8 @@ async fn follow(
             },
         };
         if matches!(event, GuestEvent::SendFailed { .. }) {
-            if let Some(left) = left.take() {
-                let _ = left.await;
+            if let Some(leaving) = leaving.take() {
+                leaving.call_off().await;
             }
             edges::back(shared, vm).await;
         }

@@ -148,12 +148,12 @@ async fn on_event(
         return;
     }
     match event {
-        hypervisor::GuestEvent::Stop => shared.services.note_running(vm, false),
+        hypervisor::GuestEvent::Stop { .. } => shared.services.note_running(vm, false),
         hypervisor::GuestEvent::Resume => shared.services.note_running(vm, true),
         _ => {}
     }
     let event = match event {
-        hypervisor::GuestEvent::Stop
+        hypervisor::GuestEvent::Stop { .. }
         | hypervisor::GuestEvent::Resume
         | hypervisor::GuestEvent::Reconnected => GuestEvent::Noticed,
         hypervisor::GuestEvent::BlockIoError {
@@ -223,10 +223,7 @@ async fn open_taps(shared: &Shared, vm: &VmName, live: &Live, watching: &mut Wat
 
 /// The same for a guest that arrived while no agent watched. Its taps have the names they were made with.
 pub(super) async fn open_adopted(shared: &Shared, vm: &VmName, live: &Live) {
-    let state = shared.state();
-    let nics = state.vms.get(vm).map_or(0, |record| {
-        u32::try_from(record.effective().nics.len()).unwrap_or(u32::MAX)
-    });
+    let nics = super::held::nics(shared, vm);
     let taps: Vec<String> = (0..nics).map(|nic| tap_name(vm.as_str(), nic)).collect();
     open(shared, vm, live, &taps).await;
 }

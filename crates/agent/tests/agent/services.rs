@@ -151,6 +151,21 @@ impl World {
         edges.get(&tap_name("db", 0)).cloned()
     }
 
+    /// What came for the guest is sent after it, by that host.
+    async fn passes_on(&self, n: u8) {
+        let end = Instant::now() + SOON;
+        let network = &self.networks[usize::from(n - 1)];
+        loop {
+            if let Some(passed) = network.passed_on().first() {
+                assert_eq!(passed.ifname, tap_name("db", 0));
+                assert_eq!(passed.source.octets()[..3], quorate_balancer::mac::HELD);
+                return;
+            }
+            assert!(Instant::now() < end, "h{n} sent nothing after the guest");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     async fn edge_is(&self, n: u8, what: &str, good: impl Fn(Option<&FakeEdge>) -> bool) {
         let end = Instant::now() + SOON;
         while !good(self.edge(n).as_ref()) {
@@ -158,6 +173,36 @@ impl World {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
+}
+
+#[tokio::test]
+async fn what_comes_for_a_guest_without_a_service_follows_it_too() {
+    let world = World::running().await;
+    world.migrate(2);
+    world
+        .until(2, "arrived", |vm| {
+            let outcome = vm.migration.as_ref().map(|migration| migration.outcome);
+            outcome == Some(MigrationOutcome::Arrived)
+        })
+        .await;
+    world.passes_on(1).await;
+    assert!(world.networks[1].passed_on().is_empty());
+}
+
+#[tokio::test]
+async fn what_comes_for_a_guest_that_stays_is_not_sent_after_it() {
+    let world = World::running().await;
+    world
+        .site
+        .fault("db", Fault::MigrationFails(FailAt::Active));
+    world.migrate(2);
+    world
+        .until(1, "failed", |vm| {
+            let outcome = vm.migration.as_ref().map(|migration| migration.outcome);
+            outcome == Some(MigrationOutcome::Failed)
+        })
+        .await;
+    assert!(world.networks[0].passed_on().is_empty());
 }
 
 fn flow(client_port: u16) -> Flow {
@@ -197,8 +242,13 @@ async fn an_edge_travels_with_its_guest_and_its_flows_go_ahead() {
             edge.is_some_and(|edge| edge.open && edge.flows == [flow(1000)])
         })
         .await;
-    let old = world.edge(1).unwrap();
-    assert!(!old.open && old.forwards, "stragglers follow the guest");
+    // Stragglers follow the guest.
+    world
+        .edge_is(1, "closed", |edge| {
+            edge.is_some_and(|edge| !edge.open && edge.forwards)
+        })
+        .await;
+    world.passes_on(1).await;
     world.finish(
         id,
         MigrationEnd::Arrived {

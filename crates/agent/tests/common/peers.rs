@@ -1,7 +1,7 @@
 //! Hosts that ask each other's agents without a network.
 
 use async_trait::async_trait;
-use quorate_agent::{AgentHandle, ExportOffer, ExportRequest, PeerAsk, ShippedFlows};
+use quorate_agent::{AgentHandle, ExportOffer, ExportRequest, FlushRequest, PeerAsk, ShippedFlows};
 use quorate_agent_logic::TargetSays;
 use quorate_types::{HostName, MigrationId, VmName};
 use std::collections::BTreeMap;
@@ -36,6 +36,10 @@ impl PeerAsk for Peers {
     ) -> Result<ExportOffer, String> {
         let agent = self.get(&to).ok_or("unreachable")?;
         agent.export(request).await
+    }
+    async fn ask_flush(&self, to: HostName, request: FlushRequest) -> Result<(), String> {
+        let agent = self.get(&to).ok_or("unreachable")?;
+        agent.flush_copy(request).await
     }
     async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String> {
         let agent = self.get(&to).ok_or("unreachable")?;

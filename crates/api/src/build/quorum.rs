@@ -6,7 +6,7 @@ use crate::quorum::{
 };
 use quorate_membership::wanted_voters;
 use quorate_state::{State, Witness};
-use quorate_types::{HostName, NodeId, PoolName};
+use quorate_types::{HostName, NodeId, PoolName, PoolSpec};
 
 /// The view of the votes. `observed` is what the leader knows.
 #[must_use]
@@ -62,6 +62,14 @@ fn remedy(witness: &Witness) -> String {
         Witness::Remote { address, .. } => format!(
             "start `quorate witness serve` there, or mend the way to {address}; `quorate quorum set --witness none` gives it up"
         ),
+        Witness::Disk {
+            pool,
+            unit: Some(unit),
+            ..
+        } => format!(
+            "make {} of pool {pool} usable again: at least 512 MiB, writable by all hosts (the witness repairs itself then; the hosts' logs say what is wrong); `quorate quorum set` chooses another",
+            unit.image
+        ),
         Witness::Disk { pool, .. } => format!(
             "make pool {pool} usable again (it repairs itself then); `quorate quorum set` chooses another witness"
         ),
@@ -99,6 +107,11 @@ fn voters(state: &State, seen: &Observed) -> Vec<VoterView> {
     if let Some(witness) = &state.quorum.witness {
         let name = match witness {
             Witness::Remote { name, .. } => name.to_string(),
+            Witness::Disk {
+                pool,
+                unit: Some(unit),
+                ..
+            } => format!("disk witness ({pool}/{})", unit.image),
             Witness::Disk { pool, .. } => format!("disk witness ({pool})"),
         };
         all.push(voter(name, VoterKind::Witness, witness.node()));
@@ -123,6 +136,7 @@ fn witness_view(witness: &Witness, seen: &Observed) -> WitnessView {
     WitnessView {
         kind,
         pool,
+        disk: witness.unit().map(|(_, unit)| unit.image.clone()),
         name,
         address,
         votes: seen.voters.contains(&witness.node()),
@@ -157,8 +171,8 @@ fn problems(state: &State, view: &QuorumView) -> Vec<String> {
     found
 }
 
-/// Pools with files that every host uses, and can.
-fn shared_pools(state: &State, seen: &Observed) -> Vec<PoolName> {
+/// Pools that every host uses, and can, in which a witness has a place: those with files first.
+fn shared_pools(state: &State, seen: &Observed) -> Vec<(PoolName, bool)> {
     let all_list_it = |hosts: &std::collections::BTreeSet<HostName>| {
         hosts.is_empty() || state.hosts.keys().all(|host| hosts.contains(host))
     };
@@ -168,15 +182,18 @@ fn shared_pools(state: &State, seen: &Observed) -> Vec<PoolName> {
             report.is_some_and(|report| report.pools.get(pool).is_some_and(|pool| pool.usable))
         })
     };
-    let pools = state.pools.iter().filter(|(name, object)| {
-        #[allow(
-            irrefutable_let_patterns,
-            reason = "other kinds of pools hold no files"
-        )]
-        let files = matches!(object.spec, quorate_types::PoolSpec::Directory { .. });
-        files && all_list_it(object.spec.hosts()) && usable(name)
+    let pools = state.pools.iter().filter_map(|(name, object)| {
+        let files = match object.spec {
+            PoolSpec::Directory { .. } => true,
+            PoolSpec::Iscsi(_) | PoolSpec::Block(_) => false,
+            _ => return None,
+        };
+        let shared = all_list_it(object.spec.hosts()) && usable(name);
+        shared.then(|| (name.clone(), files))
     });
-    pools.map(|(name, _)| name.clone()).collect()
+    let mut pools: Vec<_> = pools.collect();
+    pools.sort_by_key(|(_, files)| !files);
+    pools
 }
 
 fn survives(hosts: usize, witness: bool, max_voters: u32) -> (usize, usize) {
@@ -247,21 +264,30 @@ fn recommend(state: &State, seen: &Observed) -> RecommendationView {
             survives_with
         ));
         match pools.first() {
-            Some(pool) => {
-                reasons.push(format!(
-                    "all hosts share pool {pool}: a disk witness there needs no further machine"
-                ));
+            Some((pool, files)) => {
+                reasons.push(match files {
+                    true => format!(
+                        "all hosts share pool {pool}: a disk witness there needs no further machine"
+                    ),
+                    false => format!(
+                        "all hosts share pool {pool}: a disk witness on a unit of its own there, of 512 MiB, needs no further machine"
+                    ),
+                });
                 (WitnessKind::Disk, Some(pool.clone()))
             }
             None => {
                 reasons.push(
-                    "no pool with files is usable on all hosts, so a disk witness has no place: any third machine will do for a remote one".to_owned(),
+                    "no pool of the kind `directory`, `iscsi` or `block` is usable on all hosts, so a disk witness has no place: any third machine will do for a remote one".to_owned(),
                 );
                 (WitnessKind::Remote, None)
             }
         }
     };
+    let unit = pools.first().filter(|(_, files)| !files);
     let command = match (&choice, &pool) {
+        (WitnessKind::Disk, Some(pool)) if unit.is_some() => {
+            format!("quorate quorum set --witness disk --pool {pool} --disk NAME")
+        }
         (WitnessKind::Disk, Some(pool)) => {
             format!("quorate quorum set --witness disk --pool {pool}")
         }
@@ -398,7 +424,7 @@ mod tests {
         assert!(view.problems[0].contains("only h1 votes"), "{view:?}");
         assert!(view.problems[0].contains("--witness disk --pool shared"));
         let pool = "shared".parse().unwrap();
-        let witness = WitnessChoice::Disk { pool };
+        let witness = WitnessChoice::Disk { pool, image: None };
         apply(&mut state, Command::SetWitness { witness });
         assert_eq!(witness_problem(&state, &seen), None, "not looked at yet");
         let mut vote = |silent: Option<u64>| {

@@ -5,7 +5,7 @@ use crate::view::{CopyView, MigrationView, VmState, VmView};
 use quorate_membership::HostHealth;
 use quorate_state::{OrderKind, Ownership, State, VmRecord};
 use quorate_types::report::MirrorPhase;
-use quorate_types::spec::Condition;
+use quorate_types::spec::{Condition, DiskSpec};
 use quorate_types::{Dependency, HostName, VmName, VmPhase, VmReport};
 
 /// Begins the planner's sentence about a VM for which something is about to be done.
@@ -123,6 +123,19 @@ fn copies(state: &State, record: &VmRecord, report: Option<&VmReport>) -> Vec<Co
     views
 }
 
+/// A larger size is no reason for a start: the disk grows while the guest runs.
+fn same_disks(active: &[DiskSpec], wanted: &[DiskSpec]) -> bool {
+    let same = |(active, wanted): (&DiskSpec, &DiskSpec)| {
+        let grows = active.size.is_some() && wanted.size >= active.size;
+        let mut active = active.clone();
+        if grows {
+            active.size = wanted.size;
+        }
+        active == *wanted
+    };
+    active.len() == wanted.len() && active.iter().zip(wanted).all(same)
+}
+
 fn restart_pending(record: &VmRecord) -> bool {
     let wanted = &record.spec;
     record.active.as_ref().is_some_and(|active| {
@@ -130,7 +143,7 @@ fn restart_pending(record: &VmRecord) -> bool {
             || active.memory != wanted.memory
             || active.machine != wanted.machine
             || active.boot != wanted.boot
-            || active.disks != wanted.disks
+            || !same_disks(&active.disks, &wanted.disks)
             || active.nics != wanted.nics
     })
 }

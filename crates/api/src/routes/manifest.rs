@@ -68,7 +68,9 @@ pub(crate) async fn diff_manifest(
 ) -> Result<Json<Applied>, ApiError> {
     let request: ManifestRequest = json(&bytes(body)?)?;
     let state = match newest(&api).await {
-        Err(error) if error.code == ErrorCode::NoQuorum => api.backend.state(),
+        Err(error) if matches!(error.code, ErrorCode::NoQuorum | ErrorCode::Unreachable) => {
+            api.backend.state()
+        }
         other => other?,
     };
     let (parsed, mut applied) = compare(&request, &state)?;
@@ -162,6 +164,11 @@ pub(crate) fn existing(state: &ClusterState) -> Existing {
             .services
             .iter()
             .map(|(name, service)| (name.clone(), service.spec.clone()))
+            .collect(),
+        reserved: state
+            .witness_disk()
+            .map(|(identity, ..)| (identity, "the disk witness's".to_owned()))
+            .into_iter()
             .collect(),
     }
 }

@@ -110,6 +110,7 @@ pub fn router(
         .route("/vms/{name}/stop", post(stop_vm))
         .route("/vms/{name}/migrate", post(migrate_vm))
         .route("/vms/{name}/cancel", post(cancel_move))
+        .route("/vms/{name}/copies/accept", post(accept_copy))
         .route("/vms/{name}/explain", get(explain_vm))
         .route("/vms/{name}/logs", get(vm_logs))
         .route("/vms/{name}/console", get(vm_console))

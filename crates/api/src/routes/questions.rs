@@ -86,13 +86,15 @@ pub(crate) async fn balance(State(api): State<Api>) -> Result<Json<BalanceView>,
 pub(crate) async fn save_state(State(api): State<Api>) -> Result<Json<Snapshot>, ApiError> {
     let snapshot = match api.backend.snapshot().await {
         Ok(snapshot) => snapshot,
-        Err(error) if error.code == ErrorCode::NoQuorum => Snapshot {
-            format: quorate_planner::SNAPSHOT_FORMAT,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            saved: Timestamp(0),
-            state: api.backend.state().as_ref().clone(),
-            seen: Seen::default(),
-        },
+        Err(error) if matches!(error.code, ErrorCode::NoQuorum | ErrorCode::Unreachable) => {
+            Snapshot {
+                format: quorate_planner::SNAPSHOT_FORMAT,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                saved: Timestamp(0),
+                state: api.backend.state().as_ref().clone(),
+                seen: Seen::default(),
+            }
+        }
         Err(error) => return Err(error),
     };
     Ok(Json(snapshot.redact()))

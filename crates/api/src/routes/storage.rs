@@ -1,14 +1,16 @@
 //! Pools in full.
 
-use super::{Api, body_or_default, caller};
+use super::{Api, body_or_default, bytes, caller, json, vm_name};
 use crate::error::ApiError;
 use crate::storage::{self, DrillRequest, DrillView, StorageView};
+use crate::view::{AcceptCopyRequest, Changed};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use quorate_types::PoolName;
+use quorate_state::Command;
+use quorate_types::{HostName, PoolName};
 
 /// All pools, without their images.
 #[utoipa::path(get, path = "/api/v1/pools", tag = "storage",
@@ -72,4 +74,42 @@ pub(crate) fn pool_name(api: &Api, text: &str) -> Result<PoolName, ApiError> {
             state.pools.keys().map(PoolName::as_str),
         )),
     }
+}
+
+/// Makes the copy of a disk on one host the one that counts, whatever it lacks: for when the host of the last whole copy is
+/// lost for good. What the copy lacks is lost with it.
+#[utoipa::path(post, path = "/api/v1/vms/{name}/copies/accept", tag = "storage", params(("name" = String, Path)),
+    request_body = AcceptCopyRequest,
+    responses((status = 200, body = Changed), (status = "default", body = ApiError)))]
+pub(crate) async fn accept_copy(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Changed>, ApiError> {
+    let AcceptCopyRequest { image, host } = json(&bytes(body)?)?;
+    let vm = vm_name(&api, &name)?;
+    let state = api.backend.state();
+    let record = state.vms.get(&vm);
+    let disks = record
+        .into_iter()
+        .flat_map(|vm| state.own_disks(vm.effective()));
+    let known = disks.filter_map(|disk| Some((disk, state.copies(&disk.pool, &disk.image)?)));
+    let known: Vec<_> = known.collect();
+    let Some((disk, record)) = known.iter().find(|(disk, _)| disk.image == image) else {
+        let known = known.iter().map(|(disk, _)| disk.image.as_str());
+        return Err(ApiError::unknown("disk with copies", &image, known));
+    };
+    let copy = record.hosts.get(&host).ok_or_else(|| {
+        let known = record.hosts.keys().map(HostName::as_str);
+        ApiError::unknown("host with a copy", host.as_str(), known)
+    })?;
+    let command = Command::AcceptCopy {
+        vm,
+        pool: disk.pool.clone(),
+        since: copy.since,
+        image,
+        host,
+    };
+    api.change(&headers, command).await
 }

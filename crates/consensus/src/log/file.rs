@@ -81,8 +81,7 @@ impl LogFile {
         .and_then(|db| Self::check(db, path, node_id))
     }
 
-    /// As [`LogFile::open`], on another backend: fault injection.
-    #[cfg(test)]
+    /// As [`LogFile::open`], on another backend. `path` names it in messages.
     pub(crate) fn open_with_backend(
         backend: impl redb::StorageBackend,
         path: &Path,

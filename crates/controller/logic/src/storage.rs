@@ -28,6 +28,8 @@ pub struct Door {
     pub gate: Gate,
     /// The password for that, where one is named and known.
     pub secret: Option<Secret>,
+    /// The account whose password it is, where the SAN keeps both in the host's entry of its list and forgets them with it.
+    pub account: Option<String>,
     /// The name by which the host logs in.
     pub initiator: String,
     /// The targets, by name.
@@ -106,8 +108,16 @@ impl Gated<'_> {
     fn secret(&self) -> Option<&SecretName> {
         match self {
             Self::Iscsi(_, AccessControl::Exec(exec)) => exec.secret.as_ref(),
+            Self::Iscsi(pool, AccessControl::Lio(_)) => Some(&pool.chap.as_ref()?.secret),
             Self::Iscsi(..) | Self::Units => None,
             Self::Ceph(pool) => pool.secret.as_ref(),
+        }
+    }
+
+    fn account(&self) -> Option<String> {
+        match self {
+            Self::Iscsi(pool, AccessControl::Lio(_)) => Some(pool.chap.as_ref()?.user.clone()),
+            _ => None,
         }
     }
 
@@ -136,6 +146,7 @@ impl Gated<'_> {
 
 fn gated<'s>(state: &'s State, name: &PoolName) -> Option<Gated<'s>> {
     match &state.pools.get(name)?.spec {
+        PoolSpec::Iscsi(pool) if pool.has_reservations() => Some(Gated::Units),
         PoolSpec::Iscsi(pool) => Some(Gated::Iscsi(pool, pool.access.as_ref()?)),
         PoolSpec::Rbd(pool) => pool.blocklist.then_some(Gated::Ceph(pool)),
         PoolSpec::Block(pool) => pool.reservations.then_some(Gated::Units),
@@ -153,6 +164,7 @@ fn door(state: &State, host: &HostName, name: &PoolName, targets: Targets) -> Op
         pool: name.clone(),
         gate: pool.gate(&targets),
         secret: secret.cloned(),
+        account: pool.account(),
         initiator: pool.initiator(state, host)?,
         targets: targets.into_keys().collect(),
     })
@@ -254,7 +266,7 @@ impl CutJob {
     }
 }
 
-/// Every target with an access list that a VM's disk is on, by pool.
+/// Every target with an access list that a VM's disk, or the witness, is on, by pool.
 fn used_targets(state: &State) -> BTreeMap<PoolName, Targets> {
     let mut used: BTreeMap<PoolName, Targets> = BTreeMap::new();
     for record in state.vms.values() {
@@ -265,6 +277,14 @@ fn used_targets(state: &State) -> BTreeMap<PoolName, Targets> {
                 let of = used.entry(disk.pool.clone()).or_default();
                 of.insert(target, record.last_epoch);
             }
+        }
+    }
+    if let Some((_, name, image)) = state.witness_disk() {
+        let pool = gated(state, name).filter(Gated::has_list);
+        let target = pool.and_then(|pool| pool.target(image));
+        if let Some(target) = target {
+            let of = used.entry(name.clone()).or_default();
+            of.insert(target, Epoch::default());
         }
     }
     used

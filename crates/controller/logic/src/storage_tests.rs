@@ -140,6 +140,31 @@ fn report(applied: Revision, phase: VmPhase, epoch: Epoch) -> BTreeMap<HostName,
 }
 
 #[test]
+fn the_witness_has_a_door_for_every_host() {
+    let mut state = state();
+    let pool = PoolName::new("san").unwrap();
+    let set = |image: Option<&str>| Command::SetWitness {
+        witness: match image {
+            Some(image) => quorate_state::WitnessChoice::Disk {
+                pool: pool.clone(),
+                image: Some(image.into()),
+            },
+            None => quorate_state::WitnessChoice::None,
+        },
+    };
+    let with = |state: &State| {
+        let wanted = doors_wanted(state);
+        let has = |wanted: &Wanted| wanted.door.targets.iter().any(|name| name.ends_with(":q"));
+        wanted.iter().filter(|wanted| has(wanted)).count()
+    };
+    assert_eq!(with(&state), 0);
+    apply(&mut state, set(Some("q")));
+    assert_eq!(with(&state), 2);
+    apply(&mut state, set(None));
+    assert_eq!(with(&state), 0);
+}
+
+#[test]
 fn a_cut_shuts_the_door_until_the_host_is_up_and_clean() {
     let mut state = state();
     let open = doors_wanted(&state);
@@ -454,4 +479,37 @@ fn units_have_no_door_that_is_kept() {
     let back: Restorable = state.storage_cuts.clone().into_iter().collect();
     let back = crate::keeper::taken_back(back, &BTreeSet::new());
     assert_eq!(back[&host].len(), 2, "it is given back with the others");
+}
+
+/// Who opens a unit decides what proves that a host writes no more.
+#[test]
+fn a_unit_that_the_kernel_opens_is_cut_as_one_with_reservations_unless_there_is_a_list() {
+    let mut state = state();
+    let with = |more: &str| -> PoolSpec {
+        let text = format!(
+            r#"{{"kind":"iscsi","portals":["10.0.0.5"],"target":"iqn.2026-01.com.example:s",
+                "chap":{{"user":"quorate","secret":"word"}}{more}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    };
+    let word = SecretName::new("word").unwrap();
+    state.secrets.insert(word, Secret::new("hush").unwrap());
+    let mut door_of = |spec: PoolSpec| {
+        let name = PoolName::new("san").unwrap();
+        state.pools.get_mut(&name).unwrap().spec = spec;
+        let job = cut_job(&state, &host("h1"))?;
+        job.doors.into_iter().find(|door| door.pool == name)
+    };
+    assert_eq!(door_of(with("")), None, "QEMU's session cannot be cut");
+    let units = door_of(with(r#","opened_by":"kernel""#)).unwrap();
+    assert!(matches!(units.gate, Gate::Reservation { .. }), "{units:?}");
+    assert_eq!(units.targets, ["a", "b/2", "w"]);
+    assert_eq!((units.secret, units.account), (None, None));
+    let list = door_of(with(r#","opened_by":"kernel","access":{"lio":{}}"#)).unwrap();
+    assert!(matches!(list.gate, Gate::Target(_)), "{list:?}");
+    // LIO forgets the account with the host's entry, so it is told again.
+    assert_eq!(list.account.as_deref(), Some("quorate"));
+    assert_eq!(list.secret.unwrap().expose(), "hush");
+    let tgt = door_of(with(r#","access":{"tgt":{}}"#)).unwrap();
+    assert_eq!((tgt.secret, tgt.account), (None, None));
 }

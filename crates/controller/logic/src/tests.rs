@@ -109,6 +109,7 @@ fn a_witness_is_taken_in_by_what_it_answers_and_goes_with_its_number() {
     let witness = |node| quorate_state::Witness::Disk {
         node,
         pool: "shared".parse().unwrap(),
+        unit: None,
     };
     two.quorum.witness = Some(witness(5));
     let mut leases = Leases::new(7, &two, Millis(0), START);

@@ -33,7 +33,7 @@ const TEMPLATE: &str = "\
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
   service      list, show, drain, resume, trace: addresses over many VMs
-  storage      list, show, keys, drill: pools, their images, who may write a LUN
+  storage      list, show, copies, keys, drill: pools, their images, who may write a LUN
   image        list, import, export, clone, resize, snapshot, delete, jobs
   secret       set, list, delete: passwords that pools name
 
@@ -457,6 +457,12 @@ pub(crate) enum QuorumCommand {
         /// The pool for a disk witness.
         #[arg(long, value_name = "POOL", required_if_eq("witness", "disk"))]
         pool: Option<PoolName>,
+        /// The LUN or device for it, in a pool of the kind `iscsi` or `block`: at least 512 MiB, for the witness alone.
+        #[arg(long, value_name = "NAME", requires = "pool")]
+        disk: Option<String>,
+        /// Take the LUN or device even if there are data on it; they are lost.
+        #[arg(long, requires = "disk")]
+        force: bool,
     },
 }
 

@@ -307,7 +307,7 @@ fn escaped(image: &ImageRef) -> String {
         .collect()
 }
 
-fn ask(question: &str, what: &str, word: &str, verb: &str) -> Result<(), CliError> {
+pub(crate) fn ask(question: &str, what: &str, word: &str, verb: &str) -> Result<(), CliError> {
     if !std::io::stdin().is_terminal() {
         return Err(CliError::Usage(format!(
             "{verb} asks before it acts, and standard input is no terminal: give --yes if you are certain"

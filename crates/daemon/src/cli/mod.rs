@@ -10,6 +10,7 @@ mod capacity;
 mod cib;
 mod completion;
 mod console;
+mod copies;
 mod error;
 mod events;
 mod host;

@@ -29,11 +29,25 @@ pub(crate) async fn run(context: &Context, command: QuorumCommand) -> Result<(),
                 .output
                 .print(&found, |out| recommendation(out, &found))
         }
-        QuorumCommand::Set { witness, pool } => match witness {
-            WitnessChoice::Remote => remote(context, pool).await,
-            WitnessChoice::Disk => set(context, WitnessKind::Disk, pool).await,
-            WitnessChoice::None => set(context, WitnessKind::None, pool).await,
-        },
+        QuorumCommand::Set {
+            witness,
+            pool,
+            disk,
+            force,
+        } => {
+            let witness = match witness {
+                WitnessChoice::Remote => return remote(context, pool).await,
+                WitnessChoice::Disk => WitnessKind::Disk,
+                WitnessChoice::None => WitnessKind::None,
+            };
+            let request = QuorumRequest {
+                witness,
+                pool,
+                disk,
+                force,
+            };
+            set(context, &request).await
+        }
     }
 }
 
@@ -41,13 +55,8 @@ async fn view(context: &Context) -> Result<QuorumView, CliError> {
     Ok(context.client.get("/api/v1/quorum").await?)
 }
 
-async fn set(
-    context: &Context,
-    witness: WitnessKind,
-    pool: Option<PoolName>,
-) -> Result<(), CliError> {
-    let request = QuorumRequest { witness, pool };
-    let changed: QuorumChanged = context.client.put("/api/v1/quorum", &request).await?;
+async fn set(context: &Context, request: &QuorumRequest) -> Result<(), CliError> {
+    let changed: QuorumChanged = context.client.put("/api/v1/quorum", request).await?;
     context.output.print(&changed, |_| {
         let events = changed.events.iter().map(|event| event.text.clone());
         let mut lines: Vec<String> = events.collect();

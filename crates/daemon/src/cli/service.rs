@@ -318,13 +318,13 @@ pub(crate) fn page(out: &Output, service: &ServiceView, now: u64) -> String {
 }
 
 fn limits(limits: Limits) -> String {
-    let all = limits.new_per_member.map(|rate| rate.to_string());
+    let all = limits.new_per_member.map(|rate| format!("{rate} at most"));
     let one = limits
         .new_per_client
         .map(|rate| format!("{rate} of one client"));
     let parts: Vec<String> = all.into_iter().chain(one).collect();
     format!(
-        "new connections in a second at each member: {} at most",
+        "new connections in a second at each member: {}",
         parts.join(", ")
     )
 }

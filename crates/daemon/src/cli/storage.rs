@@ -1,6 +1,7 @@
 //! `storage`: pools in full. Pages are pure: data in, text out.
 
 use super::Context;
+use super::copies::{self, CopiesCommand};
 use super::error::CliError;
 use super::output::{Output, Tone, bytes, cell, span, trimmed};
 use super::reservation::{self, DeviceArgs};
@@ -10,7 +11,7 @@ use jiff::tz::TimeZone;
 use quorate_api::storage::{
     DrillRequest, DrillView, ImageState, ImageView, StorageHostView, StorageView,
 };
-use quorate_types::{PoolName, PoolSpec};
+use quorate_types::{Opener, PoolName, PoolSpec};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -22,6 +23,9 @@ pub(crate) enum StorageCommand {
         /// Which.
         name: PoolName,
     },
+    /// Copies of disks of the hosts' own pools: show them, or decide which one counts.
+    #[command(subcommand)]
+    Copies(CopiesCommand),
     /// The SCSI-3 reservation keys on a LUN of this host's kernel: who may write it. Changes nothing.
     Keys(DeviceArgs),
     /// Try whether a pool's SAN shuts an initiator out when told; or, of a scratch LUN of this host's
@@ -34,7 +38,8 @@ pub(crate) struct DrillArgs {
     /// The pool whose SAN is tried.
     #[arg(required_unless_present = "device")]
     pool: Option<PoolName>,
-    /// The unit of the pool that it is tried on; absent: the first disk of any VM.
+    /// The unit of the pool that it is tried on; absent: the first disk of any VM. Where units decide by reservations, one
+    /// that no VM has.
     #[arg(long, requires = "pool")]
     image: Option<String>,
     /// Instead of a pool a block device of this host: its reservations are tried. One that somebody is registered on
@@ -45,6 +50,7 @@ pub(crate) struct DrillArgs {
 
 pub(crate) async fn run(context: &Context, command: StorageCommand) -> Result<(), CliError> {
     match command {
+        StorageCommand::Copies(command) => copies::run(context, command).await,
         StorageCommand::Keys(args) => reservation::keys(&context.output, &args).await,
         StorageCommand::Drill(args) => drill(context, args).await,
         StorageCommand::List => {
@@ -77,7 +83,11 @@ async fn drill(context: &Context, args: DrillArgs) -> Result<(), CliError> {
     match drill.passed {
         true => Ok(()),
         false => Err(CliError::Failed(format!(
-            "the SAN of pool {pool} does not shut hosts out as it should"
+            "the drill of pool {pool} failed: {}",
+            drill
+                .steps
+                .last()
+                .map_or("nothing was tried", String::as_str)
         ))),
     }
 }
@@ -152,7 +162,14 @@ pub(crate) fn page(out: &Output, pool: &StorageView, zone: &TimeZone, now: u64) 
             "drill",
             match &pool.drill {
                 Some(drill) => drill_page(out, drill, zone),
-                None => format!("not made yet: `quorate storage drill {}`", pool.name),
+                None => {
+                    let units = pool.fence.by.as_deref() == Some("reservation");
+                    let scratch = if units { " --image SCRATCH" } else { "" };
+                    format!(
+                        "not made yet: `quorate storage drill {}{scratch}`",
+                        pool.name
+                    )
+                }
             },
         ));
     }
@@ -220,10 +237,15 @@ fn place(spec: &PoolSpec) -> Vec<(&'static str, String)> {
         PoolSpec::Iscsi(pool) => {
             let portals: Vec<String> = pool.portals().collect();
             let user = pool.chap.as_ref().map(|chap| chap.user.clone());
+            let opener = match pool.opened_by {
+                Opener::Qemu => "QEMU",
+                Opener::Kernel => "the host's kernel (open-iscsi)",
+            };
             vec![
                 ("portals", portals.join(", ")),
                 ("targets", format!("{}:NAME", pool.target)),
                 ("chap user", user.unwrap_or_default()),
+                ("opened by", opener.to_owned()),
             ]
         }
         PoolSpec::Block(pool) => vec![

@@ -5,7 +5,7 @@ use super::args::{Cli, Command, Format, HostCommand, VmCommand};
 use super::output::{Output, bytes, span};
 use super::plan::Then;
 use super::wait::{Goal, Standing};
-use super::{error::CliError, host, image, manifest, service, show, status, storage};
+use super::{copies, error::CliError, host, image, manifest, service, show, status, storage};
 use clap::{CommandFactory as _, Parser as _};
 use jiff::tz::TimeZone;
 use quorate_api::view::{ClusterView, Explanation};
@@ -69,7 +69,7 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
             "list, show, drain, resume, label, fence, confirm-dead, remove",
         ),
         ("service", "list, show, drain, resume, trace"),
-        ("storage", "list, show, keys, drill"),
+        ("storage", "list, show, copies, keys, drill"),
         ("secret", "set, list, delete"),
     ] {
         let command = Cli::command();
@@ -99,6 +99,9 @@ fn commands_are_understood() {
     };
     assert_eq!((name.as_str(), to.unwrap().as_str()), ("db", "h2"));
     assert_eq!((wait.wait, wait.timeout), (true, Millis::secs(90)));
+    parse("quorate storage copies show").unwrap();
+    parse("quorate storage copies accept db root --host h2 --yes").unwrap();
+    assert!(parse("quorate storage copies accept db root").is_err());
     let cli = parse("quorate host confirm-dead h3 --yes").unwrap();
     assert!(matches!(
         cli.command,
@@ -194,6 +197,33 @@ fn colours_are_only_added_never_needed() {
 }
 
 #[test]
+fn copies_of_disks_and_what_is_at_stake() {
+    let mut view = trouble();
+    let copy = |host: &str, in_step, since: u64| {
+        serde_json::from_value(serde_json::json!({
+            "pool": "safe", "image": "db", "host": host, "in_step": in_step, "since": since,
+            "percent": null, "problem": null,
+        }))
+        .unwrap()
+    };
+    let vm = &mut view.vms[0];
+    let since = 1_700_000_000_000;
+    vm.copies = vec![copy("h1", true, since), copy("h2", false, since + 60_000)];
+    vm.why = format!(
+        "no host can take it; `quorate storage copies accept {} db --host h2`",
+        vm.name
+    );
+    let (h1, h2) = ("h1".parse().unwrap(), "h2".parse().unwrap());
+    let text = [
+        copies::page(&PLAIN, &view.vms),
+        copies::warning(&view.vms[0], "db", &h2),
+        copies::warning(&view.vms[0], "db", &h1),
+        copies::page(&PLAIN, &view.vms[1..]),
+    ];
+    golden("copies.txt", &text.join("\n\n"));
+}
+
+#[test]
 fn an_empty_cluster_says_how_to_go_on() {
     let mut view = well();
     view.vms.clear();
@@ -242,6 +272,25 @@ fn pools_and_their_images() {
         ),
     ];
     golden("storage.txt", &text.join("\n\n"));
+}
+
+/// Pools whose units decide by reservations. `make san` compares the drills with those of real ones.
+#[test]
+fn pools_of_units_with_reservations() {
+    let mut pools: Vec<quorate_api::storage::StorageView> =
+        serde_json::from_str(include_str!("golden/storage-units.json")).unwrap();
+    let page = |pool: &quorate_api::storage::StorageView| {
+        storage::page(&PLAIN, pool, &TimeZone::UTC, 1_700_000_100_000)
+    };
+    let drill = |pool: &quorate_api::storage::StorageView| {
+        storage::drill_page(&PLAIN, pool.drill.as_ref().unwrap(), &TimeZone::UTC)
+    };
+    let mut text = vec![storage::list(&PLAIN, &pools)];
+    text.extend(pools.iter().map(page));
+    text.extend(pools.iter().map(drill));
+    pools[0].drill = None;
+    text.push(page(&pools[0]));
+    golden("storage-units.txt", &text.join("\n\n"));
 }
 
 #[test]
@@ -376,13 +425,15 @@ fn votes_are_shown_and_a_witness_is_recommended() {
 #[test]
 fn a_disk_witness_needs_a_pool() {
     let cli = parse("quorate quorum set --witness disk --pool shared").unwrap();
-    let Command::Quorum(super::args::QuorumCommand::Set { witness, pool }) = cli.command else {
+    let Command::Quorum(super::args::QuorumCommand::Set { witness, pool, .. }) = cli.command else {
         panic!("not a choice")
     };
     assert_eq!(witness, super::args::WitnessChoice::Disk);
     assert_eq!(pool.unwrap().as_str(), "shared");
     assert!(parse("quorate quorum set --witness disk").is_err());
     assert!(parse("quorate quorum set --witness none").is_ok());
+    assert!(parse("quorate quorum set --witness disk --pool san --disk w --force").is_ok());
+    assert!(parse("quorate quorum set --witness disk --pool san --force").is_err());
     assert!(parse("quorate quorum set").is_err());
     assert!(parse("quorate witness join T --address 192.0.2.9:7420 --name w1").is_ok());
 }
@@ -406,6 +457,23 @@ fn pages_of_services() {
         .map(|answer| service::trace(&PLAIN, answer))
         .collect();
     golden("traces.txt", &traces.join("\n\n"));
+}
+
+#[test]
+fn limits_and_what_they_refused_are_shown() {
+    let mut services: serde_json::Value =
+        serde_json::from_str(include_str!("golden/services.json")).unwrap();
+    services[0]["spec"]["limits"] =
+        serde_json::json!({ "new_per_member": 200, "new_per_client": 20 });
+    services[0]["members"][0]["refused"] = 17.into();
+    let service = serde_json::from_value(services[0].take()).unwrap();
+    let page = service::page(&PLAIN, &service, 1_760_000_600_000);
+    for part in [
+        "new connections in a second at each member: 200 at most, 20 of one client",
+        "17 connections refused by the limits",
+    ] {
+        assert!(page.contains(part), "{part} is not in\n{page}");
+    }
 }
 
 #[test]

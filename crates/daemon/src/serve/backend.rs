@@ -109,6 +109,15 @@ impl Backend for Daemon {
         self.0.agent.datapath().trace(query).await.ok()
     }
 
+    async fn check_witness_disk(
+        &self,
+        pool: &PoolName,
+        disk: &str,
+        force: bool,
+    ) -> Result<Vec<String>, ApiError> {
+        super::witness::check(&self.0, pool, disk, force).await
+    }
+
     async fn create_token(
         &self,
         by: &str,

@@ -70,6 +70,7 @@ impl Core {
     pub(crate) async fn at_leader(&self, ask: Ask, timeout: Duration) -> Result<Answer, ApiError> {
         let deadline = Instant::now() + FIND_LEADER.min(timeout);
         loop {
+            let mut broken = None;
             let leading = *self.group.leadership().borrow();
             if leading.is_self {
                 match self.answer(ask.clone()).await {
@@ -81,17 +82,20 @@ impl Core {
             {
                 match peer::ask(&self.peers, leader, &ask, timeout).await {
                     Ok(answer) => return Ok(answer),
-                    Err(
-                        CallError::Refused {
-                            code: NOT_LEADER, ..
-                        }
-                        | CallError::Unreachable { .. },
-                    ) => {}
+                    Err(CallError::Refused {
+                        code: NOT_LEADER, ..
+                    }) => {}
+                    Err(error @ CallError::Unreachable { .. }) => broken = Some((leader, error)),
                     Err(error) => return Err(call_failed(leader, &error)),
                 }
             }
             if Instant::now() >= deadline {
-                return Err(ApiError::no_quorum());
+                return Err(match broken {
+                    Some((leader, error)) => {
+                        no_way(&self.state(), &self.me, leader, &error.to_string())
+                    }
+                    None => ApiError::no_quorum(),
+                });
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -164,6 +168,12 @@ impl Core {
                     .map(Answer::Export)
                     .map_err(|error| RpcStatus::new(409, error))
             }
+            Ask::FlushCopy(request) => {
+                let flushed = self.agent.flush_copy(request).await;
+                flushed
+                    .map(|()| Answer::Done(String::new()))
+                    .map_err(|error| RpcStatus::new(409, error))
+            }
             Ask::HandOver { vm, id } => {
                 let handed = self.agent.hand_over(vm, id).await;
                 handed
@@ -206,6 +216,21 @@ fn refused_here(status: RpcStatus) -> ApiError {
     }
 }
 
+/// There is a leader, for it is heard here; what fails is the way to it.
+fn no_way(state: &State, me: &HostName, leader: NodeId, problem: &str) -> ApiError {
+    let hosts = state.hosts.iter();
+    let mut hosts = hosts.filter(|(_, record)| record.node == leader);
+    let name = hosts.next().map(|(name, _)| name.to_string());
+    let name = name.unwrap_or_else(|| format!("node {leader}"));
+    ApiError::new(
+        ErrorCode::Unreachable,
+        format!("{name} leads the cluster and is heard by {me}, which cannot reach it: {problem}"),
+    )
+    .hint(format!(
+        "mend the way from {me} to {name}, or run the command on {name} or another host"
+    ))
+}
+
 fn call_failed(node: NodeId, error: &CallError) -> ApiError {
     match error {
         CallError::Refused { code, message, .. } => {
@@ -238,4 +263,19 @@ fn refused(error: ControllerError) -> RpcStatus {
         _ => 409,
     };
     RpcStatus::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_way_to_the_leader_is_not_told_as_a_lost_quorum() {
+        let me: HostName = "h2".parse().unwrap();
+        let error = no_way(&State::default(), &me, 7, "connection refused");
+        assert_eq!(error.code, ErrorCode::Unreachable);
+        assert!(error.message.contains("node 7 leads"), "{error:?}");
+        assert!(!error.message.contains("no quorum"), "{error:?}");
+        assert!(error.hint.unwrap().contains("from h2 to node 7"));
+    }
 }

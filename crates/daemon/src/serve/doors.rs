@@ -61,7 +61,10 @@ fn driver(door: &Door) -> Option<Box<dyn TargetAccess>> {
             control: tgt.control,
             via: tgt.via.clone(),
         }),
-        AccessControl::Lio(lio) => Box::new(Lio::new(lio.tpg, lio.via.clone())),
+        AccessControl::Lio(lio) => {
+            let account = door.account.clone().zip(secret());
+            Box::new(Lio::new(lio.tpg, lio.via.clone()).with_account(account))
+        }
         AccessControl::Exec(exec) => Box::new(Exec {
             command: exec.command.clone(),
             secret: secret(),

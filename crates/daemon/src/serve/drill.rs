@@ -10,7 +10,7 @@
 use super::core::Core;
 use super::doors::Doors;
 use super::group::wall_clock;
-use quorate_api::storage::DrillView;
+use quorate_api::storage::{DrillView, listed_name, uses};
 use quorate_controller::{Door, Gate, StorageGate};
 use quorate_state::{Command, State};
 use quorate_storage::Login;
@@ -20,14 +20,14 @@ use quorate_types::{AccessControl, IscsiPool, Lun, PoolName, PoolSpec};
 use std::time::Duration;
 
 /// Bound for one call of the SAN's management.
-const CALL_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const CALL_WITHIN: Duration = Duration::from_secs(10);
 /// Bound for one login.
 const LOGIN_WITHIN: Duration = Duration::from_secs(3);
 
-struct Drill {
-    door: Door,
-    unit: Lun,
-    peer: Peer,
+pub(crate) struct Drill {
+    pub(crate) door: Door,
+    pub(crate) unit: Lun,
+    pub(crate) peer: Peer,
     steps: Vec<String>,
 }
 
@@ -53,13 +53,27 @@ pub(crate) async fn run(
     let spec = &object
         .ok_or_else(|| format!("there is no pool {pool}"))?
         .spec;
-    let image = image.or_else(|| default_image(&state, pool));
-    let image = image.ok_or_else(|| {
-        format!("no VM has a disk in pool {pool} yet: name a scratch unit with --image")
-    })?;
-    let (passed, steps) = match spec {
-        PoolSpec::Block(block) if block.reservations => unit(core, &state, pool, &image).await?,
-        _ => list(prepare(&state, pool, spec, &image)?).await,
+    let units = match spec {
+        PoolSpec::Block(block) => block.reservations,
+        PoolSpec::Iscsi(iscsi) => iscsi.has_reservations(),
+        _ => false,
+    };
+    let (image, (passed, steps)) = if units {
+        let image = scratch(&state, pool, spec, image)?;
+        if state.is_witness_disk(pool, &image) {
+            return Err(format!(
+                "{image} has the cluster's disk witness on it: name another unit with --image"
+            ));
+        }
+        let done = unit(core, &state, pool, &image).await?;
+        (image, done)
+    } else {
+        let image = image.or_else(|| default_image(&state, pool));
+        let image = image.ok_or_else(|| {
+            format!("no VM has a disk in pool {pool} yet: name a scratch unit with --image")
+        })?;
+        let done = list(prepare(&state, pool, spec, &image)?).await;
+        (image, done)
     };
     let view = DrillView {
         image,
@@ -76,6 +90,26 @@ pub(crate) async fn run(
     match core.propose(by, command).await {
         Ok(_) => Ok(view),
         Err(error) => Err(format!("what came of it cannot be recorded: {error}")),
+    }
+}
+
+/// The unit that reservations are tried on: one that no VM has, because whoever uses it would be in the way.
+fn scratch(
+    state: &State,
+    pool: &PoolName,
+    spec: &PoolSpec,
+    image: Option<String>,
+) -> Result<String, String> {
+    let image = image.ok_or_else(|| {
+        format!("the units of pool {pool} are tried by their reservations: name one that nobody uses with --image")
+    })?;
+    let used = uses(state, pool);
+    let vms = used.get(&listed_name(spec, &image)).map(|of| &of.vms);
+    match vms.and_then(|vms| vms.first()) {
+        Some(vm) => Err(format!(
+            "`{image}` is a disk of {vm}: name a unit that nobody uses with --image (`quorate storage show {pool}` lists them)"
+        )),
+        None => Ok(image),
     }
 }
 
@@ -105,23 +139,15 @@ async fn unit(
     let node = state.hosts.get(&core.me).map_or(0, |record| record.node);
     let key = ReservationKey::new(unit.cluster(), node, 1).map_err(|error| error.to_string())?;
     let report = unit.drill(key).await.map_err(|error| error.to_string())?;
-    let good = report.steps.iter().filter(|step| step.problem.is_none());
-    let good: Vec<&str> = good.map(|step| step.name).collect();
-    let mut steps = vec![format!("{}: {}", core.me, good.join(", "))];
-    for step in &report.steps {
-        if let Some(problem) = &step.problem {
-            steps.push(format!("{}: {problem}", step.name));
-        }
-    }
-    if report.proof.is_some() && !report.persistent {
-        steps.push(
-            "it forgets reservations when it restarts: enable their persistence there".to_owned(),
-        );
-    }
-    Ok((report.proof.is_some(), steps))
+    Ok((report.proof.is_some(), report.sentences(core.me.as_str())))
 }
 
-fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Result<Drill, String> {
+pub(crate) fn prepare(
+    state: &State,
+    pool: &PoolName,
+    spec: &PoolSpec,
+    image: &str,
+) -> Result<Drill, String> {
     let PoolSpec::Iscsi(iscsi) = spec else {
         return Err(format!(
             "pool {pool} is of the kind {}: only a SAN with an access list of initiators can be tried without shutting a host out",
@@ -131,9 +157,14 @@ fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Resu
     let control = iscsi.access.clone();
     let control = control
         .ok_or_else(|| format!("pool {pool} has no `access`: nobody can be shut out there"))?;
-    let secret = match &control {
-        AccessControl::Exec(exec) => exec.secret.as_ref(),
-        _ => None,
+    let chap = iscsi.chap.as_ref();
+    let (secret, account) = match &control {
+        AccessControl::Exec(exec) => (exec.secret.as_ref(), None),
+        AccessControl::Lio(_) => (
+            chap.map(|chap| &chap.secret),
+            chap.map(|chap| chap.user.clone()),
+        ),
+        AccessControl::Tgt(_) => (None, None),
     };
     let cluster = state
         .cluster
@@ -145,6 +176,7 @@ fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Resu
         door: Door {
             pool: pool.clone(),
             secret: secret.and_then(|name| state.secrets.get(name)).cloned(),
+            account,
             gate: Gate::Target(control),
             initiator: initiator.clone(),
             targets: vec![unit.target.clone()],
@@ -160,7 +192,8 @@ fn prepare(state: &State, pool: &PoolName, spec: &PoolSpec, image: &str) -> Resu
     })
 }
 
-fn login(state: &State, pool: &IscsiPool) -> Option<Login> {
+/// The account at a pool's targets, where it names one that is known.
+pub(crate) fn login(state: &State, pool: &IscsiPool) -> Option<Login> {
     let chap = pool.chap.as_ref()?;
     let secret = state.secrets.get(&chap.secret)?;
     Some(Login {
@@ -210,5 +243,56 @@ impl Drill {
             // Anything else says nothing about the access list.
             Err(error) => Err(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quorate_state::{Envelope, FORMAT};
+    use quorate_types::{ClusterSettings, HostName, Timestamp};
+
+    #[test]
+    fn reservations_are_tried_on_a_unit_that_no_vm_has() {
+        let mut state = State::default();
+        let mut apply = |command| {
+            let envelope = Envelope {
+                format: FORMAT,
+                at: Timestamp(1),
+                by: "test".into(),
+                command,
+            };
+            state.apply(&envelope).unwrap();
+        };
+        apply(Command::CreateCluster {
+            id: "c1".into(),
+            name: "c".into(),
+            ca_certificate: String::new(),
+            ca_key: String::new(),
+            host: HostName::new("h1").unwrap(),
+            address: "192.0.2.1:7".into(),
+            settings: ClusterSettings::default(),
+        });
+        let name = PoolName::new("san").unwrap();
+        let spec: PoolSpec = serde_json::from_str(
+            r#"{"kind":"iscsi","portals":["10.0.0.5"],"target":"iqn.2026-01.com.example:s","opened_by":"kernel"}"#,
+        )
+        .unwrap();
+        let manifest = serde_json::json!({
+            "pools": { "san": spec },
+            "vms": { "web": { "memory": "64MiB", "disks": [{ "pool": "san", "image": "db" }] } },
+        });
+        apply(Command::ApplyManifest {
+            base: None,
+            manifest: serde_json::from_value(manifest).unwrap(),
+        });
+        let try_on = |image: Option<&str>| scratch(&state, &name, &spec, image.map(str::to_owned));
+        assert!(try_on(None).unwrap_err().contains("--image"));
+        // However the unit is written.
+        for image in ["db", "db/0"] {
+            let told = try_on(Some(image)).unwrap_err();
+            assert!(told.contains("a disk of web"), "{told}");
+        }
+        assert_eq!(try_on(Some("spare")).unwrap(), "spare");
     }
 }

@@ -8,12 +8,13 @@ use super::group::wall_clock;
 use super::look::{others, usable_here};
 use super::peer::{self, Answer, Ask};
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use quorate_agent::AgentHandle;
 use quorate_api::storage::listed_name;
 use quorate_api::{ApiError, ErrorCode};
 use quorate_hypervisor::{Quiesced, Vm};
 use quorate_image::{Config, ImageError, ImageUser, Jobs, Site};
-use quorate_state::{Ownership, State};
+use quorate_state::{Command, Ownership, State};
 use quorate_storage::{DiskFormat, Pool};
 use quorate_transport::{CallError, RpcStatus};
 use quorate_types::{
@@ -132,6 +133,14 @@ impl Site for Here {
 
     async fn guest_resize(&self, vm: &VmName, image: &ImageRef, bytes: u64) -> Result<(), String> {
         let (guest, index) = self.guest(vm, image)?;
+        let mirrored = self
+            .state()
+            .pools
+            .get(&image.pool)
+            .is_some_and(|pool| pool.spec.is_mirrored());
+        if mirrored {
+            return self.agent.grow_mirrored(vm, index, bytes).await;
+        }
         let done = guest.resize_disk(index, bytes).await;
         done.map_err(|error| chain(&error))
     }
@@ -190,6 +199,7 @@ pub(crate) async fn answer(core: &Core, ask: Ask) -> Result<Answer, RpcStatus> {
     let refused = |error: ImageError| RpcStatus::new(409, error.to_string());
     match ask {
         Ask::ImageJob { by, task } => {
+            announce(core, &task).await?;
             let job = core.images.submit(&by, *task).map_err(refused)?;
             Ok(Answer::ImageJobs(vec![job]))
         }
@@ -212,6 +222,35 @@ pub(crate) async fn answer(core: &Core, ask: Ask) -> Result<Answer, RpcStatus> {
         }
         _ => Err(RpcStatus::new(500, "not a question about images")),
     }
+}
+
+/// The image that a task writes to, if no VM may be started from it meanwhile.
+pub(crate) fn written(task: &ImageTask) -> Option<&ImageRef> {
+    match task {
+        ImageTask::Import { to, .. } | ImageTask::Clone { to, .. } => Some(to),
+        ImageTask::SnapshotRevert { image, .. } => Some(image),
+        _ => None,
+    }
+}
+
+/// Makes it known that an image is written to, before it is. [`super::records`] takes it back. Boxed: the leader's host
+/// answers itself.
+fn announce<'a>(core: &'a Core, task: &ImageTask) -> BoxFuture<'a, Result<(), RpcStatus>> {
+    let command = written(task).map(|image| Command::BeginImageWrite {
+        pool: image.pool.clone(),
+        image: image.image.clone(),
+        host: core.me.clone(),
+        what: task.to_string(),
+    });
+    Box::pin(async move {
+        let Some(command) = command else {
+            return Ok(());
+        };
+        let announced = core.propose("images", command).await;
+        announced
+            .map(drop)
+            .map_err(|error| RpcStatus::new(409, error.message))
+    })
 }
 
 async fn ask_host(core: &Core, host: Option<NodeId>, ask: Ask) -> Result<Answer, ApiError> {
@@ -329,18 +368,14 @@ fn source(task: &ImageTask) -> Option<&ImageRef> {
 /// What cannot be done with disks that are on particular hosts.
 fn check_own(state: &State, task: &ImageTask) -> Result<(), ApiError> {
     let conflict = |text: String| ApiError::new(ErrorCode::Conflict, text);
+    let ImageRef { pool, image } = task.image();
+    if state.is_witness_disk(pool, image) {
+        let text = format!("{} has the cluster's disk witness on it", task.image());
+        return Err(conflict(text).hint("`quorate quorum set` moves the witness elsewhere"));
+    }
     let pool = |image: &ImageRef| state.pools.get(&image.pool).map(|pool| &pool.spec);
-    let changes = !matches!(
-        task,
-        ImageTask::Import { .. } | ImageTask::Clone { .. } | ImageTask::Export { .. }
-    );
-    let mirrored = pool(task.image()).is_some_and(|pool| pool.is_mirrored());
-    if changes && mirrored {
-        let text = format!(
-            "pool {} is mirrored: its disks change only together with their copies",
-            task.image().pool
-        );
-        return Err(conflict(text).hint("import, clone and export work there"));
+    if pool(task.image()).is_some_and(|pool| pool.is_mirrored()) {
+        check_mirrored(state, task)?;
     }
     let made = matches!(task, ImageTask::Import { .. } | ImageTask::Clone { .. });
     let known = state.copies(&task.image().pool, &task.image().image);
@@ -350,6 +385,42 @@ fn check_own(state: &State, task: &ImageTask) -> Result<(), ApiError> {
         return Err(conflict(text).hint("take another name"));
     }
     Ok(())
+}
+
+/// What cannot be done with disks that have copies on other hosts.
+fn check_mirrored(state: &State, task: &ImageTask) -> Result<(), ApiError> {
+    let image = task.image();
+    let refused = |text: String, hint: &str| {
+        let error = ApiError::new(ErrorCode::Conflict, text);
+        Err(error.hint(hint))
+    };
+    match task {
+        ImageTask::Import { .. } | ImageTask::Clone { .. } | ImageTask::Export { .. } => Ok(()),
+        ImageTask::Resize { .. } => {
+            match users(state, image).iter().any(|user| user.host.is_some()) {
+                true => Ok(()),
+                false => refused(
+                    format!(
+                        "{image} has copies, which become larger while a guest runs from it, and none does"
+                    ),
+                    "start its VM; or set `size` in the manifest: the disk has it from the next start on",
+                ),
+            }
+        }
+        ImageTask::SnapshotCreate { .. }
+        | ImageTask::SnapshotDelete { .. }
+        | ImageTask::SnapshotRevert { .. } => refused(
+            format!("{image} is in a mirrored pool: its images are raw, and take no snapshots"),
+            "stop its VM for `quorate image clone` or `quorate image export`: that is a copy of one moment",
+        ),
+        ImageTask::Delete { .. } => refused(
+            format!(
+                "pool {} is mirrored: a disk there is deleted with its copies, and nothing does that yet",
+                image.pool
+            ),
+            "remove the files on both hosts when no VM names them any more",
+        ),
+    }
 }
 
 /// The host that has all of the disk that a task is about, if it is one of particular hosts.

@@ -15,6 +15,7 @@ mod datapath;
 mod doors;
 mod drill;
 mod group;
+mod grow;
 mod handler;
 mod heartbeat;
 mod images;
@@ -136,6 +137,7 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     tokio::spawn(heartbeat::run(Arc::clone(&core)));
     tokio::spawn(pools::prepare(Arc::clone(&core)));
     tokio::spawn(records::keep(Arc::clone(&core)));
+    tokio::spawn(grow::keep(Arc::clone(&core)));
     let (end_witness, witness_ends) = watch::channel(false);
     let witness = tokio::spawn(witness::run(Arc::clone(&core), witness_ends));
     let presence = tokio::spawn(leave::be_back(Arc::clone(&core)));

@@ -4,7 +4,7 @@
 //! needs the leader is told who it is when it asked the wrong host.
 
 use quorate_agent::UnitsCut;
-use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+use quorate_agent_logic::{ExportOffer, ExportRequest, FlushRequest, TargetSays};
 use quorate_api::storage::PoolLook;
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::{Explanation, Seen};
@@ -51,6 +51,8 @@ pub(crate) enum Ask {
     },
     /// To the host of a disk's copy: where to write it to.
     Export(ExportRequest),
+    /// To the host of a disk's copy: bring it to stable storage.
+    FlushCopy(FlushRequest),
     /// To a migration's target, at the pause: take over what only one host may have.
     HandOver { vm: VmName, id: MigrationId },
     /// To a host that reaches the pool: cut a host off from its units.

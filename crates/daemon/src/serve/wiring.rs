@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use quorate_agent::{
     Agent, AgentConfig, AgentHandle, Drivers, PeerAsk, Pools, ShippedFlows, hypervisor_facts,
 };
-use quorate_agent_logic::{ExportOffer, ExportRequest, TargetSays};
+use quorate_agent_logic::{ExportOffer, ExportRequest, FlushRequest, TargetSays};
 use quorate_hypervisor::qemu::QemuDriver;
 use quorate_hypervisor::qemu::probe::{ProbeOptions, probe};
 use quorate_network::LinuxNetwork;
@@ -33,6 +33,8 @@ const RESERVED_MEMORY: ByteSize = ByteSize::mib(1024);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same where an image has to be made first.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(8);
+/// A copy's host writes what it has in memory.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Finds out what QEMU can do here, adopts running guests, and starts the agent.
 pub(crate) async fn start_agent(
@@ -179,6 +181,12 @@ impl PeerAsk for Asker {
             )),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    async fn ask_flush(&self, to: HostName, request: FlushRequest) -> Result<(), String> {
+        let node = self.node(&to)?;
+        let asked = peer::ask(&self.peers, node, &Ask::FlushCopy(request), FLUSH_TIMEOUT).await;
+        asked.map(drop).map_err(|error| error.to_string())
     }
 
     async fn ask_hand_over(&self, to: HostName, vm: VmName, id: MigrationId) -> Result<(), String> {

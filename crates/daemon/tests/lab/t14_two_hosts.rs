@@ -105,13 +105,16 @@ fn copies_run_once(cluster: &Cluster) -> Result<(), String> {
 
 #[test]
 fn a_cut_pair_with_a_disk_witness_goes_on_at_exactly_one_side() {
-    let cluster = two();
+    let cluster = Cluster::with(Options {
+        hosts: 2,
+        san: true,
+        ..Options::default()
+    });
     let guest = Guest::new("db", 1);
     cluster.run(std::slice::from_ref(&guest));
     let text = cluster.must(&["quorum", "show"]);
     assert!(text.contains("--witness disk --pool"), "{text}");
-    let pool = cluster.view().pools[0].name.to_string();
-    let set = ["quorum", "set", "--witness", "disk", "--pool", &pool];
+    let set = ["quorum", "set", "--witness", "disk", "--pool", "shared"];
     let said = cluster.must(&set);
     assert!(said.contains("3 votes with the witness"), "{said}");
     wait_three_votes(&cluster);
@@ -164,6 +167,7 @@ fn a_cut_pair_with_a_disk_witness_goes_on_at_exactly_one_side() {
     killed(&cluster);
     paused(&cluster);
     lost_and_repaired(&cluster);
+    on_a_lun(&cluster);
     in_order(&cluster);
     cluster.judge(witness);
 }
@@ -296,6 +300,71 @@ fn lost_and_repaired(cluster: &Cluster) {
     assert!(events.contains("begins anew"), "{events}");
     std::fs::remove_dir_all(&away).unwrap_or_default();
     cluster.wait_one_copy("db", LONG);
+}
+
+/// The witness moves onto a LUN of the SAN: the same holds, and nobody else gets the LUN.
+fn on_a_lun(cluster: &Cluster) {
+    let san = cluster.lab.san().unwrap();
+    san.create_lun("small", 16 << 20).unwrap();
+    san.create_lun("votes", 512 << 20).unwrap();
+    let before = wait_three_votes(cluster).voters.last().unwrap().node;
+    let set = |disk: &[&str]| {
+        let words = ["quorum", "set", "--witness", "disk", "--pool", "san"];
+        cluster.quorate(&[&words, disk].concat())
+    };
+    for (disk, text) in [
+        (vec![], "--disk NAME"),
+        (vec!["--disk", "small"], "needs 512 MiB"),
+        (vec!["--disk", "nothing"], "cannot be used"),
+    ] {
+        let said = set(&disk).unwrap_err();
+        assert!(said.contains(text), "{disk:?}: {said}");
+    }
+    let begun = Instant::now();
+    let said = set(&["--disk", "votes"]).unwrap();
+    assert!(said.contains("disk witness on votes of pool san"), "{said}");
+    let node = wait_three_votes(cluster).voters.last().unwrap().node;
+    assert!(node > before, "another log is another voter");
+    measured(
+        "disk witness on a LUN: chosen and voting",
+        seconds(begun.elapsed()),
+        "s",
+        "none",
+    );
+    let image = san.lun("votes").unwrap().file;
+    let taken = cluster.apply_text(&format!(
+        "{}vms:\n  greedy: {{cpus: 1, memory: 64 MiB, disks: [{{pool: san, image: votes}}]}}\n",
+        cluster.pools()
+    ));
+    let taken = taken.unwrap_err();
+    assert!(taken.contains("the disk witness's"), "{taken}");
+
+    let leader = cluster.leader();
+    cluster.place("db", other(&leader));
+    let (winner, took) = cut_round(cluster, 100);
+    assert!(took < DECIDED, "decided after {took:.1} s");
+    cluster.eventually("the guest at the side that goes on", LONG, || {
+        copies_run_once(cluster)?;
+        let copies = cluster.copies("db");
+        let there = process::running(&copies)
+            .iter()
+            .any(|copy| copy.host == winner);
+        there.then_some(()).ok_or_else(|| format!("{copies:?}"))
+    });
+    cluster.lab.heal().unwrap();
+    cluster.wait_healthy();
+    wait_three_votes(cluster);
+    cluster.wait_one_copy("db", LONG);
+    // Its holder stands still: the other takes it over, from one slot of the LUN into the other.
+    paused(cluster);
+    let text = std::fs::read(&image).unwrap();
+    assert!(text.starts_with(b"quorate disk witness 1"), "its title");
+    const MIB: usize = 1 << 20;
+    for slot in [MIB, 64 * MIB] {
+        assert_eq!(&text[slot..slot + 8], b"QRWITN01", "a slot at {slot}");
+    }
+    let after = wait_three_votes(cluster).voters.last().unwrap().node;
+    assert_eq!(after, node, "the log went with it");
 }
 
 /// A host that is stopped in order takes nobody along, and the last one keeps the cluster even without the witness.

@@ -158,6 +158,38 @@ fn a_lost_copy_holds_the_guest_up_shortly_and_is_never_started_from() {
     unblock(&cluster, &copy);
     assert_eq!(in_step(&cluster, "db"), copy);
     cluster.say("resynchronised");
+    accepted(&cluster, &owner, &copy);
+}
+
+/// The owner is lost for good while its copy is out of step: an operator decides, and the VM starts from that copy. When
+/// the old owner is back after all, its disk becomes the copy.
+fn accepted(cluster: &Cluster, owner: &str, copy: &str) {
+    block(cluster, copy);
+    for pid in cluster.storage_daemons(copy) {
+        process::kill_pid(pid);
+    }
+    alone(cluster, "db");
+    cluster.cut_power(owner);
+    let word = format!("quorate storage copies accept db db.raw --host {copy}");
+    cluster.wait("advice", LONG, |view| {
+        let vm = find_vm(view, "db")?;
+        let told = vm.why.contains(&word);
+        told.then_some(()).ok_or_else(|| format!("{vm:?}"))
+    });
+    unblock(cluster, copy);
+    let asked = cluster.quorate(&[
+        "storage", "copies", "accept", "db", "db.raw", "--host", copy,
+    ]);
+    assert!(asked.is_err(), "it asks first, and there is no terminal");
+    let accept = [
+        "storage", "copies", "accept", "db", "db.raw", "--host", copy, "--yes",
+    ];
+    let said = cluster.must(&accept);
+    assert!(said.contains("by an operator's word"), "{said}");
+    cluster.wait_ready(&["db"], LONG);
+    assert_eq!(cluster.owner("db"), copy);
+    cluster.boot(owner);
+    assert_eq!(in_step(cluster, "db"), owner);
 }
 
 /// The last record that a guest has acknowledged, and when that was asked.
@@ -193,6 +225,16 @@ fn a_mirrored_disk_is_at_least_half_as_fast() {
         alone(&cluster, "db");
         plain.push(rate(&cluster, &guests[0]));
         unblock(&cluster, &copy);
+    }
+    let copy = in_step(&cluster, "db");
+    let log = cluster.log_tail(&cluster.owner("db"), 100_000);
+    assert!(log.contains("the copy gets what it lacks"), "{log}");
+    // Both sides become larger under the guest.
+    cluster.must(&["image", "resize", "own/db.raw", "24MiB"]);
+    assert_eq!(in_step(&cluster, "db"), copy);
+    for host in [&copy, &cluster.owner("db")] {
+        let image = own(&cluster, host).join("db.raw");
+        assert_eq!(std::fs::metadata(image).unwrap().len(), 24 << 20, "{host}");
     }
     let mut report = quorate_bench::Report::new();
     report.add("fsynced writes, plain disk", "/s", &plain, None);

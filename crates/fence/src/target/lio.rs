@@ -2,7 +2,8 @@
 //!
 //! A shell at the SAN runs the steps, so nothing has to be installed there (`via: [ssh, root@san]`). Removing an
 //! access entry makes the kernel end that initiator's sessions and wait for their last command before the call
-//! returns (`core_tpg_del_initiator_node_acl`). A portal group that makes entries for whoever comes
+//! returns (`core_tpg_del_initiator_node_acl`). The account of a login (CHAP) is kept in that entry and goes with it, so it is
+//! written anew where a host is let in, from the pool's own. A portal group that makes entries for whoever comes
 //! (`generate_node_acls`) has an open door, and is said so.
 
 use super::{AccessRemoved, TargetAccess, TargetError, all, call, millis};
@@ -30,6 +31,9 @@ for target; do
         fi ;;
     allow)
         mkdir -p "$entry" || exit 1
+        if [ -n "$user" ]; then
+            printf %s "$user" > "$entry/auth/userid" && printf %s "$password" > "$entry/auth/password" || exit 1
+        fi
         for unit in "$group"/lun/lun_*; do
             [ -d "$unit" ] || continue
             name=${unit##*/}
@@ -53,6 +57,12 @@ pub struct Lio {
     /// Words before the shell.
     pub via: Vec<String>,
     root: String,
+    account: Option<(String, String)>,
+}
+
+/// A text as one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 impl Lio {
@@ -63,7 +73,14 @@ impl Lio {
             tpg: tpg.max(1),
             via,
             root: ROOT.to_owned(),
+            account: None,
         }
+    }
+
+    /// With the name and the password by which hosts log in.
+    #[must_use]
+    pub fn with_account(self, account: Option<(String, String)>) -> Self {
+        Self { account, ..self }
     }
 
     /// Carries `action` out; one word for each target.
@@ -84,7 +101,16 @@ impl Lio {
             .chain(own)
             .chain(targets.iter().cloned())
             .collect();
-        let text = call(&words, SCRIPT.to_owned(), &[], deadline).await?;
+        // On the standard input, where nobody else sees it, and only where it is needed.
+        let account = self.account.as_ref().filter(|_| action == "allow");
+        let (user, password) = account.cloned().unwrap_or_default();
+        let script = format!(
+            "user={} password={}\n{SCRIPT}",
+            quoted(&user),
+            quoted(&password)
+        );
+        let secrets: Vec<&str> = account.iter().map(|(_, secret)| secret.as_str()).collect();
+        let text = call(&words, script, &secrets, deadline).await?;
         let said = |target: &String| {
             let line = text.lines().find_map(|line| {
                 let (word, name) = line.split_once(' ')?;
@@ -170,6 +196,21 @@ mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(20)
+    }
+
+    #[tokio::test]
+    async fn the_account_comes_back_with_the_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = "iqn.2026-01.com.example:a".to_owned();
+        let entry = dir.path().join(&target).join("tpgt_1/acls/iqn.h1");
+        // The kernel makes it with the entry.
+        fs::create_dir_all(entry.join("auth")).unwrap();
+        let account = ("quorate".to_owned(), "it's $HOME; rm -rf".to_owned());
+        let mut lio = Lio::new(1, Vec::new()).with_account(Some(account.clone()));
+        lio.root = dir.path().to_str().unwrap().to_owned();
+        lio.allow(&[target], "iqn.h1", soon()).await.unwrap();
+        let read = |what| fs::read_to_string(entry.join("auth").join(what)).unwrap();
+        assert_eq!((read("userid"), read("password")), account);
     }
 
     /// Folders and links as configfs has them.

@@ -15,7 +15,7 @@ use crate::migration::{
     IncomingMigration, IncomingOutcome, ListenRequest, MigrationRequest, MigrationStatus,
     OutgoingMigration,
 };
-use crate::mirror::{MirrorStatus, MirrorTarget};
+use crate::mirror::{MirrorStatus, MirrorTarget, Resync, WriteMap};
 use crate::vm::Vm;
 
 const EVENTS_MAX: usize = 512;
@@ -48,6 +48,7 @@ struct Status {
     peer: Option<FakeGuest>,
     agent: bool,
     mirrors: Vec<MirrorStatus>,
+    write_maps: Vec<(usize, WriteMap)>,
 }
 
 impl FakeGuest {
@@ -64,6 +65,7 @@ impl FakeGuest {
             peer: None,
             agent: true,
             mirrors: Vec::new(),
+            write_maps: Vec::new(),
         };
         let inner = Inner {
             site,
@@ -176,7 +178,7 @@ impl FakeGuest {
             no_space: false,
             reason: "Input/output error".into(),
         });
-        self.emit(GuestEvent::Stop);
+        self.emit(GuestEvent::Stop { at_us: 0 });
     }
 
     /// Whether the guest agent answers.
@@ -333,7 +335,7 @@ impl Vm for FakeGuest {
         }
         if state.may_execute() {
             self.set_state(GuestState::Paused);
-            self.emit(GuestEvent::Stop);
+            self.emit(GuestEvent::Stop { at_us: 0 });
         } else if state == GuestState::FinishMigrate {
             self.set_state(GuestState::Paused);
         }
@@ -379,7 +381,7 @@ impl Vm for FakeGuest {
             });
         }
         self.set_state(GuestState::PostMigrate);
-        self.emit(GuestEvent::Stop);
+        self.emit(GuestEvent::Stop { at_us: 0 });
         self.site().unlock_disks(self.identity().pid);
         Ok(SavedState {
             path: path.to_path_buf(),
@@ -431,6 +433,7 @@ impl Vm for FakeGuest {
         tag: &str,
         _target: &MirrorTarget,
         _speed: Option<u64>,
+        lacks: Option<&WriteMap>,
     ) -> Result<(), HypervisorError> {
         self.alive()?;
         let mirror = MirrorStatus {
@@ -440,8 +443,55 @@ impl Vm for FakeGuest {
             done: 0,
             total: 0,
             problem: None,
+            resync: lacks.map(|map| Resync {
+                done: map.bytes,
+                total: map.bytes,
+                due: false,
+            }),
         };
         self.status_mut().mirrors.push(mirror);
+        Ok(())
+    }
+
+    async fn finish_resync(
+        &self,
+        _disk: usize,
+        _target: &MirrorTarget,
+    ) -> Result<(), HypervisorError> {
+        self.alive()
+    }
+
+    async fn write_maps(&self, disk: usize) -> Result<Vec<WriteMap>, HypervisorError> {
+        self.alive()?;
+        let status = self.status_mut();
+        let maps = status.write_maps.iter().filter(|(of, _)| *of == disk);
+        Ok(maps.map(|(_, map)| map.clone()).collect())
+    }
+
+    async fn begin_write_map(
+        &self,
+        disk: usize,
+        tag: &str,
+        number: u32,
+    ) -> Result<(), HypervisorError> {
+        self.alive()?;
+        let (tag, bytes) = (tag.to_owned(), 0);
+        let map = WriteMap { tag, number, bytes };
+        self.status_mut().write_maps.push((disk, map));
+        Ok(())
+    }
+
+    async fn forget_write_map(
+        &self,
+        disk: usize,
+        tag: &str,
+        number: u32,
+    ) -> Result<(), HypervisorError> {
+        self.alive()?;
+        let this = |map: &WriteMap| map.tag == tag && map.number == number;
+        self.status_mut()
+            .write_maps
+            .retain(|(of, map)| *of != disk || !this(map));
         Ok(())
     }
 

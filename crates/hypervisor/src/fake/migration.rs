@@ -126,7 +126,7 @@ impl Sending {
             // Whatever was still being copied has been copied by now.
             if self.guest.state() == GuestState::Running {
                 self.guest.set_state(GuestState::FinishMigrate);
-                self.guest.emit(GuestEvent::Stop);
+                self.guest.emit(GuestEvent::Stop { at_us: 0 });
             }
             return self.at_the_pause().await;
         }
@@ -153,7 +153,7 @@ impl Sending {
             return self.fail("Connection reset by peer", false);
         }
         self.guest.set_state(GuestState::FinishMigrate);
-        self.guest.emit(GuestEvent::Stop);
+        self.guest.emit(GuestEvent::Stop { at_us: 0 });
         self.at_the_pause().await
     }
 

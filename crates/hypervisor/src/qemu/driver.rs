@@ -25,7 +25,7 @@ use crate::config::{GuestConfig, StartMode};
 use crate::error::HypervisorError;
 use crate::guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
 use crate::migration::{IncomingMigration, ListenRequest, MigrationRequest, OutgoingMigration};
-use crate::mirror::{MirrorStatus, MirrorTarget};
+use crate::mirror::{MirrorStatus, MirrorTarget, WriteMap};
 use crate::vm::{Adoption, Hypervisor, Quiesced, Vm};
 
 /// Pause between two looks at a socket that a starting QEMU has not made yet.
@@ -380,8 +380,35 @@ impl Vm for Guest {
         tag: &str,
         target: &MirrorTarget,
         speed: Option<u64>,
+        lacks: Option<&WriteMap>,
     ) -> Result<(), HypervisorError> {
-        self.start_mirror(disk, tag, target, speed).await
+        self.start_mirror(disk, tag, target, speed, lacks).await
+    }
+    async fn finish_resync(
+        &self,
+        disk: usize,
+        target: &MirrorTarget,
+    ) -> Result<(), HypervisorError> {
+        self.finish_resync(disk, target).await
+    }
+    async fn write_maps(&self, disk: usize) -> Result<Vec<WriteMap>, HypervisorError> {
+        self.write_maps(disk).await
+    }
+    async fn begin_write_map(
+        &self,
+        disk: usize,
+        tag: &str,
+        number: u32,
+    ) -> Result<(), HypervisorError> {
+        self.begin_write_map(disk, tag, number).await
+    }
+    async fn forget_write_map(
+        &self,
+        disk: usize,
+        tag: &str,
+        number: u32,
+    ) -> Result<(), HypervisorError> {
+        self.forget_write_map(disk, tag, number).await
     }
     async fn mirrors(&self) -> Result<Vec<MirrorStatus>, HypervisorError> {
         self.mirrors().await

@@ -303,6 +303,18 @@ impl San {
         file
     }
 
+    /// The way to its targets, as an initiator of this name.
+    #[allow(dead_code, reason = "not every test writes units itself")]
+    pub fn peer(&self, initiator: &str) -> quorate_storage::iscsi::session::Peer {
+        let login = self.login.clone();
+        quorate_storage::iscsi::session::Peer {
+            portal: format!("127.0.0.1:{}", self.port),
+            initiator: initiator.to_owned(),
+            login: login.map(|(user, password)| Login { user, password }),
+            deadline: Duration::from_secs(20),
+        }
+    }
+
     /// The pool of all its targets, as an initiator of this name sees it.
     pub fn pool(&self, initiator: &str) -> IscsiPoolDriver {
         let spec: IscsiPool = serde_json::from_value(serde_json::json!({

@@ -39,6 +39,8 @@ pub struct Existing {
     pub rules: BTreeMap<RuleName, RuleSpec>,
     /// Services.
     pub services: BTreeMap<ServiceName, ServiceSpec>,
+    /// Disks that the cluster has for itself, by [`PoolSpec::identity`], each with what it is for.
+    pub reserved: BTreeMap<String, String>,
 }
 
 /// Something wrong between objects.

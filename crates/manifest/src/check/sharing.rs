@@ -22,10 +22,19 @@ impl Checker<'_> {
                     Some(pool) => pool.identity(&disk.pool, &disk.image),
                     None => format!("{}/{}", disk.pool, disk.image),
                 };
+                let path = ["vms", here, "disks", &index.to_string(), "image"];
+                if let Some(purpose) = self.all.reserved.get(&key)
+                    && touched
+                {
+                    let message = format!(
+                        "the image `{}` in pool `{}` is {purpose}",
+                        disk.image, disk.pool
+                    );
+                    self.report(&path, message, "no VM may use it: choose another");
+                }
                 if let Some(other) = images.insert(key, name.clone())
                     && touched
                 {
-                    let path = ["vms", here, "disks", &index.to_string(), "image"];
                     let message = format!(
                         "the image `{}` in pool `{}` is used by `{other}` already",
                         disk.image, disk.pool

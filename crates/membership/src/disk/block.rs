@@ -90,7 +90,8 @@ impl Block {
 }
 
 /// FNV-1a with 64 bits: finds torn writes and flipped bits; nobody forges blocks here.
-fn checksum(bytes: &[u8]) -> u64 {
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> u64 {
     let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

@@ -33,7 +33,7 @@ mod block;
 #[cfg(test)]
 mod tests;
 
-pub use block::{BLOCK_BYTES, Block};
+pub use block::{BLOCK_BYTES, Block, checksum};
 
 use crate::Instant;
 use quorate_types::Millis;

@@ -29,10 +29,12 @@
 mod netlink;
 pub mod packet;
 pub mod tun;
+mod waiting;
 
 use std::io;
 
 use crate::announce::{Announcement, Schedule};
+use crate::held::Held;
 use crate::names::{TAP_PREFIX, check_ifname, check_ours};
 use crate::{
     BridgeFacts, BridgeSpec, InterfaceFacts, MacAddr, NetworkDriver, NetworkError, TapFacts,
@@ -40,6 +42,7 @@ use crate::{
 };
 use netlink::{Link, Netlink};
 use packet::PacketSocket;
+use waiting::Waiting;
 
 /// Longest NIC label that fits beside the MAC into the kernel's 255 bytes.
 const LABEL_MAX: usize = 160;
@@ -343,6 +346,47 @@ impl NetworkDriver for LinuxNetwork {
         match first_error {
             Some(error) if sent == 0 => Err(failed(error)),
             _ => Ok(sent),
+        }
+    }
+
+    async fn announce_once(&self, what: &Announcement) -> Result<(), NetworkError> {
+        let failed = |source: io::Error| NetworkError::Announce {
+            interface: what.bridge.clone(),
+            source,
+        };
+        let bridge = self.netlink.find(&what.bridge).await?;
+        let bridge = bridge.ok_or_else(|| NetworkError::BridgeMissing {
+            bridge: what.bridge.clone(),
+        })?;
+        let socket = PacketSocket::sender(bridge.index).map_err(failed)?;
+        match Self::send_round(&socket, what) {
+            (0, Some(error)) => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn hold(&self, ifname: &str) -> Result<Box<dyn Held>, NetworkError> {
+        let tap = self.existing_tap(ifname).await?;
+        let failed = |source: io::Error| NetworkError::Held {
+            name: ifname.to_owned(),
+            source,
+        };
+        let (Some(bridge), Some(guest)) = (tap.controller, Label::read(&tap).mac) else {
+            return Err(NetworkError::BridgeMissing {
+                bridge: format!("of tap {ifname}"),
+            });
+        };
+        let waiting = Waiting::open(ifname, tap.index, bridge, guest).map_err(failed)?;
+        // The target's announcement must not lead frames away before they are let go.
+        self.netlink.pin_station(&tap, guest).await?;
+        Ok(Box::new(waiting))
+    }
+
+    async fn let_go(&self, ifname: &str) -> Result<(), NetworkError> {
+        let tap = self.existing_tap(ifname).await?;
+        match Label::read(&tap).mac {
+            Some(guest) => self.netlink.drop_station(&tap, guest).await,
+            None => Ok(()),
         }
     }
 

@@ -240,12 +240,27 @@ impl Netlink {
 
     /// Tells the bridge that `mac` is behind this port, until traffic shows otherwise.
     pub(super) async fn add_station(&self, port: &Link, mac: MacAddr) -> Result<(), NetworkError> {
+        self.station(port, mac, NeighbourFlags::Controller).await
+    }
+
+    /// The same, whatever traffic shows.
+    pub(super) async fn pin_station(&self, port: &Link, mac: MacAddr) -> Result<(), NetworkError> {
+        let flags = NeighbourFlags::Controller | NeighbourFlags::Sticky;
+        self.station(port, mac, flags).await
+    }
+
+    async fn station(
+        &self,
+        port: &Link,
+        mac: MacAddr,
+        flags: NeighbourFlags,
+    ) -> Result<(), NetworkError> {
         let request = self
             .handle
             .neighbours()
             .add_bridge(port.index, &mac.octets())
             .state(NeighbourState::Noarp)
-            .flags(NeighbourFlags::Controller)
+            .flags(flags)
             .replace()
             .execute();
         bounded(&port.name, "pointing the bridge at the guest", request)

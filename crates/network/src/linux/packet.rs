@@ -64,6 +64,13 @@ impl PacketSocket {
     }
 
     fn open(ifindex: u32, protocol: u16) -> io::Result<Self> {
+        let open = Self::unbound()?;
+        open.bind(ifindex, protocol)?;
+        Ok(open)
+    }
+
+    /// A socket that is yet to be told what to listen to.
+    pub(super) fn unbound() -> io::Result<Self> {
         // Protocol 0 until it is bound: a frame of another interface never gets in.
         let socket = rustix::net::socket_with(
             AddressFamily::PACKET,
@@ -71,6 +78,15 @@ impl PacketSocket {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None::<Protocol>,
         )?;
+        Ok(Self { socket })
+    }
+
+    /// Receives every frame that the interface sees from now on.
+    pub(super) fn listen(&self, ifindex: u32) -> io::Result<()> {
+        self.bind(ifindex, ETH_P_ALL)
+    }
+
+    fn bind(&self, ifindex: u32, protocol: u16) -> io::Result<()> {
         let address = SockaddrLl {
             family: AddressFamily::PACKET.as_raw(),
             protocol_be: protocol.to_be(),
@@ -80,8 +96,8 @@ impl PacketSocket {
             halen: 0,
             addr: [0; 8],
         };
-        rustix::net::bind(&socket, &address)?;
-        Ok(Self { socket })
+        rustix::net::bind(&self.socket, &address)?;
+        Ok(())
     }
 
     /// Sends one frame.

@@ -284,3 +284,57 @@ fn a_host_without_room_is_not_given_a_copy() {
         "{why}"
     );
 }
+
+#[test]
+fn an_operator_is_told_which_copy_can_be_accepted() {
+    let mut world = world("mirrored");
+    world.run(9);
+    say(&mut world, "h1", "h3", MirrorPhase::Ready);
+    world.step();
+    // Both hosts are lost at once, and h3 is back, booted anew: its copy was in its memory.
+    world.kill("h1");
+    world.reports.get_mut(&host("h3")).unwrap().boot = BootId("b2".into());
+    assert_eq!(world.run(9), ["release db (h1 by lease-expired)"]);
+    let why = waiting(&world.input());
+    let why = &why[&vm("db")];
+    for part in [
+        "h1 has it whole and is not up",
+        "`quorate storage copies accept db db --host h3`",
+        "only in h3's memory",
+    ] {
+        assert!(why.contains(part), "{why}");
+    }
+    let pool: quorate_types::PoolName = "own".parse().unwrap();
+    let since = world.state.copies(&pool, "db").unwrap().hosts[&host("h3")].since;
+    world.command(quorate_state::Command::AcceptCopy {
+        vm: vm("db"),
+        pool,
+        image: "db".into(),
+        host: host("h3"),
+        since,
+    });
+    assert_eq!(world.run(9), ["start db on h3"]);
+}
+
+#[test]
+fn a_vm_waits_for_the_job_that_writes_to_its_disk() {
+    let mut world = world("local");
+    let pool: quorate_types::PoolName = "own".parse().unwrap();
+    world.command(quorate_state::Command::BeginImageWrite {
+        pool: pool.clone(),
+        image: "db".into(),
+        host: host("h2"),
+        what: "import /iso/debian.qcow2 to own/db".into(),
+    });
+    assert!(world.run(9).is_empty());
+    let why = waiting(&world.input());
+    let why = &why[&vm("db")];
+    assert!(why.contains("h2 writes to its disk own/db"), "{why}");
+    assert!(why.contains("import /iso/debian.qcow2"), "{why}");
+    world.command(quorate_state::Command::EndImageWrite {
+        pool,
+        image: "db".into(),
+        host: host("h2"),
+    });
+    assert_eq!(world.run(9), ["start db on h1"]);
+}

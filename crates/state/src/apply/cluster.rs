@@ -61,6 +61,7 @@ fn add_host(change: &mut Change<'_>, host: &HostName, address: &str) {
     };
     change.state.hosts.insert(host.clone(), record);
     change.node = Some(node);
+    super::quorum::host_joined(change, node);
     change.topology_changed();
 }
 
@@ -168,6 +169,7 @@ pub(super) fn remove(change: &mut Change<'_>, host: &HostName) -> Result<(), Ref
         )));
     }
     super::copies::forget_host(change.state, host);
+    super::writes::forget(change.state, |_, _, by| by == host);
     super::services::forget_host(change.state, host);
     change.state.hosts.remove(host);
     super::storage::forget_cuts(change, |gone, _| gone == host);

@@ -393,6 +393,66 @@ pub(super) fn made(
     Ok(())
 }
 
+/// An operator has decided that a copy is the one that counts: from here on it is whole by definition, and whatever the
+/// others have that it lacks is lost.
+pub(super) fn accept(change: &mut Change<'_>, of: &CopyOf, since: Revision) -> Result<(), Refusal> {
+    let CopyOf {
+        vm,
+        pool,
+        image,
+        host,
+    } = of;
+    let known = change.state.vms.get(vm);
+    let known = known.ok_or_else(|| unknown("vm", vm))?;
+    if let Some(owner) = known.ownership.host() {
+        let text = format!(
+            "VM {vm} is owned by {owner}: its disks are decided on when nobody can run it; if {owner} is off for good, `quorate host confirm-dead {owner}`"
+        );
+        return Err(Refusal::InUse(text));
+    }
+    if known.saved.is_some() {
+        let text =
+            format!("VM {vm} has its memory saved: it goes only with the disks as they were");
+        return Err(Refusal::InUse(text));
+    }
+    let mut disks = known.effective().disks.iter();
+    if !disks.any(|disk| disk.pool == *pool && disk.image == *image) {
+        return Err(unknown("disk", format!("{pool}/{image} of VM {vm}")));
+    }
+    let (now, at) = (change.revision, change.envelope.at);
+    let record = change.state.disk_copies.get_mut(pool);
+    let record = record.and_then(|pool| pool.get_mut(image));
+    let copy = record.and_then(|record| Some((record.hosts.get(host)?.clone(), record)));
+    let (copy, record) =
+        copy.ok_or_else(|| unknown("copy", format!("of disk {image} on {host}")))?;
+    if copy.in_step && copy.boot.is_none() && record.unsettled.is_none() {
+        return Ok(());
+    }
+    if copy.since != since {
+        let what = format!("the copy of disk {image} on {host}");
+        return Err(Refusal::Stale { what, base: since });
+    }
+    let accepted = DiskCopy {
+        in_step: true,
+        since: now,
+        at,
+        boot: None,
+    };
+    record.hosts.insert(host.clone(), accepted);
+    only(record, host, now, at);
+    let text = match copy.in_step {
+        true => format!(
+            "the copy of disk {image} on {host} counts from now on by an operator's word: what was only in {host}'s memory before it was booted again is lost"
+        ),
+        false => format!(
+            "the copy of disk {image} on {host} counts from now on by an operator's word: what was written since {} is lost",
+            copy.at
+        ),
+    };
+    change.vm_event(EventKind::Storage, vm, text);
+    Ok(())
+}
+
 /// Disks of VMs of which a host has the only copy that is in step.
 pub(super) fn only_here(state: &State, host: &HostName) -> Vec<String> {
     let used = |pool: &PoolName, image: &str| {

@@ -251,15 +251,20 @@ fn shared_images(state: &State) -> Vec<String> {
             users.entry(identity).or_default().push((pool, image, name));
         }
     }
+    let witness = state.witness_disk().and_then(|(identity, pool, image)| {
+        let (_, _, vm) = users.get(&identity)?.first()?;
+        Some(format!(
+            "image {image} of pool {pool} has the disk witness on it: VM {vm} needs another"
+        ))
+    });
     let shared = users.into_values().filter(|users| users.len() > 1);
-    shared
-        .map(|users| {
-            let ((pool, image, first), (_, _, second)) = (users[0], users[1]);
-            format!(
-                "image {image} of pool {pool} is used by {first} and {second}: a disk has one writer"
-            )
-        })
-        .collect()
+    let shared = shared.map(|users| {
+        let ((pool, image, first), (_, _, second)) = (users[0], users[1]);
+        format!(
+            "image {image} of pool {pool} is used by {first} and {second}: a disk has one writer"
+        )
+    });
+    shared.chain(witness).collect()
 }
 
 /// One cycle of `depends_on`, written as a path, if there is any. Depth first; a VM that was left
@@ -418,6 +423,7 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
     change.state.pool_markers.remove(pool);
     change.state.pool_drills.remove(pool);
     super::copies::forget_pool(change.state, pool);
+    super::writes::forget(change.state, |of, _, _| of == pool);
     super::storage::forget_cuts(change, |_, gone| gone == pool);
     change.topology_changed();
     change.event(

@@ -10,10 +10,12 @@ mod plan;
 mod quorum;
 mod services;
 mod storage;
+mod writes;
 
 use crate::command::{Command, Envelope, FORMAT, Outcome, Refusal};
 use crate::event::{Event, EventKind, Subject};
 use crate::model::State;
+use crate::plan::CopyOf;
 use quorate_types::{NodeId, Revision, VmName};
 
 /// What a handler collects while it changes the state.
@@ -117,6 +119,28 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
         Command::RequestMove { vm, to } => manifest::request_move(change, vm, to.as_ref()),
         Command::CancelMove { vm } => manifest::cancel_move(change, vm),
         Command::RecordDisk { pool, image, host } => copies::made(change, pool, image, host),
+        Command::BeginImageWrite {
+            pool,
+            image,
+            host,
+            what,
+        } => writes::begin(change, pool, image, host, what),
+        Command::EndImageWrite { pool, image, host } => writes::end(change, pool, image, host),
+        Command::AcceptCopy {
+            vm,
+            pool,
+            image,
+            host,
+            since,
+        } => {
+            let of = CopyOf {
+                vm: vm.clone(),
+                pool: pool.clone(),
+                image: image.clone(),
+                host: host.clone(),
+            };
+            copies::accept(change, &of, *since)
+        }
         Command::LabelHost { host, set, remove } => cluster::label(change, host, set, remove),
         Command::CommitPlan(plan) => plan::commit(change, plan),
         Command::CutStorage { host, pools } => storage::cut(change, host, pools),

@@ -184,6 +184,14 @@ fn start(
 ) -> Result<EventKind, Refusal> {
     check_target(change, action, host)?;
     check_reach(change, action, vm, host)?;
+    let spec = vm_mut(change, vm)?.spec.clone();
+    if let Some((disk, write)) = change.state.written(&spec) {
+        let text = format!(
+            "{} writes to its disk {} ({})",
+            write.host, disk.image, write.what
+        );
+        return Err(refuse(action, text));
+    }
     let record = vm_mut(change, vm)?;
     if !record.wanted() {
         return Err(refuse(action, "it shall not run"));

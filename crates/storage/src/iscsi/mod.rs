@@ -1,7 +1,8 @@
-//! The pool kind `iscsi`: logical units of a target, opened by QEMU's own initiator.
+//! The pool kind `iscsi`: logical units of a target, opened by QEMU's own initiator or by the host's ([`host`]).
 //!
 //! Owns: what a host sees of such a pool (which portal answers, which targets and units there are, how large they
-//! are) by an initiator of its own that only looks ([`session`]), and what QEMU is told.
+//! are) by an initiator of its own that only looks ([`session`]), and what QEMU is told: a unit's address, or the block
+//! device that the host's kernel made of it, whose reservations then decide who writes.
 //!
 //! Always holds: nothing is created, enlarged or deleted here: the SAN's administrator does that. A host logs in
 //! under one name for each host and cluster, so the SAN can keep out exactly that host. No password leaves this
@@ -10,21 +11,31 @@
 //! Why not libiscsi's tools: each is a process of its own, takes the password as an argument or a variable, and
 //! prints for people; a look at a hundred units would be a hundred of them.
 
+mod host;
 mod pdu;
 pub mod session;
 
+use crate::block::size_of;
+use crate::lanes::Lanes;
+use crate::reservation::{ClusterTag, LinuxDevice, Reservation};
 use crate::{
     DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, IscsiSource, Login, Marker, Pool,
     PoolError, PoolFacts, StorageFence,
 };
 use futures_util::StreamExt as _;
-use quorate_types::{IscsiPool, Lun};
-use session::{IscsiError, Peer, Session, UnitInfo};
+use host::{HostInitiator, Iscsiadm, Places};
+use quorate_types::{IscsiPool, Lun, Opener};
+use session::{Found, IscsiError, Peer, Session, UnitInfo};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A host that was just let in may have to wait until the SAN knows.
 const LET_IN_WITHIN: Duration = Duration::from_secs(6);
 const LET_IN_AGAIN: Duration = Duration::from_millis(100);
+/// For the host's kernel to notice that a unit has grown.
+const GROWN_WITHIN: Duration = Duration::from_secs(3);
 /// Targets that are looked at at the same time.
 const AT_ONCE: usize = 16;
 
@@ -51,12 +62,31 @@ pub struct IscsiConfig {
 #[derive(Debug)]
 pub struct IscsiPoolDriver {
     config: IscsiConfig,
+    /// Where the host's kernel opens the units.
+    host: Option<HostInitiator>,
+    lanes: Lanes,
+    /// One for each unit, with its device: operations on it take turns, also when one hangs.
+    reservations: Mutex<BTreeMap<Lun, (PathBuf, Reservation)>>,
 }
 
 impl IscsiPoolDriver {
     /// A pool; nothing is looked at yet.
     pub fn new(config: IscsiConfig) -> Self {
-        Self { config }
+        let host = (config.spec.opened_by == Opener::Kernel).then(|| {
+            HostInitiator::new(
+                &config.pool,
+                &config.initiator,
+                config.login.clone(),
+                Places::default(),
+                Arc::new(Iscsiadm),
+            )
+        });
+        Self {
+            host,
+            lanes: Lanes::new(&config.pool, config.deadline),
+            reservations: Mutex::default(),
+            config,
+        }
     }
 
     fn error(&self, source: IscsiError) -> PoolError {
@@ -87,7 +117,7 @@ impl IscsiPoolDriver {
     }
 
     /// The first portal that answers, with the names of all targets behind it.
-    async fn discover(&self) -> Result<(Peer, Vec<String>), PoolError> {
+    async fn discover(&self) -> Result<(Peer, Vec<Found>), PoolError> {
         let mut last = None;
         for portal in self.config.spec.portals() {
             let peer = self.peer(portal)?;
@@ -159,21 +189,78 @@ impl IscsiPoolDriver {
         }
     }
 
-    fn info(&self, unit: Lun, portal: String, found: &UnitInfo) -> DiskInfo {
-        DiskInfo {
-            source: DiskSource::Iscsi(IscsiSource {
-                portal,
-                target: unit.target,
-                lun: unit.lun,
-                initiator: self.config.initiator.clone(),
-                login: self.config.login.clone(),
-            }),
+    async fn info(
+        &self,
+        unit: Lun,
+        portal: String,
+        found: &UnitInfo,
+    ) -> Result<DiskInfo, PoolError> {
+        let (source, bytes) = match &self.host {
+            Some(host) => {
+                let (path, bytes) = self.attach(host, &unit, &portal, found.bytes).await?;
+                (DiskSource::Device(path), bytes)
+            }
+            None => {
+                let source = IscsiSource {
+                    portal,
+                    target: unit.target,
+                    lun: unit.lun,
+                    initiator: self.config.initiator.clone(),
+                    login: self.config.login.clone(),
+                };
+                (DiskSource::Iscsi(source), found.bytes)
+            }
+        };
+        Ok(DiskInfo {
+            source,
             format: DiskFormat::Raw,
-            virtual_bytes: found.bytes,
-            actual_bytes: found.bytes,
+            virtual_bytes: bytes,
+            actual_bytes: bytes,
             backing: None,
             created: false,
+        })
+    }
+
+    /// The block device of a unit that has so many bytes, and how many the kernel knows of.
+    async fn attach(
+        &self,
+        host: &HostInitiator,
+        unit: &Lun,
+        portal: &str,
+        want_bytes: u64,
+    ) -> Result<(PathBuf, u64), PoolError> {
+        let path = match host.attached(unit) {
+            Some(path) => path,
+            None => {
+                let group = self.group(unit, portal).await?;
+                host.attach(unit, (portal, group)).await?
+            }
+        };
+        let begun = Instant::now();
+        let mut bytes = self.bytes_of(&path).await?;
+        if bytes < want_bytes {
+            let until = tokio::time::Instant::now() + GROWN_WITHIN;
+            host.rescan(unit, until).await?;
         }
+        while bytes < want_bytes && begun.elapsed() < GROWN_WITHIN {
+            tokio::time::sleep(LET_IN_AGAIN).await;
+            bytes = self.bytes_of(&path).await?;
+        }
+        Ok((path, bytes))
+    }
+
+    async fn bytes_of(&self, path: &Path) -> Result<u64, PoolError> {
+        let (pool, path) = (self.config.pool.clone(), path.to_owned());
+        let look = move || size_of(&pool, &path.display().to_string(), &path);
+        self.lanes.run("looking at a device", look).await
+    }
+
+    /// The group of a portal, as the target tells it; a target that tells nothing has one.
+    async fn group(&self, unit: &Lun, portal: &str) -> Result<u16, PoolError> {
+        let found = session::discover(&self.peer(portal.to_owned())?).await;
+        let found = found.unwrap_or_default().into_iter();
+        let mut mine = found.filter(|found| found.target == unit.target);
+        Ok(mine.next().map_or(1, |found| found.group(portal)))
     }
 
     async fn units_of(&self, peer: &Peer, target: String) -> Vec<ImageEntry> {
@@ -227,11 +314,42 @@ impl Pool for IscsiPoolDriver {
     }
 
     fn fence_proof(&self) -> Option<StorageFence> {
-        self.config
-            .spec
-            .access
-            .as_ref()
-            .map(|_| StorageFence::TargetAccess)
+        let spec = &self.config.spec;
+        match spec.has_reservations() {
+            true => Some(StorageFence::Reservation),
+            false => spec.access.as_ref().map(|_| StorageFence::TargetAccess),
+        }
+    }
+
+    async fn reservation(&self, image: &str) -> Result<Option<Reservation>, PoolError> {
+        let host = self.host.as_ref();
+        let Some(host) = host.filter(|_| self.config.spec.has_reservations()) else {
+            return Ok(None);
+        };
+        let unit = self.unit_name(image)?;
+        let path = match host.attached(&unit) {
+            Some(path) => path,
+            None => {
+                let (portal, found) = self.look_at(&unit).await?;
+                self.attach(host, &unit, &portal, found.bytes).await?.0
+            }
+        };
+        let mut known = self
+            .reservations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, unit)) = known.get(&unit)
+            && *of == path
+        {
+            return Ok(Some(unit.clone()));
+        }
+        let reservation = Reservation::new(
+            Arc::new(LinuxDevice::new(&path)),
+            ClusterTag::of(&self.config.cluster),
+            self.config.deadline,
+        );
+        known.insert(unit, (path, reservation.clone()));
+        Ok(Some(reservation))
     }
 
     /// The names of iSCSI are unique in the world: the pool is what they name, and nothing is written.
@@ -242,8 +360,13 @@ impl Pool for IscsiPoolDriver {
 
     async fn check(&self) -> PoolFacts {
         let begun = Instant::now();
-        match self.discover().await {
-            Ok(_) => PoolFacts::answered(self.marker(), begun),
+        let installed = self.host.as_ref().map_or(Ok(()), HostInitiator::check);
+        let seen = match installed {
+            Ok(()) => self.discover().await.map(drop),
+            Err(error) => Err(error),
+        };
+        match seen {
+            Ok(()) => PoolFacts::answered(self.marker(), begun),
             Err(error) => PoolFacts::failed(&error),
         }
     }
@@ -263,14 +386,14 @@ impl Pool for IscsiPoolDriver {
                 have_bytes: found.bytes,
                 want_bytes,
             }),
-            _ => Ok(self.info(unit, portal, &found)),
+            _ => self.info(unit, portal, &found).await,
         }
     }
 
     async fn disk_info(&self, image: &str, _format: DiskFormat) -> Result<DiskInfo, PoolError> {
         let unit = self.unit_name(image)?;
         let (portal, found) = self.look_at(&unit).await?;
-        Ok(self.info(unit, portal, &found))
+        self.info(unit, portal, &found).await
     }
 
     async fn resize_disk(
@@ -299,7 +422,7 @@ impl Pool for IscsiPoolDriver {
 
     async fn list_images(&self) -> Result<Vec<ImageEntry>, PoolError> {
         let (peer, targets) = self.discover().await?;
-        let mine = targets.into_iter();
+        let mine = targets.into_iter().map(|found| found.target);
         let mine = mine.filter(|target| {
             self.config
                 .spec

@@ -17,12 +17,15 @@ pub(super) mod op {
     pub(crate) const SCSI_COMMAND: u8 = 0x01;
     pub(crate) const LOGIN: u8 = 0x03;
     pub(crate) const TEXT: u8 = 0x04;
+    pub(crate) const DATA_OUT: u8 = 0x05;
     pub(crate) const LOGOUT: u8 = 0x06;
     pub(crate) const NOP_IN: u8 = 0x20;
     pub(crate) const SCSI_RESPONSE: u8 = 0x21;
     pub(crate) const LOGIN_RESPONSE: u8 = 0x23;
     pub(crate) const TEXT_RESPONSE: u8 = 0x24;
     pub(crate) const DATA_IN: u8 = 0x25;
+    /// "Ready to transfer": the target asks for data.
+    pub(crate) const R2T: u8 = 0x31;
     pub(crate) const ASYNC: u8 = 0x32;
     pub(crate) const REJECT: u8 = 0x3f;
     /// Delivered at once, outside the order of commands.
@@ -134,9 +137,59 @@ pub(super) fn parse_keys(data: &[u8]) -> Vec<(String, String)> {
     words.filter_map(pair).collect()
 }
 
+/// A target behind a portal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its name.
+    pub target: String,
+    /// Its portals, each with the number of its group: `10.0.0.5:3260,1`.
+    pub addresses: Vec<String>,
+}
+
+impl Found {
+    /// The portal group that this portal (`address:port`) of the target belongs to; 1 where the target does not say.
+    pub(super) fn group(&self, portal: &str) -> u16 {
+        let groups = self.addresses.iter().filter_map(|address| {
+            let (address, group) = address.rsplit_once(',')?;
+            Some((address, group.parse::<u16>().ok()?))
+        });
+        let mut groups: Vec<_> = groups.collect();
+        groups.sort_by_key(|(address, _)| *address != portal);
+        groups.first().map_or(1, |(_, group)| *group)
+    }
+}
+
+/// The answer to `SendTargets`: each name is followed by its addresses.
+pub(super) fn targets(text: &[u8]) -> Vec<Found> {
+    let mut found: Vec<Found> = Vec::new();
+    for (key, value) in parse_keys(text) {
+        match (key.as_str(), found.last_mut()) {
+            ("TargetName", _) => found.push(Found {
+                target: value,
+                addresses: Vec::new(),
+            }),
+            ("TargetAddress", Some(last)) => last.addresses.push(value),
+            _ => {}
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn targets_come_with_their_addresses() {
+        let text =
+            b"TargetAddress=10.0.0.9:3260,9\0TargetName=iqn.a\0TargetAddress=10.0.0.5:3260,1\0\
+            TargetAddress=[fd00::5]:3260,2\0TargetName=iqn.b\0";
+        let found = targets(text);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].group("[fd00::5]:3260"), 2);
+        assert_eq!(found[0].group("10.0.0.6:3260"), 1, "the first it names");
+        assert_eq!(found[1].group("10.0.0.5:3260"), 1, "it names none");
+    }
 
     #[test]
     fn keys_survive_and_noise_is_left_out() {

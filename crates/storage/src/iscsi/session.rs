@@ -4,15 +4,20 @@
 //! connect --security (none | CHAP)--> operational parameters --> full feature: text, SCSI --> logout
 //! ```
 //! Always holds: one command at a time; one deadline for each call; no password is sent in the clear or kept
-//! beyond the login (CHAP, RFC 1994: the target gets a hash over its own challenge). Data never written: this
-//! initiator only looks. QEMU opens the disks with its own.
+//! beyond the login (CHAP, RFC 1994: the target gets a hash over its own challenge). Nothing is written by a session
+//! that only looks ([`Session::open`]); one that writes ([`Session::open_as`], [`transfer`]) is for the cluster's own
+//! data. QEMU opens the disks of VMs with its own initiator.
 
-use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys};
+mod transfer;
+
+pub use super::pdu::Found;
+use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys, targets};
 use crate::Login;
 use md5::{Digest, Md5};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use transfer::Limits;
 
 /// Units of one target that are looked at.
 const LUNS_MAX: usize = 1024;
@@ -134,6 +139,7 @@ pub struct Session {
     command: u32,
     status: u32,
     until: Instant,
+    limits: Limits,
 }
 
 impl std::fmt::Debug for Session {
@@ -144,12 +150,22 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// Names of the targets behind a portal.
+/// The targets behind a portal.
 ///
 /// # Errors
 /// [`IscsiError`].
-pub async fn discover(peer: &Peer) -> Result<Vec<String>, IscsiError> {
-    let mut session = Session::login(peer, None).await?;
+pub async fn discover(peer: &Peer) -> Result<Vec<Found>, IscsiError> {
+    // An account is one at a target. LIO, offered it for a look, takes it and knows it not.
+    let anybody = Peer {
+        login: None,
+        ..peer.clone()
+    };
+    let mut session = match Session::login(&anybody, None, random_isid()).await {
+        Err(IscsiError::Authentication { .. }) if peer.login.is_some() => {
+            Session::login(peer, None, random_isid()).await?
+        }
+        done => done?,
+    };
     let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
     request.set_u32(20, u32::MAX);
     request.data = keys(&[("SendTargets", "All")]);
@@ -167,9 +183,7 @@ pub async fn discover(peer: &Peer) -> Result<Vec<String>, IscsiError> {
         request.set_u32(20, answer.u32(20));
     }
     session.logout().await;
-    let names = parse_keys(&text).into_iter();
-    let names = names.filter(|(key, _)| key == "TargetName");
-    Ok(names.map(|(_, name)| name).collect())
+    Ok(targets(&text))
 }
 
 impl Session {
@@ -178,10 +192,10 @@ impl Session {
     /// # Errors
     /// [`IscsiError`].
     pub async fn open(peer: &Peer, target: &str) -> Result<Self, IscsiError> {
-        Self::login(peer, Some(target)).await
+        Self::login(peer, Some(target), random_isid()).await
     }
 
-    async fn login(peer: &Peer, target: Option<&str>) -> Result<Self, IscsiError> {
+    async fn login(peer: &Peer, target: Option<&str>, isid: [u8; 6]) -> Result<Self, IscsiError> {
         let until = Instant::now() + peer.deadline;
         let stream = match timeout_at(until, TcpStream::connect(&peer.portal)).await {
             Ok(Ok(stream)) => stream,
@@ -204,12 +218,13 @@ impl Session {
             command: 1,
             status: 0,
             until,
+            limits: Limits::default(),
         };
-        session.log_in(target).await?;
+        session.log_in(target, isid).await?;
         Ok(session)
     }
 
-    async fn log_in(&mut self, target: Option<&str>) -> Result<(), IscsiError> {
+    async fn log_in(&mut self, target: Option<&str>, isid: [u8; 6]) -> Result<(), IscsiError> {
         let initiator = self.peer.initiator.clone();
         let mut pairs = vec![
             ("InitiatorName".to_owned(), initiator),
@@ -226,13 +241,11 @@ impl Session {
         if let Some(target) = target {
             pairs.push(("TargetName".to_owned(), target.to_owned()));
         }
-        let method = if self.peer.login.is_some() {
-            "CHAP,None"
-        } else {
-            "None"
+        let method = match self.peer.login {
+            Some(_) => "CHAP,None",
+            None => "None",
         };
         pairs.push(("AuthMethod".to_owned(), method.to_owned()));
-        let isid = random_isid();
         let mut stage = Stage::Security {
             transit: self.peer.login.is_none(),
         };
@@ -240,6 +253,7 @@ impl Session {
             let answer = self.login_round(isid, &stage, &pairs).await?;
             self.login_status(&answer)?;
             let given = parse_keys(&answer.data);
+            self.limits.learn(&given);
             let transit = answer.flags() & 0x80 != 0;
             (stage, pairs) = match stage {
                 Stage::Security { .. } if transit => {
@@ -431,14 +445,7 @@ impl Session {
     ) -> Result<Option<Vec<u8>>, IscsiError> {
         self.until = Instant::now() + self.peer.deadline;
         let mut request = Pdu::new(op::SCSI_COMMAND, 0x80 | 0x40 | 1);
-        let number = lun.to_be_bytes();
-        // Flat space addressing above 255.
-        let first = if lun > 255 {
-            0x40 | (number[2] & 0x3f)
-        } else {
-            0
-        };
-        request.set(8, &[first, number[3]]);
+        request.set(8, &lun_field(lun));
         request.set_u32(20, expect);
         request.set(32, &cdb);
         self.send(&mut request, "asking a unit").await?;
@@ -523,7 +530,14 @@ impl Session {
     async fn receive(&mut self, during: &'static str) -> Result<Pdu, IscsiError> {
         let got = timeout_at(self.until, Pdu::read(&mut self.stream)).await;
         let unit = self.io(got, during)?;
-        if unit.opcode() != op::DATA_IN || unit.flags() & 1 != 0 {
+        // Those that only carry the number, without using it up.
+        let carries = match unit.opcode() {
+            op::DATA_IN => unit.flags() & 1 == 0,
+            op::R2T => true,
+            op::NOP_IN => unit.u32(16) == u32::MAX,
+            _ => false,
+        };
+        if !carries {
             self.status = unit.u32(24).wrapping_add(1);
         }
         Ok(unit)
@@ -569,6 +583,15 @@ impl Session {
         let request = Pdu::new(op::LOGOUT | op::IMMEDIATE, 0x80);
         // The connection is closed in any case.
         let _ = self.exchange(request, "logging out").await;
+    }
+}
+
+/// The first two bytes of a unit's number; flat space addressing above 255.
+fn lun_field(lun: u32) -> [u8; 2] {
+    let number = lun.to_be_bytes();
+    match lun > 255 {
+        true => [0x40 | (number[2] & 0x3f), number[3]],
+        false => [0, number[3]],
     }
 }
 

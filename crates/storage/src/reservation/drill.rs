@@ -48,6 +48,28 @@ impl DrillReport {
     pub fn failed(&self) -> Option<&DrillStep> {
         self.steps.iter().find(|step| step.problem.is_some())
     }
+
+    /// What came of it, as sentences for a record: `host` is the one that tried; the last ones say what is wrong.
+    pub fn sentences(&self, host: &str) -> Vec<String> {
+        let good = self.steps.iter().filter(|step| step.problem.is_none());
+        let good: Vec<&str> = good.map(|step| step.name).collect();
+        let mut told = Vec::new();
+        if !good.is_empty() {
+            told.push(format!("{host}: {}", good.join(", ")));
+        }
+        for step in &self.steps {
+            if let Some(problem) = &step.problem {
+                told.push(format!("{host}: failed: {}: {problem}", step.name));
+            }
+        }
+        if self.proof.is_some() && !self.persistent {
+            told.push(
+                "it forgets reservations when it restarts: enable their persistence (APTPL) there"
+                    .to_owned(),
+            );
+        }
+        told
+    }
 }
 
 impl fmt::Display for DrillReport {

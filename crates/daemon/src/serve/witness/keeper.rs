@@ -4,7 +4,7 @@
 //! has to happen for a tenure to run out); the tenure ends before the lease is given back. A thread that hangs
 //! in the kernel is left behind. Must not: open the log.
 
-use super::area::{Area, AreaError, LeaseFile};
+use super::area::{Area, AreaError, LeasePlace};
 use quorate_consensus::Tenure;
 use quorate_controller::boot_now;
 use quorate_membership::{DiskLease, DiskStep, DiskTimings};
@@ -117,7 +117,7 @@ impl Keeper {
 struct Thread {
     area: Area,
     lease: DiskLease,
-    file: Option<LeaseFile>,
+    file: Option<Box<dyn LeasePlace>>,
     looked: Instant,
     mine: Option<(u64, Tenure)>,
     problem: Option<String>,
@@ -247,6 +247,8 @@ impl Thread {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::FileArea;
+    use super::super::raw::tests::disk;
     use super::*;
     use quorate_storage::DirectoryConfig;
 
@@ -269,7 +271,7 @@ mod tests {
         let keeper = |name: &str| {
             let mut pool = DirectoryConfig::new("shared", &root, "c", name);
             pool.expected_id = Some("m1".into());
-            Keeper::start(Area::new(pool, 5), &name.parse().unwrap()).unwrap()
+            Keeper::start(Area::Files(FileArea::new(pool, 5)), &name.parse().unwrap()).unwrap()
         };
         let (one, two) = (keeper("h1"), keeper("h2"));
         one.want(true);
@@ -297,5 +299,23 @@ mod tests {
         drop(two);
         one.want(true);
         until(&one, "the other ended", |now| now.mine.is_some()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn it_is_the_same_on_a_raw_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = |slot: u8| {
+            let area = Area::Raw(disk(dir.path(), slot));
+            Keeper::start(area, &format!("h{slot}").parse().unwrap()).unwrap()
+        };
+        let (one, two) = (keeper(1), keeper(2));
+        one.want(true);
+        let first = until(&one, "it is free", |now| now.mine.is_some()).await;
+        let (generation, tenure) = first.mine.unwrap();
+        two.want(true);
+        one.want(false);
+        let second = until(&two, "it was given back", |now| now.mine.is_some()).await;
+        assert!(!tenure.holds());
+        assert!(second.mine.unwrap().0 > generation);
     }
 }

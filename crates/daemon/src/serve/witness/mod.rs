@@ -1,4 +1,5 @@
-//! The disk witness: a third voter whose log lies in a pool, run by the host that holds the pool's lease for it.
+//! The disk witness: a third voter whose log lies in a pool, as files ([`files`]) or on a unit of its own ([`raw`]), run by the
+//! host that holds the pool's lease for it.
 //!
 //! ```text
 //!   Keeper (thread, lease on the disk) --tenure--> open its log (a new generation) --> Route answers for its node
@@ -12,24 +13,33 @@
 //! Why all this: docs/decisions/0015-quorum-for-two-hosts.md.
 
 mod area;
+mod check;
+mod files;
 mod keeper;
+mod media;
 mod policy;
+mod raw;
 mod route;
 
+pub(crate) use check::check;
 pub(crate) use route::Route;
 
 use super::core::Core;
 use super::link::WitnessLink;
 use super::machine::Machine;
-use area::{Area, AreaError};
+use area::{Area, AreaError, Prepared};
+use files::FileArea;
 use keeper::{Keeper, Standing};
 use policy::{Moment, Policy};
 use quorate_consensus::{Config, Consensus, NodeId, OpenError, Role, Tenure};
 use quorate_controller::{Group as _, boot_now};
 use quorate_state::{Command, State, Witness};
 use quorate_storage::DirectoryConfig;
-use quorate_types::{PoolName, PoolSpec};
+use quorate_storage::iscsi::session::Peer;
+use quorate_types::{HostName, IscsiPool, PoolName, PoolSpec};
+use raw::{Peers, RawArea, Source};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -38,6 +48,8 @@ use tracing::{info, warn};
 const LOOK: Duration = Duration::from_millis(200);
 /// A witness that could not be opened is tried again after this.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Bound for one command to a SAN: shorter than the lease.
+const SAN_WITHIN: Duration = Duration::from_millis(1200);
 /// Bound for closing the node.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -46,38 +58,97 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 struct Duty {
     node: NodeId,
     pool: PoolName,
-    path: String,
-    marker: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Files { path: String, marker: String },
+    Raw { source: Source, slot: u8 },
 }
 
 /// What this host may run now, according to the state.
-fn duty(state: &State, core: &Core) -> Option<Duty> {
-    let Some(Witness::Disk { node, pool }) = &state.quorum.witness else {
+fn duty(state: &State, me: &HostName) -> Option<Duty> {
+    let Some(Witness::Disk { node, pool, unit }) = &state.quorum.witness else {
         return None;
     };
-    let object = state.pools.get(pool)?;
-    #[allow(
-        irrefutable_let_patterns,
-        reason = "other kinds of pools hold no files"
-    )]
-    let PoolSpec::Directory { path, hosts } = &object.spec else {
-        return None;
+    let spec = &state.pools.get(pool)?.spec;
+    let host = state.hosts.get(me).filter(|_| spec.is_for(me))?;
+    let slot = || unit.as_ref()?.slots.get(&host.node).copied();
+    let image = unit.as_ref().map(|unit| unit.image.as_str());
+    let place = match (spec, image) {
+        (PoolSpec::Directory { path, .. }, None) => Place::Files {
+            path: path.clone(),
+            marker: state.pool_markers.get(pool)?.clone(),
+        },
+        (PoolSpec::Block(spec), Some(image)) => Place::Raw {
+            source: Source::Device(std::path::Path::new(&spec.path).join(image)),
+            slot: slot()?,
+        },
+        (PoolSpec::Iscsi(spec), Some(image)) => {
+            let cluster = &state.cluster.as_ref()?.id;
+            let source = Source::Unit {
+                peers: peers(state, spec, &spec.initiator(cluster, me)),
+                unit: spec.lun_of(image).ok()?,
+            };
+            Place::Raw {
+                source,
+                slot: slot()?,
+            }
+        }
+        _ => return None,
     };
-    let reach = hosts.is_empty() || hosts.contains(&core.me);
     Some(Duty {
         node: *node,
         pool: pool.clone(),
-        path: path.clone(),
-        marker: state.pool_markers.get(pool)?.clone(),
+        place,
     })
-    .filter(|_| reach && state.hosts.contains_key(&core.me))
+}
+
+/// The ways to a pool's targets, under this name.
+fn peers(state: &State, spec: &IscsiPool, initiator: &str) -> Peers {
+    let peer = |portal| Peer {
+        portal,
+        initiator: initiator.to_owned(),
+        login: super::drill::login(state, spec),
+        deadline: SAN_WITHIN,
+    };
+    Peers(spec.portals().map(peer).collect())
+}
+
+impl Duty {
+    fn area(&self, core: &Core, taken: &Arc<AtomicBool>) -> Area {
+        let state = core.state();
+        let cluster = state.cluster.as_ref();
+        let cluster = cluster.map_or("", |cluster| cluster.id.as_str());
+        match &self.place {
+            Place::Files { path, marker } => {
+                let (pool, me) = (self.pool.as_str(), core.me.as_str());
+                let mut pool = DirectoryConfig::new(pool, path, cluster, me);
+                pool.expected_id = Some(marker.clone());
+                Area::Files(FileArea::new(pool, self.node))
+            }
+            Place::Raw { source, slot } => {
+                let taken = Arc::clone(taken);
+                Area::Raw(RawArea::new(
+                    source.clone(),
+                    cluster,
+                    self.node,
+                    *slot,
+                    taken,
+                ))
+            }
+        }
+    }
 }
 
 /// Runs until told to stop; then the lease is given back.
 pub(crate) async fn run(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
     let mut states = core.states.clone();
+    // One writer at a time, whatever changes.
+    let taken = Arc::default();
     loop {
-        let now = duty(&states.borrow_and_update().clone(), &core);
+        let now = duty(&states.borrow_and_update().clone(), &core.me);
         let Some(now) = now else {
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return },
@@ -87,11 +158,11 @@ pub(crate) async fn run(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
         };
         let mut other = states.clone();
         let changed = async {
-            let changed = other.wait_for(|state| duty(state, &core).as_ref() != Some(&now));
+            let changed = other.wait_for(|state| duty(state, &core.me).as_ref() != Some(&now));
             changed.await.map(drop).is_ok()
         };
         let go_on = tokio::select! {
-            () = attend(&core, &now) => true,
+            () = attend(&core, &now, &taken) => true,
             go_on = changed => go_on,
             _ = stop.wait_for(|stop| *stop) => false,
         };
@@ -103,20 +174,8 @@ pub(crate) async fn run(core: Arc<Core>, mut stop: watch::Receiver<bool>) {
 }
 
 /// Holds the lease where it should, and runs the node while it is held. Ends never; it may be dropped at any time.
-async fn attend(core: &Arc<Core>, duty: &Duty) {
-    let cluster = core
-        .state()
-        .cluster
-        .as_ref()
-        .map(|cluster| cluster.id.clone());
-    let mut pool = DirectoryConfig::new(
-        duty.pool.as_str(),
-        &duty.path,
-        &cluster.unwrap_or_default(),
-        core.me.as_str(),
-    );
-    pool.expected_id = Some(duty.marker.clone());
-    let area = Area::new(pool, duty.node);
+async fn attend(core: &Arc<Core>, duty: &Duty, taken: &Arc<AtomicBool>) {
+    let area = duty.area(core, taken);
     let keeper = match Keeper::start(area.clone(), &core.me) {
         Ok(keeper) => keeper,
         Err(error) => {
@@ -249,10 +308,13 @@ enum Broken {
 impl From<AreaError> for Broken {
     fn from(error: AreaError) -> Self {
         match error {
-            AreaError::Lost(_) => Self::Lost(error.to_string()),
-            AreaError::Pool(_) | AreaError::Io { .. } | AreaError::Over => {
-                Self::Later(error.to_string())
-            }
+            AreaError::Lost(_) | AreaError::Damaged { .. } => Self::Lost(error.to_string()),
+            AreaError::Pool(_)
+            | AreaError::Unit(_)
+            | AreaError::Io { .. }
+            | AreaError::TooSmall { .. }
+            | AreaError::Busy(_)
+            | AreaError::Over => Self::Later(error.to_string()),
         }
     }
 }
@@ -291,7 +353,7 @@ async fn open(
             return Ok(None);
         }
         if votes(core) {
-            return Err(Broken::Lost("its log is missing from the pool".to_owned()));
+            return Err(Broken::Lost("its log is missing".to_owned()));
         }
         if !tenure.holds() {
             return Err(Broken::Later(AreaError::Over.to_string()));
@@ -300,13 +362,17 @@ async fn open(
     let (at, right) = (area.clone(), tenure.clone());
     let (tell, told) = tokio::sync::oneshot::channel();
     blocking(Box::new(move || {
-        let dir = at.prepare(generation, &right)?;
-        Ok(tell.send(dir).is_ok())
+        let prepared = at.prepare(generation, &right)?;
+        Ok(tell.send(prepared).is_ok())
     }))
     .await?;
-    let dir = told
+    let prepared = told
         .await
         .map_err(|error| Broken::Later(error.to_string()))?;
+    let (dir, media) = match prepared {
+        Prepared::Dir(dir) => (dir, None),
+        Prepared::Media(media, name) => (name, Some(*media)),
+    };
     let config = Config {
         role: Role::Witness,
         tenure: Some(tenure.clone()),
@@ -317,7 +383,10 @@ async fn open(
         peers: core.peers.clone(),
         host: core.group.consensus().clone(),
     });
-    let consensus = Consensus::open(config, machine, link).await?;
+    let consensus = match media {
+        None => Consensus::open(config, machine, link).await?,
+        Some(media) => Consensus::open_media(config, machine, link, media).await?,
+    };
     let known = consensus.is_initialised().await.map_err(Broken::Later)?;
     if !known && votes(core) {
         let _ = tokio::time::timeout(CLOSE_WITHIN, consensus.shutdown()).await;

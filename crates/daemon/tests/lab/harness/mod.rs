@@ -10,6 +10,7 @@ pub(crate) mod guest;
 pub(crate) mod measure;
 pub(crate) mod process;
 pub(crate) mod service;
+pub(crate) mod silence;
 pub(crate) mod witness;
 
 use guest::Guest;

@@ -27,6 +27,7 @@ mod mirror;
 mod ops;
 mod save;
 mod supervisor;
+mod write_map;
 
 use std::sync::Arc;
 use std::time::Duration;

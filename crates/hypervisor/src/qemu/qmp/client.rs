@@ -91,6 +91,8 @@ pub struct QmpEvent {
     pub name: String,
     /// Its payload; `Null` when it has none.
     pub data: Value,
+    /// When QEMU said it, microseconds since 1970; 0 when it did not say.
+    pub at_us: u64,
 }
 
 /// What QEMU said when the connection was made.
@@ -397,8 +399,9 @@ fn dispatch(mut value: Value, calls: &Mutex<Calls>, events: &broadcast::Sender<Q
     if let Some(name) = value.get("event").and_then(Value::as_str) {
         let name = name.to_owned();
         let data = value.get_mut("data").map(Value::take).unwrap_or_default();
+        let at_us = stamp(&value["timestamp"]);
         // No subscriber is no error.
-        let _ = events.send(QmpEvent { name, data });
+        let _ = events.send(QmpEvent { name, data, at_us });
         return;
     }
     let Some(id) = value.get("id").and_then(Value::as_u64) else {
@@ -426,6 +429,15 @@ fn dispatch(mut value: Value, calls: &Mutex<Calls>, events: &broadcast::Sender<Q
         })
     };
     let _ = caller.send(reply);
+}
+
+/// Both parts are -1 where QEMU has no clock.
+fn stamp(timestamp: &Value) -> u64 {
+    let part = |name: &str| timestamp.get(name).and_then(Value::as_u64);
+    match (part("seconds"), part("microseconds")) {
+        (Some(seconds), Some(micros)) => seconds.saturating_mul(1_000_000).saturating_add(micros),
+        _ => 0,
+    }
 }
 
 async fn write_all(mut write: OwnedWriteHalf, mut lines: mpsc::Receiver<String>) {

@@ -87,13 +87,19 @@ async fn nothing_unknown_kills_the_client() {
     peer.say("[1,2,3]").await;
     peer.say(r#"{"return":{},"id":987654}"#).await;
     peer.say(r#"{"return":{},"id":"text"}"#).await;
-    peer.say(r#"{"event":"STOP"}"#).await;
-    assert_eq!(events.recv().await.unwrap().name, "FROM_THE_FUTURE");
+    peer.say(r#"{"event":"STOP","timestamp":{"seconds":2,"microseconds":7}}"#)
+        .await;
+    let strange = events.recv().await.unwrap();
+    assert_eq!(
+        (strange.name.as_str(), strange.at_us),
+        ("FROM_THE_FUTURE", 0)
+    );
     assert_eq!(
         events.recv().await.unwrap(),
         QmpEvent {
             name: "STOP".into(),
-            data: Value::Null
+            data: Value::Null,
+            at_us: 2_000_007,
         }
     );
     let serve = async {

@@ -10,7 +10,7 @@ use crate::migration::MigrationStatus;
 /// Reads an event. `disk_of` translates a block node's name to a disk's id.
 #[must_use]
 pub fn parse_event(event: QmpEvent, disk_of: impl Fn(&str) -> Option<String>) -> GuestEvent {
-    let QmpEvent { name, data } = event;
+    let QmpEvent { name, data, at_us } = event;
     let text = |field: &str| {
         data.get(field)
             .and_then(Value::as_str)
@@ -19,7 +19,7 @@ pub fn parse_event(event: QmpEvent, disk_of: impl Fn(&str) -> Option<String>) ->
     };
     let flag = |field: &str| data.get(field).and_then(Value::as_bool).unwrap_or_default();
     match name.as_str() {
-        "STOP" => GuestEvent::Stop,
+        "STOP" => GuestEvent::Stop { at_us },
         "RESUME" => GuestEvent::Resume,
         "POWERDOWN" => GuestEvent::Powerdown,
         "SHUTDOWN" => GuestEvent::Shutdown {
@@ -64,6 +64,7 @@ mod tests {
             QmpEvent {
                 name: name.into(),
                 data,
+                at_us: 5,
             },
             disk_of,
         )
@@ -71,7 +72,7 @@ mod tests {
 
     #[test]
     fn known_events_are_typed() {
-        assert_eq!(parse("STOP", Value::Null), GuestEvent::Stop);
+        assert_eq!(parse("STOP", Value::Null), GuestEvent::Stop { at_us: 5 });
         assert_eq!(
             parse(
                 "SHUTDOWN",

@@ -1,5 +1,5 @@
-//! Runs in a guest that plays a host: does on the guest's `/dev/sdX` what the test asks for, with the real
-//! reservation module, and answers on a serial port.
+//! Runs in a guest that plays a host: does on the guest's LUNs what the test asks for, with the real pools and the real
+//! reservation module, and answers on a serial port. In the target's guest it runs the commands of an administrator ([`shell`]).
 //!
 //! Owns: one line in, one line of JSON out. Always holds: a record of the log counts as
 //! acknowledged only after the device said that it is durable. Must not: decide anything.
@@ -11,25 +11,36 @@
 //! inspect | read | drill H E | stranger KEY
 //! log start BOOT | log status | log stop
 //! vm own H E SPENT in|out | vm register H E | vm handover H E [H E] | vm leave H | cut VICTIM E     what the agent does, on both LUNs
+//! use lun0 | use third PASSWORD [list]     which unit all but `vm` is about: of the pool of block devices, or of one of the
+//!                         kind `iscsi` that the kernel opens, by reservations or by the SAN's list
+//! pool                    what the pool of that unit says: its check, its images, what it proves, and the unit
+//! attempt H               the drill of a pool (`quorate storage drill`), as the daemon records it
+//! patience SECONDS        after which requests to a lost session fail
 //! ```
 #![allow(
     clippy::disallowed_methods,
     reason = "a guest program whose pace is time itself"
 )]
 
+mod shell;
+
 use quorate_guest::log::{
     GuestBoot, Kind, RECORD_BYTES, Record, Sector, checksum, find_end, slot_of,
 };
-use quorate_san::CLUSTER;
+use quorate_san::{ACCOUNT, CLUSTER, TARGET_IQN};
 use quorate_storage::reservation::{
-    ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, ReservationDevice as _,
-    ReservationError, ReservationKey, Trouble, Units,
+    ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, Reservation,
+    ReservationDevice as _, ReservationError, ReservationKey, Trouble, Units,
 };
-use quorate_storage::{BlockConfig, BlockPoolDriver, Pool as _};
+use quorate_storage::{
+    BlockConfig, BlockPoolDriver, DiskFormat, DiskSource, IscsiConfig, IscsiPoolDriver, Login, Pool,
+};
+use quorate_types::HostName;
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,13 +69,23 @@ fn main() -> ExitCode {
 }
 
 fn serve() -> io::Result<()> {
-    let path = std::env::args()
-        .nth(1)
-        .ok_or_else(|| io::Error::other("usage: quorate-san-host TTY"))?;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let (path, name, portal) = match &words[..] {
+        [path, name, portal] => (path, name.clone(), portal.clone()),
+        [path, _target] => (path, String::new(), String::new()),
+        _ => {
+            return Err(io::Error::other(
+                "usage: quorate-san-host TTY target|NAME PORTAL",
+            ));
+        }
+    };
     let mut tty = OpenOptions::new().read(true).write(true).open(path)?;
     let mut raw = rustix::termios::tcgetattr(&tty)?;
     raw.make_raw();
     rustix::termios::tcsetattr(&tty, rustix::termios::OptionalActions::Now, &raw)?;
+    if name.is_empty() {
+        return shell::serve(tty);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -72,14 +93,22 @@ fn serve() -> io::Result<()> {
     for (image, disk) in [(IMAGE, DISK), SECOND] {
         std::os::unix::fs::symlink(disk, format!("{POOL}/{image}"))?;
     }
+    let pool = Arc::new(BlockPoolDriver::new(BlockConfig {
+        pool: "san".into(),
+        path: POOL.into(),
+        cluster: CLUSTER.into(),
+        reservations: true,
+        deadline: DEADLINE,
+    }));
     let mut host = Host {
-        pool: BlockPoolDriver::new(BlockConfig {
-            pool: "san".into(),
-            path: POOL.into(),
-            cluster: CLUSTER.into(),
-            reservations: true,
-            deadline: DEADLINE,
-        }),
+        subject: Subject {
+            pool: Arc::clone(&pool) as Arc<dyn Pool>,
+            image: IMAGE.to_owned(),
+            device: DISK.into(),
+        },
+        name,
+        portal,
+        pool,
         log: None,
     };
     println!("SAN-READY host");
@@ -100,9 +129,27 @@ fn serve() -> io::Result<()> {
     Ok(())
 }
 
+/// The unit that commands are about.
+struct Subject {
+    pool: Arc<dyn Pool>,
+    image: String,
+    device: PathBuf,
+}
+
 struct Host {
-    pool: BlockPoolDriver,
+    name: String,
+    portal: String,
+    pool: Arc<BlockPoolDriver>,
+    subject: Subject,
     log: Option<Writer>,
+}
+
+/// Has requests to a session that is lost fail after so many seconds.
+fn set_patience(seconds: &str) -> io::Result<()> {
+    for session in std::fs::read_dir("/sys/class/iscsi_session")? {
+        std::fs::write(session?.path().join("recovery_tmo"), seconds)?;
+    }
+    Ok(())
 }
 
 impl Host {
@@ -115,6 +162,89 @@ impl Host {
             units.push(image.to_owned(), unit.ok_or("it has none")?);
         }
         Ok(units)
+    }
+
+    /// The pool of the target with an account, opened by the kernel.
+    fn iscsi(&self, password: &str, has_list: bool) -> Result<IscsiPoolDriver, String> {
+        let mut spec = json!({
+            "portals": [self.portal], "target": TARGET_IQN, "opened_by": "kernel",
+            "chap": { "user": ACCOUNT, "secret": "san" },
+        });
+        if has_list {
+            spec["access"] = json!({ "lio": {} });
+        }
+        let spec: quorate_types::IscsiPool =
+            serde_json::from_value(spec).map_err(|error| error.to_string())?;
+        let host = HostName::new(&self.name).map_err(|error| error.to_string())?;
+        Ok(IscsiPoolDriver::new(IscsiConfig {
+            pool: "iscsi".into(),
+            initiator: spec.initiator(CLUSTER, &host),
+            cluster: CLUSTER.into(),
+            login: Some(Login {
+                user: ACCOUNT.into(),
+                password: password.to_owned(),
+            }),
+            missing_secret: None,
+            deadline: DEADLINE,
+            spec,
+        }))
+    }
+
+    async fn choose(&mut self, words: &[&str]) -> Result<Value, String> {
+        let (pool, image): (Arc<dyn Pool>, &str) = match words {
+            ["third", password, list @ ..] => {
+                (Arc::new(self.iscsi(password, !list.is_empty())?), "third")
+            }
+            [image] => (Arc::clone(&self.pool) as Arc<dyn Pool>, *image),
+            _ => return Err(format!("`use {}` is no command", words.join(" "))),
+        };
+        let info = pool.disk_info(image, DiskFormat::Raw).await;
+        let info = info.map_err(|error| error.to_string())?;
+        let DiskSource::Device(device) = info.source else {
+            return Err(format!("{image} is no device: {:?}", info.source));
+        };
+        let told = json!({ "device": device, "bytes": info.virtual_bytes });
+        let image = image.to_owned();
+        self.subject = Subject {
+            pool,
+            image,
+            device,
+        };
+        Ok(told)
+    }
+
+    /// What `quorate storage show` is made of.
+    async fn look(&self) -> Result<Value, String> {
+        let Subject { pool, image, .. } = &self.subject;
+        let facts = pool.check().await;
+        let images = pool.list_images().await.map_err(|e| e.to_string())?;
+        let info = pool.disk_info(image, DiskFormat::Raw).await;
+        let images: Vec<Value> = images
+            .into_iter()
+            .map(|seen| json!({ "image": seen.image, "bytes": seen.virtual_bytes, "problem": seen.problem }))
+            .collect();
+        Ok(json!({
+            "kind": pool.kind(),
+            "usable": facts.usable(),
+            "problem": facts.problem,
+            "proof": pool.fence_proof().map(|proof| format!("{proof:?}")),
+            "images": images,
+            "bytes": info.map_err(|e| e.to_string())?.virtual_bytes,
+        }))
+    }
+
+    /// The unit's reservations; where its pool does not use them, what is asked is answered all the same.
+    async fn reservation(&self) -> Result<Reservation, String> {
+        let Subject {
+            pool,
+            image,
+            device,
+        } = &self.subject;
+        let unit = pool.reservation(image).await.map_err(|e| e.to_string())?;
+        Ok(unit.unwrap_or_else(|| {
+            let device = Arc::new(LinuxDevice::new(device));
+            Reservation::new(device, ClusterTag::of(CLUSTER), DEADLINE)
+        }))
     }
 
     async fn as_the_agent(&self, words: &[&str]) -> Result<Value, String> {
@@ -150,26 +280,19 @@ impl Host {
     }
 
     async fn answer(&mut self, words: &[&str]) -> Result<Value, String> {
-        let reservation = self
-            .pool
-            .reservation_of(IMAGE)
-            .await
-            .map_err(|e| e.to_string())?;
+        match words {
+            ["use", words @ ..] => return self.choose(words).await,
+            ["pool"] => return self.look().await,
+            ["log", words @ ..] => return self.writing(words),
+            ["patience", seconds] => {
+                let set = set_patience(seconds).map_err(|error| error.to_string());
+                return set.map(|()| json!({}));
+            }
+            _ => {}
+        }
+        let reservation = self.reservation().await?;
         let force = words.last() == Some(&"force");
         match words {
-            ["log", "start", boot] => {
-                let boot = boot.parse::<u8>().map_err(|_| "boot is a number")?;
-                self.log = Some(Writer::start(DISK, boot).map_err(|e| e.to_string())?);
-                Ok(json!({}))
-            }
-            ["log", "status"] => match &self.log {
-                Some(writer) => Ok(writer.counts().show()),
-                None => Err("no log was started".into()),
-            },
-            ["log", "stop"] => match self.log.take() {
-                Some(writer) => Ok(writer.stop().show()),
-                None => Err("no log was started".into()),
-            },
             ["vm", words @ ..] => self.as_the_agent(words).await,
             ["cut", victim, epoch] => {
                 let epoch = epoch.parse().map_err(|_| "E is an epoch")?;
@@ -184,7 +307,8 @@ impl Host {
                 Ok(told)
             }
             ["read"] => {
-                let facts = Facts::read(&LinuxDevice::new(DISK)).map_err(|e| e.to_string())?;
+                let device = LinuxDevice::new(&self.subject.device);
+                let facts = Facts::read(&device).map_err(|e| e.to_string())?;
                 Ok(json!({ "generation": facts.generation }))
             }
             ["drill", host, epoch] => {
@@ -194,6 +318,12 @@ impl Host {
                     "persistent": report.persistent }),
                 )
             }
+            ["attempt", host] => {
+                let report = reservation.drill(key(host, "1")?).await.map_err(say)?;
+                Ok(
+                    json!({ "passed": report.proof.is_some(), "steps": report.sentences(&self.name) }),
+                )
+            }
             ["stranger", raw] => {
                 let raw = number(raw)?;
                 let commands = [
@@ -201,7 +331,7 @@ impl Host {
                     Command::Reserve { key: raw },
                 ];
                 for command in commands {
-                    LinuxDevice::new(DISK)
+                    LinuxDevice::new(&self.subject.device)
                         .command(command)
                         .map_err(|error| error.to_string())?;
                 }
@@ -226,6 +356,23 @@ impl Host {
                 })
             }
             _ => Err(format!("`{}` is no command", words.join(" "))),
+        }
+    }
+}
+
+impl Host {
+    fn writing(&mut self, words: &[&str]) -> Result<Value, String> {
+        const NONE: &str = "no log was started";
+        match words {
+            ["start", boot] => {
+                let boot = boot.parse::<u8>().map_err(|_| "boot is a number")?;
+                let log = Writer::start(&self.subject.device, boot);
+                self.log = Some(log.map_err(|e| e.to_string())?);
+                Ok(json!({}))
+            }
+            ["status"] => Ok(self.log.as_ref().ok_or(NONE)?.counts().show()),
+            ["stop"] => Ok(self.log.take().ok_or(NONE)?.stop().show()),
+            _ => Err(format!("`log {}` is no command", words.join(" "))),
         }
     }
 }
@@ -308,7 +455,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn start(path: &str, boot: u8) -> io::Result<Self> {
+    fn start(path: &Path, boot: u8) -> io::Result<Self> {
         let begun = Instant::now();
         let mut log = Log::open(path, boot)?;
         let counts = Arc::new(Mutex::new(Counts::default()));
@@ -374,7 +521,7 @@ struct Log {
 }
 
 impl Log {
-    fn open(path: &str, boot: u8) -> io::Result<Self> {
+    fn open(path: &Path, boot: u8) -> io::Result<Self> {
         let flags = rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::DSYNC;
         let mut disk = OpenOptions::new()
             .read(true)

@@ -8,11 +8,13 @@
 //! that only looks ([`Session::open`]); one that writes ([`Session::open_as`], [`transfer`]) is for the cluster's own
 //! data. QEMU opens the disks of VMs with its own initiator.
 
+mod discover;
 mod transfer;
 
 pub use super::pdu::Found;
-use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys, targets};
+use super::pdu::{DATA_MAX, Pdu, be32, be64, keys, op, parse_keys};
 use crate::Login;
+pub use discover::discover;
 use md5::{Digest, Md5};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -148,42 +150,6 @@ impl std::fmt::Debug for Session {
             .field("target", &self.target)
             .finish_non_exhaustive()
     }
-}
-
-/// The targets behind a portal.
-///
-/// # Errors
-/// [`IscsiError`].
-pub async fn discover(peer: &Peer) -> Result<Vec<Found>, IscsiError> {
-    // An account is one at a target. LIO, offered it for a look, takes it and knows it not.
-    let anybody = Peer {
-        login: None,
-        ..peer.clone()
-    };
-    let mut session = match Session::login(&anybody, None, random_isid()).await {
-        Err(IscsiError::Authentication { .. }) if peer.login.is_some() => {
-            Session::login(peer, None, random_isid()).await?
-        }
-        done => done?,
-    };
-    let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
-    request.set_u32(20, u32::MAX);
-    request.data = keys(&[("SendTargets", "All")]);
-    let mut text = Vec::new();
-    for _ in 0..LUNS_MAX {
-        let answer = session.exchange(request, "listing the targets").await?;
-        if answer.opcode() != op::TEXT_RESPONSE {
-            return Err(session.unexpected(&answer));
-        }
-        text.extend_from_slice(&answer.data);
-        if answer.flags() & 0x80 != 0 {
-            break;
-        }
-        request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
-        request.set_u32(20, answer.u32(20));
-    }
-    session.logout().await;
-    Ok(targets(&text))
 }
 
 impl Session {

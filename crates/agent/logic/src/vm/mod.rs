@@ -93,13 +93,7 @@ pub(crate) enum SendStep {
         last: String,
     },
     /// The memory is being copied.
-    Stream {
-        op: Token,
-        cancelling: bool,
-        /// The guest stands still and this host's replica is older than its lease: the order to go on may have been taken
-        /// back. It has caught up in moments.
-        catching_up: bool,
-    },
+    Stream { op: Token, cancelling: bool },
     /// The switchover was ordered (durable).
     Switching { op: Token },
 }

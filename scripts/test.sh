@@ -82,10 +82,21 @@ simulator() {
         cargo test --locked --release -p quorate-sim --no-fail-fast
 }
 
-# Reservations on a real target, from hosts with kernels of their own.
+# Reservations on a real target, from hosts with kernels of their own. Once more, and that is said, if a session of a host
+# hung at the target for minutes: LIO, emulated on a busy machine, does that now and then to a host whose requests were
+# aborted, and nothing of ours is wrong then. What fails for any other reason has failed.
 san_tests() {
-    scripts/build-san-guest.sh && QUORATE_SAN=1 timeout -k 20 900 \
-        cargo test --locked -p quorate-san --test san -- --test-threads=1 --nocapture
+    scripts/build-san-guest.sh || return 1
+    san_test > "$log/san-first.log" 2>&1 && { cat "$log/san-first.log"; return 0; }
+    cat "$log/san-first.log"
+    hung=$(grep -aE 'panicked at .*san\.rs' -A 1 "$log/san-first.log" | grep -aE 'did not finish within|no path to the device')
+    [ -n "$hung" ] || return 1
+    echo "RETRIED san: a session hung at the target: $(echo "$hung" | head -n 1 | cut -c 1-200)"
+    san_test
+}
+
+san_test() {
+    QUORATE_SAN=1 timeout -k 20 900 cargo test --locked -p quorate-san --test san -- --test-threads=1 --nocapture
 }
 
 stage packages scripts/install-packages.sh

@@ -65,8 +65,7 @@ impl Guest {
             ])
             .args(["-device", "virtio-rng-pci"]);
         for disk in disks {
-            // Its plug is pulled, never this machine's. A target that waits for a busy machine's disk answers no ping, and
-            // LIO does not get over a session that is broken off while one of its commands waits.
+            // Its plug is pulled, never this machine's. A target that waits for a busy machine's disk answers no ping.
             let drive = format!("file={},format=raw,if=virtio,cache=unsafe", disk.display());
             command.args(["-drive", &drive]);
         }

@@ -1,7 +1,7 @@
 //! One address over several VMs: all of its members are moved at once, members come and go, and no connection breaks.
 
 use crate::harness::guest::Guest;
-use crate::harness::measure::{measured, median, missed};
+use crate::harness::measure::{measured, median, missed, rounds};
 use crate::harness::service::{assert_unbroken, web, webs};
 use crate::harness::{Cluster, LONG, Options, find_vm};
 use crate::t19_members::{NETWORK, address6, by_guards, by_health, by_limits, over_ipv6};
@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 const MEMBERS: [&str; 4] = ["web1", "web2", "web3", "web4"];
 
-fn setting(name: &str, default: u32) -> u32 {
-    let given = std::env::var(name).ok();
-    given.and_then(|text| text.parse().ok()).unwrap_or(default)
+/// Connections that are held: enough to meet every member, or what `QUORATE_CONNECTIONS` asks for.
+fn connections() -> u32 {
+    let wanted = std::env::var("QUORATE_CONNECTIONS").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(24)
 }
 
 /// What a connection may wait longer than its member is silent: less than one retransmission, where clients share two
@@ -204,13 +205,13 @@ fn all_members_are_moved_at_once_and_no_connection_breaks() {
     cluster.wait_ring(&MEMBERS);
     let holder = cluster.holder();
     cluster.say(&format!("{holder} answers for the address"));
-    let connections = setting("QUORATE_CONNECTIONS", 24);
+    let connections = connections();
     let load = cluster.hold(connections, 100);
     let report = cluster.unbroken("at the beginning");
     cluster.say(&format!("connections: {:?}", report.members()));
     assert_eq!(report.members().len(), MEMBERS.len(), "a member has none");
 
-    let rounds = setting("QUORATE_ROUNDS", 2);
+    let rounds = rounds(2);
     let mut all = Swap::default();
     for round in 1..=rounds {
         let begun = Instant::now();
@@ -256,7 +257,7 @@ fn all_members_are_moved_at_once_and_no_connection_breaks() {
         "the new member got none: {:?} then {fresh:?}",
         before.fresh
     );
-    tell(&all, f64::from(rounds + 2), connections);
+    tell(&all, (rounds + 2) as f64, connections);
 
     over_ipv6(&cluster, || {
         swap(&cluster, &MEMBERS, || {});

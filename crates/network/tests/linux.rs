@@ -67,7 +67,8 @@ struct Site {
 
 impl Site {
     async fn build() -> Self {
-        ip("link add up0 type veth peer name peer0");
+        // The highest address there is: the kernel would prefer any tap's for the bridge.
+        ip("link add up0 address fe:ff:ff:ff:ff:ff type veth peer name peer0");
         ip("link set peer0 address 02:ee:00:00:00:01 up");
         let driver = LinuxNetwork::open().unwrap();
         driver.ensure_bridge(&bridge(1500)).await.unwrap();

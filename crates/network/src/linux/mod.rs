@@ -143,6 +143,21 @@ impl LinuxNetwork {
         Ok(())
     }
 
+    /// Makes the address that a new bridge has (its uplink's, where it has one) its own for good. Without this the kernel
+    /// gives a bridge the lowest address of its ports, which is a tap's when the uplink's is higher still: the bridge
+    /// would change its address as guests come and go.
+    async fn keep_address(&self, name: &str) -> Result<(), NetworkError> {
+        match self.bridge(name).await? {
+            Some(bridge) => match bridge.mac {
+                Some(mac) => self.netlink.pin_address(&bridge, mac).await,
+                None => Ok(()),
+            },
+            None => Err(NetworkError::BridgeMissing {
+                bridge: name.to_owned(),
+            }),
+        }
+    }
+
     /// Brings the tap into the kernel, or finds out that it is already there and ours.
     async fn ensure_tap_link(&self, spec: &TapSpec) -> Result<(Link, bool), NetworkError> {
         if let Some(link) = self.tap(&spec.ifname).await? {
@@ -254,6 +269,9 @@ impl NetworkDriver for LinuxNetwork {
             });
         }
         self.ensure_uplink(spec, &bridge).await?;
+        if created {
+            self.keep_address(&spec.name).await?;
+        }
         if !bridge.up {
             self.netlink.set_up(&spec.name, true).await?;
         }

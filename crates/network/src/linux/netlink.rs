@@ -172,6 +172,15 @@ impl Netlink {
         self.set(name, operation, message).await
     }
 
+    /// Gives the link an address that stays, whatever becomes of its ports.
+    pub(super) async fn pin_address(&self, link: &Link, mac: MacAddr) -> Result<(), NetworkError> {
+        let message = LinkUnspec::new_with_index(link.index)
+            .address(mac.octets().to_vec())
+            .build();
+        self.set(&link.name, "giving it a lasting address", message)
+            .await
+    }
+
     pub(super) async fn set_controller(
         &self,
         link: &Link,

@@ -48,12 +48,4 @@ pub use stops::Stopped;
 pub use writes::{ImageWrite, ImageWrites};
 
 #[cfg(test)]
-mod copies_tests;
-#[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_quorum;
-#[cfg(test)]
-mod tests_services;
-#[cfg(test)]
-mod tests_writes;

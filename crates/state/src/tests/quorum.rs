@@ -1,6 +1,6 @@
 //! Table tests of witnesses and of hosts that left in order.
 
-use crate::tests::{World, host};
+use super::{World, host};
 use crate::*;
 use quorate_types::{HostName, Manifest, PoolName, Timestamp};
 

@@ -1,23 +1,15 @@
 //! Services: rings, holders, health, drains, and what a removed VM leaves behind.
 
-use crate::tests::World;
+use super::{World, host, vm};
 use crate::{Command, EventKind, Refusal, ServiceChange, State};
 use proptest::prelude::*;
 use quorate_types::service::RingMember;
-use quorate_types::{HostName, Manifest, ServiceName, VmName};
+use quorate_types::{Manifest, ServiceName};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-fn vm(name: &str) -> VmName {
-    VmName::new(name).unwrap()
-}
-
 fn web() -> ServiceName {
     ServiceName::new("web").unwrap()
-}
-
-fn host(n: u32) -> HostName {
-    HostName::new(format!("h{n}")).unwrap()
 }
 
 fn manifest(services: &Value) -> Command {
@@ -454,7 +446,7 @@ proptest! {
                 Step::Health(n, good) => health(NAMES[*n], *good),
                 Step::Delete(n) => Command::DeleteVm { vm: vm(NAMES[*n]) },
             };
-            let done = world.0.apply(&crate::tests::envelope(command)).is_ok();
+            let done = world.0.apply(&super::envelope(command)).is_ok();
             let after = world.0.services[&web()].clone();
             prop_assert!(after.last_epoch >= before.last_epoch);
             prop_assert!(after.history.iter().chain(&after.next).all(|ring| !ring.members.is_empty()));

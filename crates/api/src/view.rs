@@ -7,7 +7,7 @@ use quorate_types::report::Capacity;
 use quorate_types::spec::Power;
 use quorate_types::{
     ByteSize, Epoch, HostName, LabelName, Millis, NetworkName, NetworkSpec, PoolName, PoolSpec,
-    Revision, RuleName, RuleSpec, SecretName, Timestamp, VmName,
+    Revision, RuleName, RuleSpec, SecretName, ServiceName, Timestamp, VmName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -427,6 +427,10 @@ pub struct Applied {
     /// VMs that the manifest names.
     #[schema(value_type = Vec<String>)]
     pub vms: Vec<VmName>,
+    /// Services that the manifest names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub services: Vec<ServiceName>,
     /// VMs that would find no place when hosts fail, and did before: one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

@@ -193,6 +193,7 @@ fn compare(
         revision: state.revision,
         changes: diff(&existing, &parsed.manifest),
         vms: parsed.manifest.vms.keys().cloned().collect(),
+        services: parsed.manifest.services.keys().cloned().collect(),
         warnings: Vec::new(),
     };
     Ok((parsed, applied))

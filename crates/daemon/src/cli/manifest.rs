@@ -85,18 +85,24 @@ pub(crate) async fn apply(context: &Context, args: ApplyArgs) -> Result<(), CliE
             )
         }
     })?;
-    if !args.wait.wait || applied.vms.is_empty() {
+    let (vms, services) = (applied.vms.len(), applied.services.len());
+    if !args.wait.wait || vms + services == 0 {
         return Ok(());
     }
     let mut progress = Progress::new(!context.output.is_table());
-    let number = applied.vms.len();
-    let goal = Goal::AsWanted(applied.vms.into_iter().collect());
+    let goal = Goal::AsWanted {
+        vms: applied.vms.into_iter().collect(),
+        services: applied.services.into_iter().collect(),
+    };
     let took = wait(&context.client, &goal, args.wait.timeout, &mut progress).await?;
     drop(progress);
     if context.output.is_table() {
+        let parts = [(vms, "VM"), (services, "service")];
+        let parts = parts.iter().filter(|(number, _)| *number > 0);
+        let parts: Vec<String> = parts.map(|(number, what)| count(*number, what)).collect();
         say(&format!(
             "{} as wanted after {:.1} s.",
-            count(number, "VM"),
+            parts.join(" and "),
             took.as_secs_f32()
         ))?;
     }

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use quorate_api::services::{DirectorView, MemberState, MemberView, ServiceView, TraceView};
 use quorate_api::view::{Changed, ClusterView};
 use quorate_types::service::{AffinityKind, Limits};
+use quorate_types::spec::Power;
 use quorate_types::{ServiceName, VmName};
 
 #[derive(Debug, Subcommand)]
@@ -119,6 +120,51 @@ fn trace_path(args: &TraceArgs) -> String {
         None => {}
     }
     path
+}
+
+/// How a service stands whose definition was applied.
+pub(crate) fn as_wanted(view: &ClusterView, name: &ServiceName) -> Standing {
+    let Some(service) = view.services.iter().find(|of| of.name == *name) else {
+        return Standing::Busy("not seen yet".to_owned());
+    };
+    let to_run = |member: &&MemberView| {
+        let vm = view.vms.iter().find(|vm| vm.name == member.vm);
+        vm.is_some_and(|vm| vm.power == Power::Running)
+    };
+    let members: Vec<&MemberView> = service.members.iter().filter(to_run).collect();
+    if members.is_empty() {
+        return Standing::Done("nobody serves it: none of its members is to run".to_owned());
+    }
+    if members.iter().any(|one| one.state == MemberState::Unknown) {
+        return Standing::Busy("no leader answers".to_owned());
+    }
+    let serving = serving(service).0;
+    let behind = members.iter().find(|member| {
+        !matches!(
+            member.state,
+            MemberState::Serving
+                | MemberState::Moving
+                | MemberState::Draining
+                | MemberState::Drained
+        )
+    });
+    if let Some(member) = behind {
+        let why = member.why.as_deref().unwrap_or("it does not serve yet");
+        return Standing::HeldUp {
+            state: format!("{serving} serving"),
+            why: format!("{}: {why}", member.vm),
+        };
+    }
+    if !service.problems.is_empty() {
+        return Standing::HeldUp {
+            state: "waiting".to_owned(),
+            why: service.problems.join("; "),
+        };
+    }
+    if service.epoch == 0 || service.preparing.is_some() {
+        return Standing::Busy("its ring is being prepared".to_owned());
+    }
+    Standing::Done(format!("{serving} serving, held by {}", held_by(service)))
 }
 
 /// How a member that is being drained stands.

@@ -331,14 +331,14 @@ fn standing(goal: &Goal, view: &ClusterView) -> Standing {
 fn waiting_knows_when_it_is_over() {
     let (well, trouble) = (well(), trouble());
     let name = |name: &str| name.parse().unwrap();
-    let wanted = Goal::AsWanted([name("db")].into());
+    let wanted = Goal::vm_as_wanted(name("db"));
     assert_eq!(
         standing(&wanted, &well),
         Standing::Done("ready on h1".into())
     );
-    let wanted = Goal::AsWanted([name("app")].into());
+    let wanted = Goal::vm_as_wanted(name("app"));
     assert!(
-        matches!(standing(&wanted, &trouble), Standing::Busy(text) if text.contains("waits for db"))
+        matches!(standing(&wanted, &trouble), Standing::HeldUp { why, .. } if why.contains("waits for db"))
     );
     let moved = |from: &str, to: Option<&str>| Goal::Moved {
         vm: name("db"),
@@ -474,6 +474,42 @@ fn limits_and_what_they_refused_are_shown() {
     ] {
         assert!(page.contains(part), "{part} is not in\n{page}");
     }
+}
+
+#[test]
+fn a_service_is_as_wanted_when_all_that_run_serve() {
+    let services: serde_json::Value =
+        serde_json::from_str(include_str!("golden/services.json")).unwrap();
+    let standing = |change: &dyn Fn(&mut serde_json::Value, &mut serde_json::Value)| {
+        let mut view = serde_json::to_value(well()).unwrap();
+        let mut dns = services[1].clone();
+        dns["members"][0]["vm"] = "db".into();
+        change(&mut dns, &mut view["vms"]);
+        view["services"] = serde_json::Value::Array(vec![dns]);
+        let view: ClusterView = serde_json::from_value(view).unwrap();
+        service::as_wanted(&view, &"dns".parse().unwrap())
+    };
+    let held_up = |standing, part: &str| matches!(standing, Standing::HeldUp { why, .. } if why.contains(part));
+    let done = "1 of 1 serving, held by every host".to_owned();
+    assert_eq!(standing(&|_, _| ()), Standing::Done(done));
+    let sick = standing(&|dns, _| {
+        dns["members"][0]["state"] = "unhealthy".into();
+        dns["members"][0]["why"] = "connection refused".into();
+    });
+    assert!(held_up(sick, "db: connection refused"));
+    let mute = standing(&|dns, _| dns["problems"] = serde_json::json!(["no host answers"]));
+    assert!(held_up(mute, "no host answers"));
+    let preparing = standing(&|dns, _| dns["preparing"] = 2.into());
+    assert!(matches!(preparing, Standing::Busy(text) if text.contains("ring")));
+    let stopped = standing(&|dns, vms| {
+        dns["members"][0]["state"] = "down".into();
+        for vm in vms.as_array_mut().unwrap() {
+            vm["power"] = "stopped".into();
+        }
+    });
+    assert!(matches!(stopped, Standing::Done(text) if text.contains("none of its members")));
+    let unknown = standing(&|dns, _| dns["name"] = "other".into());
+    assert!(matches!(unknown, Standing::Busy(_)));
 }
 
 #[test]

@@ -12,7 +12,6 @@ use jiff::tz::TimeZone;
 use quorate_api::ClientError;
 use quorate_api::view::{Changed, Explanation, MigrateRequest, StopHow, StopRequest, VmView};
 use quorate_types::{HostName, VmName};
-use std::collections::BTreeSet;
 use std::io::Write as _;
 
 pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), CliError> {
@@ -34,13 +33,7 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Cli
         VmCommand::Start { name, wait } => {
             let path = format!("/api/v1/vms/{name}/start");
             let changed: Changed = client.post(&path, &serde_json::json!({})).await?;
-            finish(
-                context,
-                &changed,
-                wait,
-                Goal::AsWanted(BTreeSet::from([name])),
-            )
-            .await
+            finish(context, &changed, wait, Goal::vm_as_wanted(name)).await
         }
         VmCommand::Stop { name, hard, wait } => {
             let mode = if hard {
@@ -50,13 +43,7 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Cli
             };
             let path = format!("/api/v1/vms/{name}/stop");
             let changed: Changed = client.post(&path, &StopRequest { mode }).await?;
-            finish(
-                context,
-                &changed,
-                wait,
-                Goal::AsWanted(BTreeSet::from([name])),
-            )
-            .await
+            finish(context, &changed, wait, Goal::vm_as_wanted(name)).await
         }
         VmCommand::Migrate {
             name,

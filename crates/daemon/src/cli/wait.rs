@@ -17,12 +17,21 @@ use std::time::{Duration, Instant};
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(200);
+/// What holds something up is told when it has not passed by itself after this.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How something that is waited for stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Going on, with a word about it.
     Busy(String),
+    /// Held up by something that may pass.
+    HeldUp {
+        /// A word about it.
+        state: String,
+        /// By what.
+        why: String,
+    },
     /// As wanted.
     Done(String),
     /// Will not come by waiting.
@@ -32,8 +41,11 @@ pub(crate) enum Standing {
 /// What is waited for.
 #[derive(Debug, Clone)]
 pub(crate) enum Goal {
-    /// These VMs as their definition wants them: running and ready, or stopped.
-    AsWanted(BTreeSet<VmName>),
+    /// VMs and services as their definitions want them: running and ready, or stopped; served by all of their members.
+    AsWanted {
+        vms: BTreeSet<VmName>,
+        services: BTreeSet<ServiceName>,
+    },
     /// A VM away from a host (or on a given one).
     Moved {
         vm: VmName,
@@ -49,14 +61,28 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
+    /// One VM as its definition wants it.
+    pub(crate) fn vm_as_wanted(name: VmName) -> Self {
+        Self::AsWanted {
+            vms: BTreeSet::from([name]),
+            services: BTreeSet::new(),
+        }
+    }
+
     /// How each part stands.
     pub(crate) fn standing(&self, view: &ClusterView) -> Vec<(String, Standing)> {
         let find = |name: &VmName| view.vms.iter().find(|vm| vm.name == *name);
         match self {
-            Self::AsWanted(names) => names
-                .iter()
-                .map(|name| (name.to_string(), as_wanted(find(name))))
-                .collect(),
+            Self::AsWanted { vms, services } => {
+                let vms = vms
+                    .iter()
+                    .map(|name| (name.to_string(), as_wanted(find(name))));
+                let services = services.iter().map(|name| {
+                    let standing = super::service::as_wanted(view, name);
+                    (format!("service {name}"), standing)
+                });
+                vms.chain(services).collect()
+            }
             Self::Moved { vm, from, to } => {
                 vec![(vm.to_string(), moved(find(vm), from.as_ref(), to.as_ref()))]
             }
@@ -90,7 +116,8 @@ fn as_wanted(vm: Option<&VmView>) -> Standing {
         }
         (Power::Stopped, VmState::Stopped) => Standing::Done(state),
         (_, VmState::Waiting | VmState::Failing | VmState::Recovering) if !vm.why.is_empty() => {
-            Standing::Busy(format!("{state}: {}", vm.why))
+            let why = vm.why.clone();
+            Standing::HeldUp { state, why }
         }
         (_, VmState::Deleting) => Standing::Failed("it is being deleted".to_owned()),
         _ => Standing::Busy(state),
@@ -172,6 +199,12 @@ pub(crate) async fn wait(
                         Standing::Done(text) => progress.set(&name, &text, true),
                         Standing::Busy(text) => {
                             progress.set(&name, &text, false);
+                            open.push(format!("{name}: {text}"));
+                        }
+                        Standing::HeldUp { state, why } => {
+                            let text = format!("{state}: {why}");
+                            let settles = progress.elapsed() < SETTLE;
+                            progress.set(&name, if settles { &state } else { &text }, false);
                             open.push(format!("{name}: {text}"));
                         }
                         Standing::Failed(text) => {

@@ -375,6 +375,23 @@ mod tests {
         report.take().connections.remove(0)
     }
 
+    #[test]
+    fn servers_have_equal_shares_of_the_connections() {
+        let servers = ["10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7"].map(|one| one.parse().unwrap());
+        let args = LoadArgs {
+            targets: servers.to_vec(),
+            connections: 7,
+            interval_us: 0,
+            fresh_ms: 0,
+            state: None,
+        };
+        let targets: Vec<SocketAddr> = (0..7).map(|number| args.target(number)).collect();
+        assert_eq!(
+            targets,
+            [servers.as_slice(), &servers, &servers[..1]].concat()
+        );
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn an_end_a_wrong_answer_and_another_member_are_told_apart() {
         let tasks = tokio::task::LocalSet::new();

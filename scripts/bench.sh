@@ -26,6 +26,7 @@ bench planner cargo run --quiet --locked --release -p quorate-planner-bench -- m
 bench questions cargo run --quiet --locked --release -p quorate-planner-bench -- questions
 bench consensus cargo test --quiet --locked --release -p quorate-consensus --test throughput -- --ignored --nocapture
 bench services cargo test --quiet --locked --release -p quorate-balancer --test speed -- --ignored --nocapture --test-threads=1
+bench services cargo bench --quiet --locked -p quorate-bench --bench ring
 bench failover lab t01_failover
 bench migration lab a_blackout_is_hardly_longer
 bench storage lab t17_storage_cut

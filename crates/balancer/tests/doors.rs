@@ -162,6 +162,22 @@ async fn doors_follow_rings_pins_and_services() {
 }
 
 #[tokio::test]
+async fn limits_are_the_edges_and_take_no_door_away() {
+    if !permitted("doors beside limits") {
+        return;
+    }
+    let site = site().await;
+    let datapath = &site.datapath;
+    let mut one = table(vec![version(1, &[1, 2, 3])]);
+    for new_per_member in [Some(100), None, Some(7)] {
+        one.limits.new_per_member = new_per_member;
+        apply(datapath, &common::wanted(one.clone())).await;
+        assert!(both().iter().all(|vip| has_door(datapath, *vip)));
+        steers_as_trace_says(datapath).await;
+    }
+}
+
+#[tokio::test]
 async fn ports_that_a_door_has_no_room_for_are_served() {
     if !permitted("doors with many ports") {
         return;

@@ -26,6 +26,8 @@ fn rounds() -> usize {
     if quorate_bench::wanted() { 9 } else { 3 }
 }
 
+/// The short way: limits are the edges'.
+const LIMITED: &str = "TCP over IPv4, a service with limits";
 /// The long way.
 const PINNED: &str = "TCP over IPv4, a service with pins";
 
@@ -56,7 +58,10 @@ async fn a_packet_costs_at_most_100_ns() {
     site.datapath.lease(u64::MAX);
     let mut table = common::table(vec![version(1, &[1, 2, 3, 4])]);
     table.slots = quorate_balancer::ring::SLOTS;
-    site.datapath.apply(&common::wanted(table)).await.unwrap();
+    let unlimited = common::wanted(table.clone());
+    site.datapath.apply(&unlimited).await.unwrap();
+    table.limits.new_per_member = Some(1_000);
+    let limited = common::wanted(table);
     let mut report = Report::new();
     let tcp = Frame::tcp(CLIENT4, VIP4, 1000, 80, ACK);
     for (name, first, frame) in [
@@ -67,10 +72,13 @@ async fn a_packet_costs_at_most_100_ns() {
             FIRST6,
             Frame::tcp(CLIENT6, VIP6, 1000, 80, ACK),
         ),
+        (LIMITED, FIRST4, tcp.clone()),
         (PINNED, FIRST4, tcp),
     ] {
-        if name == PINNED {
-            site.datapath.pin(&[another_pin()]).await.unwrap();
+        match name {
+            LIMITED => drop(site.datapath.apply(&limited).await.unwrap()),
+            PINNED => site.datapath.pin(&[another_pin()]).await.unwrap(),
+            _ => {}
         }
         let mut bytes = frame.build();
         bytes.resize(bytes.len().max(96), 0);
@@ -527,31 +535,4 @@ fn connections_per_second_of_one_core() {
         None,
     );
     report.publish("services-connections").unwrap();
-}
-
-/// One table of a ring, as each change of a service makes one.
-#[test]
-#[ignore = "a measurement"]
-fn a_ring_of_a_hundred_members_takes_at_most_two_milliseconds() {
-    let mut report = Report::new();
-    let mut base = None;
-    for count in [3, 100] {
-        let mut members = version(1, &(0..count).collect::<Vec<u8>>()).members;
-        members.sort();
-        let mut samples = Vec::new();
-        for _ in 0..rounds() * 5 {
-            let begun = std::time::Instant::now();
-            let table = ring::table(&members, ring::SLOTS);
-            samples.push(begun.elapsed().as_secs_f64() * 1e3);
-            assert_eq!(table.len(), ring::SLOTS as usize);
-        }
-        report.add(
-            &format!("ring of {count} members, 65,537 slots"),
-            "ms",
-            &samples,
-            base,
-        );
-        base = quorate_bench::median(&samples);
-    }
-    report.publish("services-ring").unwrap();
 }

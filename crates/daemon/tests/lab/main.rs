@@ -35,6 +35,7 @@ mod t16_live;
 mod t16_mirrored;
 mod t17_storage_cut;
 mod t18_storage_loss;
+mod t19_bare;
 mod t19_members;
 mod t19_services;
 mod t20_holder;

@@ -1,6 +1,6 @@
 //! Live migration: how long the guest is silent, and what happens when it is disturbed.
 
-use crate::harness::bare::{Bare, command_line};
+use crate::harness::bare::Bare;
 use crate::harness::guest::Guest;
 use crate::harness::measure::{measured, median, missed, rounds};
 use crate::harness::process::{self, Copy};
@@ -43,16 +43,13 @@ fn a_blackout_is_hardly_longer_than_bare_qemus() {
     cluster.run(&guests);
     let witness = cluster.witness(&guests[..1]);
     // The process with the command line of Quorate's driver goes, the same one without Quorate comes.
-    let copy = cluster.wait_one_copy("bare", LONG);
-    let line = without_incoming(command_line(&copy));
-    cluster.must(&["vm", "stop", "bare", "--hard", "--wait"]);
-    let other = other_host(&copy.host);
-    let mut bare = Bare::boot(&cluster, &guests[1], line, &copy.host, other);
+    let mut bare = Bare::instead_of(&cluster, &guests[1]);
+    bare.wait_ready();
 
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     while ours.len() < ROUNDS * 3 {
         ours.push(blackout(&cluster, &guests[0]));
-        theirs.push(bare.migrate());
+        theirs.push(bare.blackout(other_host(bare.host())));
         let settled = median(&ours) - median(&theirs) <= MORE_THAN_BARE_MS;
         if ours.len() >= ROUNDS && ours.len() % ROUNDS == 0 && settled {
             break;
@@ -96,13 +93,6 @@ fn a_blackout_is_hardly_longer_than_bare_qemus() {
         more <= MORE_THAN_BARE_MS,
         "{our_median} against {their_median}"
     );
-}
-
-fn without_incoming(mut line: Vec<String>) -> Vec<String> {
-    if let Some(at) = line.iter().position(|word| word == "-incoming") {
-        line.drain(at..at + 2);
-    }
-    line
 }
 
 /// What disturbs a migration.

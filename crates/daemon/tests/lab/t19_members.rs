@@ -96,40 +96,45 @@ fn speakers(cluster: &Cluster) -> Vec<String> {
     hosts.iter().filter(spoke).cloned().collect()
 }
 
-/// Two services of the same members, one checked by HTTP and one by the guest agent: a member that fails leaves both rings,
-/// nobody's connections break, and it comes back.
+/// Three services of the same members, checked by HTTP, by the guest agent and by connecting: a member that fails, and closes
+/// its port, leaves all rings, nobody's connections break, and it comes back.
 pub(crate) fn by_health(cluster: &Cluster, guests: &[Guest], members: &[&str]) {
     let check = |kind: &str| {
         format!("    health: {{kind: {kind}, interval: 1s, timeout: 1s, rise: 2, fall: 3}}\n")
     };
-    let pulse = format!(
-        "  pulse:\n    network: lan\n    address: 10.77.0.201\n    ports: [{}]\n    members: [{}]\n{}",
-        quorate_guest::FLOW_PORT,
-        members[..2].join(", "),
-        check("agent")
-    );
+    let another = |name: &str, last: u8, kind: &str| {
+        format!(
+            "  {name}:\n    network: lan\n    address: 10.77.0.{last}\n    ports: [{}]\n    members: [{}]\n{}",
+            quorate_guest::FLOW_PORT,
+            members[..2].join(", "),
+            check(kind)
+        )
+    };
+    let others = another("pulse", 201, "agent") + &another("port", 202, "tcp");
     let http = check("http, port: 80");
-    let service = web(members, &format!("{}{http}{pulse}", address6()));
+    let service = web(members, &format!("{}{http}{others}", address6()));
     cluster.apply_service_on(guests, &service, NETWORK);
-    cluster.wait_ring_of("pulse", &members[..2]);
+    let others_have = |ring: &[&str]| {
+        cluster.wait_ring_of("pulse", ring);
+        cluster.wait_ring_of("port", ring);
+    };
+    others_have(&members[..2]);
     cluster.wait_ring(members);
     let load = cluster.hold(24, 0);
     let sick = find_guest(guests, members[1]);
     tell(cluster, sick, "sick");
-    let others: Vec<&str> = members
-        .iter()
-        .copied()
-        .filter(|one| *one != sick.name)
-        .collect();
-    cluster.wait_ring(&others);
-    cluster.wait_ring_of("pulse", &members[..1]);
-    let problems = cluster.web().unwrap()["problems"].to_string();
-    assert!(problems.contains("HTTP status 503"), "{problems}");
-    cluster.say(&format!("{} is out of both rings: {problems}", sick.name));
+    let well = members.iter().copied().filter(|one| *one != sick.name);
+    cluster.wait_ring(&well.collect::<Vec<&str>>());
+    others_have(&members[..1]);
+    for (service, why) in [("web", "HTTP status 503"), ("port", "refused")] {
+        let problems = cluster.service(service).unwrap()["problems"].to_string();
+        assert!(problems.contains(why), "{problems}");
+        cluster.say(&format!("{} is out of all rings: {problems}", sick.name));
+    }
     cluster.unbroken("without a sick member");
     tell(cluster, sick, "well");
     cluster.wait_ring(members);
-    cluster.wait_ring_of("pulse", &members[..2]);
+    others_have(&members[..2]);
     let report = load.finish().unwrap();
     crate::harness::service::assert_unbroken(&report, "with a member that was sick");
 }

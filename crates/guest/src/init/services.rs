@@ -5,8 +5,9 @@
 //! status    -> one line of JSON
 //! stream    -> `boot <boot id> <first>`, then `ack <seq>` for every record as it becomes durable
 //! poweroff  -> `ok`, then an orderly shutdown     crash -> the kernel crashes
-//! sick      -> `ok`; HTTP answers 503 and the guest agent no more; records go on
-//! well      -> `ok`; both answer again
+//! sick      -> `ok`; HTTP answers 503, the guest agent no more, and no new connection of records is accepted; those that
+//!              there are go on
+//! well      -> `ok`; all of them are as before
 //! rogue ADDRESS -> `ok`, and it sends what guests must not, also as that address
 //! ```
 
@@ -31,13 +32,13 @@ const MAX_LINE: u64 = 4096;
 /// Starts echo, control port and records.
 pub(crate) fn start(shared: &Arc<Shared>) {
     std::thread::spawn(echo);
-    for (port, most, serve) in [
-        (CONTROL_PORT, MAX_CONNECTIONS, serve_control as Serve),
-        (FLOW_PORT, MAX_FLOWS, serve_flow),
-    ] {
-        let shared = Arc::clone(shared);
-        std::thread::spawn(move || listen(port, most, &shared, serve));
-    }
+    let control = Arc::clone(shared);
+    std::thread::spawn(move || listen(CONTROL_PORT, MAX_CONNECTIONS, &control, serve_control));
+    let flows = Arc::clone(shared);
+    std::thread::spawn(move || {
+        let open = Arc::default();
+        while listen_while_well(FLOW_PORT, MAX_FLOWS, &open, &flows) {}
+    });
 }
 
 /// Starts HTTP: the sign that the guest is ready.
@@ -63,24 +64,64 @@ fn echo() {
 type Serve = fn(TcpStream, &Arc<Shared>) -> io::Result<()>;
 
 /// Both IPv6 and IPv4 where the kernel has IPv6.
-fn listen(port: u16, most: usize, shared: &Arc<Shared>, serve: Serve) {
+fn bind(port: u16) -> Option<TcpListener> {
     let bound = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
-    let listener = match bound.or_else(|_| TcpListener::bind(("0.0.0.0", port))) {
-        Ok(listener) => listener,
-        Err(error) => return say(&format!("guest: cannot bind TCP {port}: {error}")),
-    };
-    let open = Arc::new(AtomicUsize::new(0));
-    for stream in listener.incoming().flatten() {
-        if open.fetch_add(1, Ordering::SeqCst) >= most {
-            open.fetch_sub(1, Ordering::SeqCst);
-            continue;
-        }
-        let (shared, open) = (Arc::clone(shared), Arc::clone(&open));
-        std::thread::spawn(move || {
-            let _ = serve(stream, &shared);
-            open.fetch_sub(1, Ordering::SeqCst);
-        });
+    let bound = bound.or_else(|_| TcpListener::bind(("0.0.0.0", port)));
+    bound
+        .inspect_err(|error| say(&format!("guest: cannot bind TCP {port}: {error}")))
+        .ok()
+}
+
+fn listen(port: u16, most: usize, shared: &Arc<Shared>, serve: Serve) {
+    let open = Arc::default();
+    for stream in bind(port).iter().flat_map(TcpListener::incoming).flatten() {
+        accept(stream, most, &open, shared, serve);
     }
+}
+
+/// Records: the port is closed while the guest is sick. Whether it can be opened at all.
+fn listen_while_well(
+    port: u16,
+    most: usize,
+    open: &Arc<AtomicUsize>,
+    shared: &Arc<Shared>,
+) -> bool {
+    let Some(listener) = bind(port) else {
+        return false;
+    };
+    let sick = || shared.sick.load(Ordering::SeqCst);
+    // `knock` is what shows a sickness to a thread that waits here.
+    for stream in listener.incoming().flatten().take_while(|_| !sick()) {
+        accept(stream, most, open, shared, serve_flow);
+    }
+    drop(listener);
+    while sick() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
+}
+
+/// Lets who listens there look up.
+fn knock(port: u16) {
+    drop(TcpStream::connect(("127.0.0.1", port)));
+}
+
+fn accept(
+    stream: TcpStream,
+    most: usize,
+    open: &Arc<AtomicUsize>,
+    shared: &Arc<Shared>,
+    serve: Serve,
+) {
+    if open.fetch_add(1, Ordering::SeqCst) >= most {
+        open.fetch_sub(1, Ordering::SeqCst);
+        return;
+    }
+    let (shared, open) = (Arc::clone(shared), Arc::clone(open));
+    std::thread::spawn(move || {
+        let _ = serve(stream, &shared);
+        open.fetch_sub(1, Ordering::SeqCst);
+    });
 }
 
 fn serve_control(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
@@ -104,6 +145,7 @@ fn serve_control(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             "crash" => power::crash(),
             word @ ("sick" | "well") => {
                 shared.sick.store(word == "sick", Ordering::SeqCst);
+                knock(FLOW_PORT);
                 answers.write_all(b"ok\n")?;
             }
             other => match (other.strip_prefix("rogue "), &shared.config.ip) {

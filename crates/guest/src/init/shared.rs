@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) boot: GuestBoot,
     pub(crate) log_errors: AtomicU64,
-    /// HTTP answers that it cannot serve, and the guest agent nothing.
+    /// HTTP answers that it cannot serve, the guest agent nothing, and the port of records is closed.
     pub(crate) sick: AtomicBool,
     ready: AtomicBool,
     progress: Mutex<Progress>,

@@ -36,8 +36,9 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// Arguments of the tool.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LoadArgs {
-    /// Address and port of the service.
-    pub target: SocketAddr,
+    /// Address and port of the service; of several servers, each has its share of the connections.
+    #[arg(required = true)]
+    pub targets: Vec<SocketAddr>,
     /// Connections held.
     #[arg(long, default_value_t = 24)]
     pub connections: u32,
@@ -104,6 +105,13 @@ pub struct Fresh {
     pub longest_us: u64,
     /// When the last one was answered, milliseconds since 1970.
     pub last_ms: u64,
+}
+
+impl LoadArgs {
+    /// Whom a connection is made to, by its number.
+    fn target(&self, number: usize) -> SocketAddr {
+        self.targets[number % self.targets.len()]
+    }
 }
 
 impl LoadReport {
@@ -174,12 +182,12 @@ pub fn run(args: &LoadArgs) -> std::io::Result<LoadReport> {
     tasks.block_on(&runtime, async {
         let pause = Duration::from_micros(args.interval_us);
         for index in 0..count {
-            let (report, target) = (Rc::clone(&report), args.target);
+            let (report, target) = (Rc::clone(&report), args.target(index));
             tokio::task::spawn_local(async move { hold(&report, index, target, pause).await });
         }
         if args.fresh_ms > 0 {
             let every = Duration::from_millis(args.fresh_ms);
-            tokio::task::spawn_local(open_fresh(Rc::clone(&report), args.target, every));
+            tokio::task::spawn_local(open_fresh(Rc::clone(&report), args.clone(), every));
         }
         let mut shown = Instant::now();
         while !ended.load(Ordering::SeqCst) {
@@ -302,8 +310,9 @@ async fn ask(stream: &mut TcpStream, connection: u32, number: u64) -> Result<u64
     }
 }
 
-async fn open_fresh(report: SharedReport, target: SocketAddr, every: Duration) {
+async fn open_fresh(report: SharedReport, args: LoadArgs, every: Duration) {
     for number in 1.. {
+        let target = args.target(usize::try_from(number).unwrap_or(0));
         let report = Rc::clone(&report);
         // One that hangs must not hold up the next.
         tokio::task::spawn_local(async move {
@@ -364,6 +373,23 @@ mod tests {
         let address = serve(answers).await;
         hold(&report, 0, address, Duration::ZERO).await;
         report.take().connections.remove(0)
+    }
+
+    #[test]
+    fn servers_have_equal_shares_of_the_connections() {
+        let servers = ["10.0.0.1:7", "10.0.0.2:7", "10.0.0.3:7"].map(|one| one.parse().unwrap());
+        let args = LoadArgs {
+            targets: servers.to_vec(),
+            connections: 7,
+            interval_us: 0,
+            fresh_ms: 0,
+            state: None,
+        };
+        let targets: Vec<SocketAddr> = (0..7).map(|number| args.target(number)).collect();
+        assert_eq!(
+            targets,
+            [servers.as_slice(), &servers, &servers[..1]].concat()
+        );
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -143,17 +143,17 @@ impl Lab {
         Tool::start(self, "visitor", &arguments)
     }
 
-    /// Holds connections to a service, from the client. Its report so far: [`Lab::load_so_far`].
+    /// Holds connections to a service or to several servers, from the client. Its report so far: [`Lab::load_so_far`].
     pub fn load(&self, load: &load::LoadArgs) -> Result<Tool<load::LoadReport>> {
         let state = self.load_state();
         let _ = std::fs::remove_file(&state);
-        let arguments = [
-            load.target.to_string(),
+        let mut arguments = vec![
             format!("--connections={}", load.connections),
             format!("--interval-us={}", load.interval_us),
             format!("--fresh-ms={}", load.fresh_ms),
             format!("--state={}", state.display()),
         ];
+        arguments.extend(load.targets.iter().map(ToString::to_string));
         Tool::start(self, "load", &arguments)
     }
 

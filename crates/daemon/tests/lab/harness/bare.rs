@@ -1,6 +1,6 @@
-//! The same guest migrated by bare QMP commands, without Quorate: what the blackout is compared with.
+//! The same guests migrated by bare QMP commands, without Quorate: what Quorate's moves are compared with.
 //!
-//! Owns: QEMU processes on two lab hosts, with the very command line that Quorate's driver made for
+//! Owns: QEMU processes on lab hosts, with the very command line that Quorate's driver made for
 //! the guest (read from `/proc`), only with other sockets, another console log and a tap of their own.
 //! Always holds: they are gone when this is dropped.
 
@@ -14,8 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-const TAP: &str = "bare0";
-const PORT: u16 = 7799;
+/// Of TCP, for what is migrated; a guest adds the last number of its address.
+const PORT: u16 = 7700;
+/// For a guest to boot or to arrive.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A QMP connection; events are skipped.
 struct Qmp(BufReader<UnixStream>);
@@ -69,15 +71,22 @@ impl Drop for Qemu {
     }
 }
 
-/// A guest without Quorate on one of two hosts.
+/// A guest without Quorate.
 pub(crate) struct Bare<'a> {
     cluster: &'a Cluster,
     guest: Guest,
     command: Vec<String>,
     runtime_dir: String,
-    here: (String, Qemu),
-    there: String,
+    host: String,
+    qemu: Qemu,
     count: u32,
+}
+
+/// What waits for a guest on another host.
+struct Target {
+    host: String,
+    qemu: Qemu,
+    uri: String,
 }
 
 /// The command line of a process.
@@ -90,119 +99,150 @@ pub(crate) fn command_line(copy: &Copy) -> Vec<String> {
 }
 
 impl<'a> Bare<'a> {
-    /// Boots the guest on `from` with a command line that a Quorate guest had; it must be stopped by now.
-    pub(crate) fn boot(
-        cluster: &'a Cluster,
-        guest: &Guest,
-        command: Vec<String>,
-        from: &str,
-        to: &str,
-    ) -> Self {
-        let at = command.iter().position(|word| word == "-pidfile").unwrap() + 1;
-        let runtime_dir = Path::new(&command[at])
-            .parent()
-            .unwrap()
-            .to_string_lossy()
-            .into_owned();
-        for host in [from, to] {
-            let script =
-                format!("ip tuntap add dev {TAP} mode tap && ip link set {TAP} master br-lan up");
-            let done = cluster
-                .lab
-                .command(host, "sh")
-                .arg("-c")
-                .arg(script)
-                .status()
-                .unwrap();
-            assert!(done.success());
+    /// Stops a guest of Quorate's and boots the same one without it on the same host.
+    pub(crate) fn instead_of(cluster: &'a Cluster, guest: &Guest) -> Self {
+        let copy = cluster.wait_one_copy(&guest.name, LIMIT);
+        let mut command = command_line(&copy);
+        if let Some(at) = command.iter().position(|word| word == "-incoming") {
+            command.drain(at..at + 2);
         }
-        let here = start(cluster, &command, &runtime_dir, from, 0, false);
-        let mut bare = Self {
+        cluster.must(&["vm", "stop", &guest.name, "--hard", "--wait"]);
+        let at = command.iter().position(|word| word == "-pidfile").unwrap() + 1;
+        let runtime_dir = Path::new(&command[at]).parent().unwrap();
+        let runtime_dir = runtime_dir.to_string_lossy().into_owned();
+        let tap = tap(guest);
+        let script =
+            format!("ip tuntap add dev {tap} mode tap && ip link set {tap} master br-lan up");
+        for host in cluster.hosts() {
+            let mut shell = cluster.lab.command(&host, "sh");
+            assert!(shell.args(["-c", &script]).status().unwrap().success());
+        }
+        Self {
             cluster,
             guest: guest.clone(),
+            qemu: start(cluster, guest, &command, &runtime_dir, &copy.host, 0),
             command,
             runtime_dir,
-            here: (from.to_owned(), here),
-            there: to.to_owned(),
+            host: copy.host,
             count: 0,
-        };
-        bare.wait_ready();
-        bare
+        }
     }
 
-    fn wait_ready(&mut self) {
-        let log = dir(self.cluster, 0).join("serial.log");
-        self.cluster
-            .eventually("the bare guest", Duration::from_secs(60), || {
-                let bytes = std::fs::read(&log).unwrap_or_default();
-                let text = String::from_utf8_lossy(&bytes);
-                text.contains(quorate_guest::READY_LINE)
-                    .then_some(())
-                    .ok_or_else(|| text.into_owned())
-            });
+    /// The host that it is on.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
     }
 
-    /// Migrates it to the other host under the 1 ms pinger; the blackout in milliseconds.
-    pub(crate) fn migrate(&mut self) -> f64 {
-        self.count += 1;
-        let target_host = self.there.clone();
-        let mut target = start(
-            self.cluster,
-            &self.command,
-            &self.runtime_dir,
-            &target_host,
-            self.count,
-            true,
-        );
-        let address = self
-            .cluster
-            .lab
-            .site()
-            .cluster_address(&target_host)
-            .unwrap();
-        let uri = format!("tcp:{address}:{PORT}");
-        target.qmp.run("migrate-incoming", &json!({"uri": uri}));
+    /// Waits until it has booted.
+    pub(crate) fn wait_ready(&self) {
+        let log = dir(self.cluster, &self.guest, 0).join("serial.log");
+        self.cluster.eventually("the bare guest", LIMIT, || {
+            let bytes = std::fs::read(&log).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes);
+            text.contains(quorate_guest::READY_LINE)
+                .then_some(())
+                .ok_or_else(|| text.into_owned())
+        });
+    }
+
+    /// Migrates it to another host under the 1 ms pinger; the blackout in milliseconds.
+    pub(crate) fn blackout(&mut self, to: &str) -> f64 {
+        let target = self.prepare(to);
         let pinger = self
             .cluster
             .lab
             .pinger(self.guest.address, Duration::from_millis(1))
             .unwrap();
         quorate_lab::wait::pause(Duration::from_millis(300));
-        let source = &mut self.here.1;
-        source.qmp.run("migrate", &json!({"uri": uri}));
-        self.cluster.eventually(
-            "the end of the bare migration",
-            Duration::from_secs(60),
-            || {
-                let status = source.qmp.run("query-migrate", &json!({}));
-                match status["status"].as_str() {
-                    Some("completed") => Ok(()),
-                    Some("failed" | "cancelled") => panic!("{status}"),
-                    _ => Err(status.to_string()),
-                }
-            },
-        );
+        self.depart(&target);
+        let (_, source) = self.arrive(target);
         quorate_lab::wait::pause(Duration::from_millis(500));
         let report = pinger.finish().unwrap();
-        let from = std::mem::replace(&mut self.here, (target_host, target));
-        self.there = from.0;
+        drop(source);
         report.longest_gap_us as f64 / 1000.0
+    }
+
+    fn prepare(&mut self, to: &str) -> Target {
+        self.count += 1;
+        let (cluster, guest) = (self.cluster, &self.guest);
+        let mut qemu = start(
+            cluster,
+            guest,
+            &self.command,
+            &self.runtime_dir,
+            to,
+            self.count,
+        );
+        let address = cluster.lab.site().cluster_address(to).unwrap();
+        let uri = format!("tcp:{address}:{}", PORT + u16::from(last_number(guest)));
+        qemu.qmp.run("migrate-incoming", &json!({"uri": uri}));
+        let host = to.to_owned();
+        Target { host, qemu, uri }
+    }
+
+    fn depart(&mut self, target: &Target) {
+        self.qemu.qmp.run("migrate", &json!({"uri": target.uri}));
+    }
+
+    /// QEMU's downtime in milliseconds, and the process at the source, which has nothing left to do.
+    fn arrive(&mut self, target: Target) -> (f64, Qemu) {
+        let source = &mut self.qemu;
+        let cluster = self.cluster;
+        let downtime = cluster.eventually("the end of the bare migration", LIMIT, || {
+            let status = source.qmp.run("query-migrate", &json!({}));
+            match status["status"].as_str() {
+                Some("completed") => Ok(status["downtime"].as_f64().unwrap()),
+                Some("failed" | "cancelled") => panic!("{status}"),
+                _ => Err(status.to_string()),
+            }
+        });
+        self.host = target.host;
+        (downtime, std::mem::replace(&mut self.qemu, target.qemu))
     }
 }
 
-fn dir(cluster: &Cluster, number: u32) -> PathBuf {
-    cluster.lab.site().dir.join(format!("bare{number}"))
+/// Moves guests to other hosts, all at once; QEMU's downtimes in milliseconds.
+pub(crate) fn move_at_once(moves: Vec<(&mut Bare<'_>, String)>) -> Vec<f64> {
+    let prepare = |(bare, to): (_, String)| {
+        let bare: &mut Bare<'_> = bare;
+        let target = bare.prepare(&to);
+        (bare, target)
+    };
+    let mut ready: Vec<_> = moves.into_iter().map(prepare).collect();
+    for (bare, target) in &mut ready {
+        bare.depart(target);
+    }
+    // The sources end together: the end of a process takes time from guests that still move.
+    let arrived: Vec<_> = ready
+        .into_iter()
+        .map(|(bare, target)| bare.arrive(target))
+        .collect();
+    arrived.into_iter().map(|(downtime, _)| downtime).collect()
 }
 
+fn last_number(guest: &Guest) -> u8 {
+    guest.address.octets()[3]
+}
+
+fn tap(guest: &Guest) -> String {
+    format!("bare{}", last_number(guest))
+}
+
+fn dir(cluster: &Cluster, guest: &Guest, count: u32) -> PathBuf {
+    let name = format!("bare-{}-{count}", guest.name);
+    cluster.lab.site().dir.join(name)
+}
+
+/// Starts its process: the first boots, later ones wait for the guest.
 fn start(
     cluster: &Cluster,
+    guest: &Guest,
     command: &[String],
     runtime_dir: &str,
     host: &str,
-    number: u32,
-    incoming: bool,
+    count: u32,
 ) -> Qemu {
-    let dir = dir(cluster, number);
+    let dir = dir(cluster, guest, count);
     std::fs::create_dir_all(&dir).unwrap();
     let own = dir.to_string_lossy().into_owned();
     let mut words: Vec<String> = Vec::new();
@@ -216,12 +256,12 @@ fn start(
             .ok()
             .filter(|json| json["type"] == "tap")
         {
-            json["ifname"] = TAP.into();
+            json["ifname"] = tap(guest).into();
             word = json.to_string();
         }
         words.push(word);
     }
-    if incoming {
+    if count > 0 {
         words.extend(["-incoming".to_owned(), "defer".to_owned()]);
     }
     let child = cluster

@@ -107,10 +107,21 @@ impl Cluster {
         connections: u32,
         fresh_ms: u64,
     ) -> Tool<LoadReport> {
+        self.hold_with(&[address.into()], connections, fresh_ms)
+    }
+
+    /// The same with servers that each have their own address.
+    pub(crate) fn hold_with(
+        &self,
+        servers: &[IpAddr],
+        connections: u32,
+        fresh_ms: u64,
+    ) -> Tool<LoadReport> {
+        let target = |address: &IpAddr| (*address, quorate_guest::FLOW_PORT).into();
         let load = self
             .lab
             .load(&LoadArgs {
-                target: (address.into(), quorate_guest::FLOW_PORT).into(),
+                targets: servers.iter().map(target).collect(),
                 connections,
                 interval_us: 20_000,
                 fresh_ms,

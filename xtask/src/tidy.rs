@@ -132,6 +132,22 @@ fn rust(file: &str, text: &str, findings: &mut Vec<Finding>) {
             "no module doc: say first what it owns, what always holds, and why".to_owned(),
         );
     }
+    let mut inside = false;
+    for (number, line) in text.lines().enumerate() {
+        let doc = ["///", "//!"]
+            .iter()
+            .find_map(|mark| line.trim_start().strip_prefix(mark));
+        let Some(fence) = doc.and_then(|doc| doc.trim().strip_prefix("```")) else {
+            continue;
+        };
+        inside = !inside;
+        if inside && fence != "text" {
+            add(
+                number + 1,
+                "an example that no stage runs: mark it ```text, and write a test".to_owned(),
+            );
+        }
+    }
     if !PURE.iter().any(|pure| file.starts_with(pure))
         || file.contains("/tests")
         || file.contains("/testing")
@@ -181,5 +197,12 @@ mod tests {
         let long = format!("//! Doc.\n{}", "fn x() {}\n".repeat(MAX_LINES));
         assert_eq!(findings("crates/api/src/x.rs", &long), 1);
         assert_eq!(findings("README.md", &format!("{}{}", "TO", "DO")), 1);
+    }
+
+    #[test]
+    fn examples_that_nobody_runs_are_found() {
+        let example = |kind: &str| format!("//! ```{kind}\n//! f();\n//! ```\n");
+        assert_eq!(findings("crates/api/src/x.rs", &example("text")), 0);
+        assert_eq!(findings("crates/api/src/x.rs", &example("")), 1);
     }
 }

@@ -218,10 +218,12 @@ impl AgentFence {
             .map_err(|outcome| (Phase::Confirm, outcome))
     }
 
-    /// Asks for the status until it is off or time is up.
+    /// Asks for the status until it is off or time is up. What it last answered is the outcome, not that the question
+    /// after that was cut short.
     async fn confirm_off(&self, device: &FenceDevice, until: Instant) -> Result<(), Outcome> {
         let budget_ms = deadline_ms(until);
         let mut pause = POLL_FIRST;
+        let mut answered = None;
         loop {
             let run = self.attempt(device, "status", until).await?;
             let outcome = match state(&run) {
@@ -229,6 +231,11 @@ impl AgentFence {
                 Some(PowerState::On) => Outcome::StillOn,
                 None => unknown(&run, budget_ms),
             };
+            let outcome = match (&outcome, answered) {
+                (Outcome::TimedOut { .. }, Some(earlier)) => earlier,
+                _ => outcome,
+            };
+            answered = Some(outcome.clone());
             if Instant::now() + pause >= until {
                 return Err(outcome);
             }

@@ -76,6 +76,61 @@ impl Lab {
     ) -> Result<quorate_fence::PowerOffConfirmed, FenceError> {
         self.fence.fence_off(plan, Instant::now() + limit).await
     }
+
+    /// Whether no process of an agent is left, not even its corpse.
+    fn ended(&self, agent: &str) -> bool {
+        let path = self.dir.path().join(agent);
+        let path = path.to_str().unwrap();
+        fs::read_dir("/proc").unwrap().flatten().all(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            !String::from_utf8_lossy(&line).contains(path)
+        })
+    }
+
+    /// Fences on a clock of the test's own: it goes on by a step whenever `passes` says so, which sees the calls up to
+    /// now. So a deadline passes after what it is about has happened, however slow the machine is.
+    async fn fence_while(
+        &self,
+        plan: &FencePlan,
+        limit: Duration,
+        mut passes: impl FnMut(&[String]) -> Option<Duration>,
+    ) -> Result<quorate_fence::PowerOffConfirmed, FenceError> {
+        tokio::time::pause();
+        let fenced = self.fence(plan, limit);
+        tokio::pin!(fenced);
+        let end = std::time::Instant::now() + PATIENCE;
+        let result = 'fenced: loop {
+            // Never idle, so that the clock does not go on by itself; and often enough that all that is there is read.
+            for _ in 0..200 {
+                tokio::select! {
+                    biased;
+                    result = &mut fenced => break 'fenced result,
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+            assert!(std::time::Instant::now() < end, "{:?}", self.calls());
+            std::thread::sleep(Duration::from_millis(2));
+            if let Some(step) = passes(&self.calls()) {
+                tokio::time::advance(step).await;
+            }
+        };
+        tokio::time::resume();
+        result
+    }
+}
+
+/// How many of the calls hold a text.
+fn count(calls: &[String], text: &str) -> usize {
+    calls.iter().filter(|call| call.contains(text)).count()
+}
+
+/// Time that passes until an agent was asked for the status so often, and then all that is left.
+fn until_asked(agent: &str, times: usize) -> impl FnMut(&[String]) -> Option<Duration> {
+    let status = format!("{agent} status");
+    move |calls| {
+        let enough = count(calls, &status) >= times;
+        Some(if enough { HOUR } else { STEP })
+    }
 }
 
 fn device(agent: &str, plug: &str) -> FenceDevice {
@@ -83,7 +138,7 @@ fn device(agent: &str, plug: &str) -> FenceDevice {
     FenceDevice {
         agent: agent.into(),
         options: options.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-        timeout: Duration::from_secs(20),
+        timeout: HOUR,
     }
 }
 
@@ -105,7 +160,11 @@ fn only_outcome(error: FenceError) -> (Phase, Outcome) {
 }
 
 const LONG: Duration = Duration::from_secs(20);
-const SHORT: Duration = Duration::from_millis(1500);
+/// How long the test itself waits for something that must happen.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A deadline on the test's own clock, and the steps in which that goes on.
+const HOUR: Duration = Duration::from_secs(3600);
+const STEP: Duration = Duration::from_millis(100);
 
 #[tokio::test]
 async fn off_is_confirmed_by_the_status_afterwards() {
@@ -139,7 +198,9 @@ echo x >> "$D/asked"; [ $(wc -l < "$D/asked") -gt 3 ] && exit 2; exit 0
 #[tokio::test]
 async fn a_device_that_lies_about_off_proves_nothing() {
     let lab = Lab::new(&[("fence_liar", "exit 0")]);
-    let error = lab.fence(&plan(&["fence_liar"]), SHORT).await.unwrap_err();
+    let asked = until_asked("fence_liar", 3);
+    let error = lab.fence_while(&plan(&["fence_liar"]), HOUR, asked).await;
+    let error = error.unwrap_err();
     assert!(error.to_string().contains("confirm-dead h1"), "{error}");
     let (phase, outcome) = only_outcome(error);
     assert_eq!((phase, outcome), (Phase::Confirm, Outcome::StillOn));
@@ -166,14 +227,12 @@ async fn unknown_is_not_off() {
     for end in ["exit 1", "exit 3", "exit 255", "kill -9 $$"] {
         let body = format!("[ $action = off ] && exit 0\necho 'no idea, {SECRET}' >&2; {end}");
         let lab = Lab::new(&[("fence_unsure", &body)]);
-        let limit = Duration::from_millis(1000);
-        let error = lab.fence(&plan(&["fence_unsure"]), limit).await;
+        let asked = until_asked("fence_unsure", 2);
+        let error = lab.fence_while(&plan(&["fence_unsure"]), HOUR, asked).await;
         let (phase, outcome) = only_outcome(error.unwrap_err());
         assert_eq!(phase, Phase::Confirm, "{end}");
-        // Under load the last question may be cut off by the deadline instead.
         match outcome {
             Outcome::Failed { output, .. } => assert!(output.contains("no idea, ***"), "{output}"),
-            Outcome::TimedOut { .. } => {}
             other => panic!("{end}: {other:?}"),
         }
     }
@@ -182,15 +241,26 @@ async fn unknown_is_not_off() {
 #[tokio::test]
 async fn an_agent_that_hangs_is_killed_with_its_children() {
     let hang = r#"
-sleep 1000 & echo $! > "$D/child"; echo $$ > "$D/self"; echo waiting; wait
+sleep 1000 & echo $! > "$D/child"; echo $$ > "$D/self"; echo waiting; echo > "$D/said"; wait
 "#;
     let lab = Lab::new(&[("fence_hang", hang)]);
+    let said = lab.dir.path().join("said");
+    let (mut seen, limit) = (0, Duration::from_secs(3));
     let begin = Instant::now();
-    let error = lab.fence(&plan(&["fence_hang"]), SHORT).await;
-    let (phase, outcome) = only_outcome(error.unwrap_err());
+    let plan = plan(&["fence_hang"]);
+    let error = lab.fence_while(&plan, limit, |_| {
+        // What it said is read meanwhile.
+        seen += usize::from(said.exists());
+        (seen > 2 && !lab.ended("fence_hang")).then_some(STEP)
+    });
+    let (phase, outcome) = only_outcome(error.await.unwrap_err());
     assert_eq!(phase, Phase::Off);
-    assert!(matches!(outcome, Outcome::TimedOut { ref output, .. } if output == "waiting"));
-    assert!(begin.elapsed() < SHORT + Duration::from_secs(3));
+    assert!(
+        matches!(outcome, Outcome::TimedOut { ref output, .. } if output == "waiting"),
+        "{outcome:?}"
+    );
+    // Of the clock that stood still until it hung.
+    assert!(begin.elapsed() < limit + Duration::from_secs(30));
     for file in ["child", "self"] {
         let pid = fs::read_to_string(lab.dir.path().join(file)).unwrap();
         ends(pid.trim()).await;
@@ -238,8 +308,13 @@ async fn exists(path: &Path) {
 async fn the_next_level_gets_its_share_when_one_hangs() {
     let lab = Lab::new(&[("fence_hang", "sleep 1000"), ("fence_good", GOOD)]);
     let limit = Duration::from_secs(6);
-    let proof = lab.fence(&plan(&["fence_hang", "fence_good"]), limit).await;
-    let proof = proof.unwrap();
+    // Time passes while the first one hangs, and stands still for the second one.
+    let hangs = |calls: &[String]| {
+        let runs = count(calls, "fence_hang") > 0 && !lab.ended("fence_hang");
+        runs.then_some(STEP)
+    };
+    let levels = plan(&["fence_hang", "fence_good"]);
+    let proof = lab.fence_while(&levels, limit, hangs).await.unwrap();
     assert_eq!((proof.level, proof.agent().as_str()), (2, "fence_good"));
     assert!(
         proof.took_ms >= 3000 && proof.took_ms < 6500,
@@ -248,9 +323,10 @@ async fn the_next_level_gets_its_share_when_one_hangs() {
     );
 
     // A device's own timeout is kept too.
-    let mut plan = plan(&["fence_hang", "fence_good"]);
+    let mut plan = levels;
     plan.levels[0].devices[0].timeout = Duration::from_millis(200);
-    let proof = lab.fence(&plan, LONG).await.unwrap();
+    fs::remove_file(lab.dir.path().join("calls")).unwrap();
+    let proof = lab.fence_while(&plan, LONG, hangs).await.unwrap();
     assert!(
         proof.level == 2 && proof.took_ms < 5000,
         "{}",
@@ -267,8 +343,15 @@ async fn every_device_of_a_level_must_confirm() {
             devices: vec![device("fence_good", "1"), device(second, "2")],
         }],
     };
-    let error = lab.fence(&both("fence_liar"), SHORT).await.unwrap_err();
-    let (_, outcome) = only_outcome(error);
+    // Time stands still until the good one has confirmed: nothing of it is left, and all it said is read.
+    let mut confirmed = 0;
+    let levels = both("fence_liar");
+    let lied = lab.fence_while(&levels, HOUR, |calls| {
+        confirmed += usize::from(count(calls, "fence_good status") > 0 && lab.ended("fence_good"));
+        let asked = count(calls, "fence_liar status") >= 2;
+        (confirmed > 2).then_some(if asked { HOUR } else { STEP })
+    });
+    let (_, outcome) = only_outcome(lied.await.unwrap_err());
     assert_eq!(outcome, Outcome::StillOn);
     let proof = lab.fence(&both("fence_good"), LONG).await.unwrap();
     assert_eq!(proof.agents, ["fence_good", "fence_good"]);

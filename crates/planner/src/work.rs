@@ -15,7 +15,7 @@ use crate::room::Room;
 use quorate_membership::{FenceProof, HostHealth};
 use quorate_state::{GuestAbi, HostMode, HostRecord, OrderKind, Ownership, State, VmRecord};
 use quorate_state::{PlannedAction, StopMode};
-use quorate_types::spec::{Machine, Power};
+use quorate_types::spec::Machine;
 use quorate_types::{
     ClusterSettings, Epoch, HostName, HostReport, LabelSelector, MigrationId, NetworkName,
     PoolName, VmName, VmReport, VmSpec,
@@ -540,7 +540,7 @@ fn vm<'a>(
         abi: record.abi.as_ref().filter(|_| !fresh),
         saved: own == Own::Free && resumes,
         wanted: record.wanted(),
-        priority: if record.spec.power == Power::Running {
+        priority: if record.wanted() {
             record.spec.priority
         } else {
             i32::MIN

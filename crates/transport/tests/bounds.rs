@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Host, LONG, Site, eventually};
+use common::{Host, LONG, PROMPT, Site, eventually};
 use quorate_transport::{CallError, MAX_BODY, Options, ServerOptions};
 use tokio::time::Instant;
 
@@ -57,7 +57,7 @@ async fn the_server_enforces_the_deadline() {
         matches!(error, CallError::Timeout { node: 2, .. }),
         "{error}"
     );
-    assert!(began.elapsed() < limit * 3, "{:?}", began.elapsed());
+    assert!(began.elapsed() < PROMPT, "{:?}", began.elapsed());
     eventually("the handler is dropped", || {
         b.handler.dropped.load(Ordering::SeqCst) == 1
     })

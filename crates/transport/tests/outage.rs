@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Host, LONG, Proxy, Site, eventually};
+use common::{Host, LONG, PROMPT, Proxy, Site, eventually};
 use quorate_transport::{CallError, Direct, Peers};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -56,7 +56,7 @@ async fn a_cut_of_a_second_and_a_half_costs_little_after_it() {
     }
     costs.sort();
     println!("answer after the heal: {costs:?}");
-    assert!(costs[1] < Duration::from_millis(500), "{costs:?}");
+    assert!(costs[1] < PROMPT, "{costs:?}");
 }
 
 #[tokio::test]
@@ -82,11 +82,7 @@ async fn one_waiting_call_is_served_when_the_network_is_back() {
     let healed = Instant::now();
     assert_eq!(&call.await.unwrap()[..], b"y");
     println!("waiting call served {:?} after the heal", healed.elapsed());
-    assert!(
-        healed.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        healed.elapsed()
-    );
+    assert!(healed.elapsed() < PROMPT, "{:?}", healed.elapsed());
 }
 
 #[tokio::test]
@@ -130,10 +126,10 @@ async fn a_relay_serves_while_the_direct_way_is_a_black_hole() {
     let began = Instant::now();
     assert_eq!(a.text(3, "who", LONG).await, "1 h1 via 2");
     println!("first relayed answer after {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_millis(1500));
+    assert!(began.elapsed() < PROMPT);
     let began = Instant::now();
     assert_eq!(a.text(3, "who", LONG).await, "1 h1 via 2");
-    assert!(began.elapsed() < Duration::from_millis(200));
+    assert!(began.elapsed() < PROMPT);
     let link = &a.peers.links()[&3];
     assert!(matches!(link.direct, Direct::Down { .. }), "{link:?}");
     assert_eq!(link.relayed_by, Some(2));
@@ -189,7 +185,7 @@ async fn the_direct_way_is_resumed_when_it_comes_back() {
         a.peers.links()[&3].direct == Direct::Up
     })
     .await;
-    assert!(healed.elapsed() < Duration::from_secs(2));
+    assert!(healed.elapsed() < PROMPT);
     assert_eq!(a.text(3, "who", LONG).await, "1 h1");
 }
 
@@ -216,7 +212,7 @@ async fn a_slow_relay_is_overtaken_by_another() {
     let began = Instant::now();
     assert_eq!(a.text(4, "who", LONG).await, "1 h1 via 3");
     println!("overtaken after {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < PROMPT);
 }
 
 #[tokio::test]
@@ -233,7 +229,7 @@ async fn a_dead_target_is_unreachable_within_the_timeout() {
         matches!(error, CallError::Unreachable { node: 3, .. }),
         "{error}"
     );
-    assert!(began.elapsed() < limit * 2, "{:?}", began.elapsed());
+    assert!(began.elapsed() < PROMPT, "{:?}", began.elapsed());
     assert_eq!(a.peers.links()[&3].relayed_by, None);
 }
 
@@ -254,6 +250,6 @@ async fn a_peer_that_leaves_the_address_book_fails_its_calls() {
         result,
         Err(CallError::Unreachable { node: 2, .. })
     ));
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < PROMPT);
     assert!(a.peers.links().is_empty());
 }

@@ -148,7 +148,8 @@ fn only_to(socket: &PacketSocket, guest: MacAddr) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter)
 }
 
-/// The next frame: its length, and when the kernel had it.
+/// The next frame: its length, and when the kernel had it. Where nobody on this host had asked for times yet, the kernel
+/// begins to note them some moments after the first one did, and says of frames before that when they were read.
 fn receive(socket: &PacketSocket, buffer: &mut [u8]) -> io::Result<(usize, u64)> {
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),

@@ -165,3 +165,20 @@ fn one_that_could_not_be_saved_by_it_stops_nobody() {
     assert_eq!(world.run(5), ["start big on h1"]);
     assert_eq!(world.at("low").as_deref(), Some("h1"));
 }
+
+#[test]
+fn one_that_is_being_deleted_lends_its_priority_to_nobody() {
+    let mut world = site(
+        true,
+        json!({
+            "base": { "memory": "1900MiB", "priority": 0 },
+            "gone": { "memory": "64MiB", "priority": 9, "depends_on": { "base": {} } },
+            "l1": { "memory": "1900MiB", "priority": 1 },
+            "l2": { "memory": "1900MiB", "priority": 1 },
+        }),
+        &[("l1", "h1"), ("l2", "h2")],
+    );
+    world.command(Command::DeleteVm { vm: vm("gone") });
+    assert_eq!(world.step(), ["forget gone"]);
+    assert!(world.words().is_empty(), "what needed it has gone");
+}

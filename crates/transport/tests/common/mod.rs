@@ -19,7 +19,9 @@ use tokio::time::{Instant, sleep, timeout};
 pub mod raw;
 
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
-pub const LONG: Duration = Duration::from_secs(10);
+pub const LONG: Duration = Duration::from_secs(20);
+/// What happens at once, on a machine with other work too. What waits for a dead connection takes [`LONG`] and more.
+pub const PROMPT: Duration = Duration::from_secs(5);
 
 pub struct Site {
     pub cluster: String,
@@ -179,7 +181,7 @@ impl Host {
     }
 }
 
-/// Waits until `good` holds; panics with `what` after ten seconds.
+/// Waits until `good` holds; panics with `what` after [`LONG`].
 pub async fn eventually(what: &str, mut good: impl FnMut() -> bool) {
     let end = Instant::now() + LONG;
     while !good() {

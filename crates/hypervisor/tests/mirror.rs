@@ -69,6 +69,7 @@ impl Copy {
             address: self.export.address,
             export: self.export.config.name.clone(),
             tls: None,
+            program: PROGRAM.into(),
         }
     }
 }
@@ -90,9 +91,9 @@ async fn in_step(guest: &Guest) {
 }
 
 /// Waits until a copy has what it lacked and is in step; says how much that was.
-async fn resynced(guest: &Guest, copy: &Copy) -> Resync {
+async fn resynced(guest: &Guest) -> Resync {
     let deadline = tokio::time::Instant::now() + LONG;
-    let (target, mut resync) = (copy.target(), None);
+    let mut resync = None;
     loop {
         let seen = mirror(guest).await;
         if seen.as_ref().is_some_and(|seen| seen.in_step) {
@@ -100,7 +101,7 @@ async fn resynced(guest: &Guest, copy: &Copy) -> Resync {
         }
         resync = seen.as_ref().and_then(|seen| seen.resync).or(resync);
         if resync.is_some_and(|resync| resync.due) {
-            guest.finish_resync(0, &target).await.unwrap();
+            guest.finish_resync(0).await.unwrap();
         }
         assert!(tokio::time::Instant::now() < deadline, "{seen:?}");
         sleep(Duration::from_millis(10)).await;
@@ -242,6 +243,7 @@ async fn an_export_that_cannot_be_served_says_why() {
         address: "127.0.0.1:1".parse().unwrap(),
         export: "none".into(),
         tls: None,
+        program: PROGRAM.into(),
     };
     guest
         .start_mirror(0, "1", &target, None, None)
@@ -345,7 +347,7 @@ async fn a_copy_that_returns_gets_what_it_lacks_while_the_guest_writes() {
         let target = copy.target();
         let begun = guest.start_mirror(0, &tag, &target, Some(4 << 20), Some(&lacks));
         begun.await.unwrap();
-        let copied = resynced(&guest, &copy).await;
+        let copied = resynced(&guest).await;
         println!(
             "resync {round}: {} KiB of {} KiB copied ({} %)",
             copied.done >> 10,
@@ -389,7 +391,7 @@ async fn a_copy_that_returns_gets_what_it_lacks_while_the_guest_writes() {
     let (target, lacks) = (copy.target(), map(&guest).await);
     let begun = guest.start_mirror(0, "9", &target, None, Some(&lacks));
     begun.await.unwrap();
-    let copied = resynced(&guest, &copy).await;
+    let copied = resynced(&guest).await;
     assert!(copied.done < SCATTER_DISK as u64 / 3, "{copied:?}");
     same_bytes(&guest, &config, &copy, "after the disk was made larger").await;
     guest.kill(LONG).await.unwrap();
@@ -416,7 +418,7 @@ async fn a_map_that_misses_writes_is_seen_by_the_comparison() {
     let target = copy.target();
     let begun = guest.start_mirror(0, "2", &target, None, Some(&lacks));
     begun.await.unwrap();
-    resynced(&guest, &copy).await;
+    resynced(&guest).await;
     guest.freeze(LONG).await.unwrap();
     let mine = std::fs::read(config.disks[0].source.path().unwrap()).unwrap();
     assert!(mine != std::fs::read(&copy.image).unwrap());

@@ -14,6 +14,7 @@ use quorate_state::State;
 use quorate_storage::{DiskFormat, DiskSpec};
 use quorate_types::{HostName, PoolName, PoolSpec};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,11 @@ use tokio::sync::{mpsc, oneshot};
 const PROGRAM_VARIABLE: &str = "QUORATE_STORAGE_DAEMON";
 const OPEN_WITHIN: Duration = Duration::from_secs(5);
 const QUEUE: usize = 64;
+
+/// The program that serves a copy, and relays to one.
+pub(crate) fn program() -> OsString {
+    std::env::var_os(PROGRAM_VARIABLE).unwrap_or_else(|| "qemu-storage-daemon".into())
+}
 
 /// What the task is asked.
 pub(crate) enum Call {
@@ -225,9 +231,7 @@ impl Task {
             tls: self.shared.config.migration_tls.clone(),
             note: serde_json::to_string(&request).map_err(|error| error.to_string())?,
         };
-        let program = std::env::var_os(PROGRAM_VARIABLE);
-        let program = program.unwrap_or_else(|| "qemu-storage-daemon".into());
-        let opened = export::open(program.as_ref(), &dir, &config, OPEN_WITHIN).await;
+        let opened = export::open(program().as_ref(), &dir, &config, OPEN_WITHIN).await;
         let opened = opened.map_err(|error| error.to_string())?;
         tracing::info!(vm = %request.vm, image = request.image, from = %request.from, "a copy is written");
         self.open.insert(key, request);

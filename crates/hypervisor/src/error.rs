@@ -46,6 +46,16 @@ pub enum HypervisorError {
         /// The end of QEMU's own messages.
         stderr: String,
     },
+    /// The process between QEMU and a copy.
+    #[error("VM {vm}: cannot {action} the relay to a disk's copy")]
+    Relay {
+        /// The VM.
+        vm: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: crate::qemu::export::ExportError,
+    },
     /// A file or directory of the guest could not be used.
     #[error("VM {vm}: cannot {action} {}", .path.display())]
     Io {

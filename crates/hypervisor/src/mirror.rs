@@ -2,6 +2,7 @@
 
 use crate::migration::TlsMaterial;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// Where a copy is written to: the export of another host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub struct MirrorTarget {
     pub export: String,
     /// Certificates, and the name of the other host; absent: not encrypted.
     pub tls: Option<TlsMaterial>,
+    /// The `qemu-storage-daemon` that relays to it.
+    pub program: PathBuf,
 }
 
 /// A mirror of a disk, as the hypervisor sees it.

@@ -173,12 +173,8 @@ pub trait Vm: Send + Sync + 'static {
         lacks: Option<&WriteMap>,
     ) -> Result<(), HypervisorError>;
 
-    /// Ends the copying of what a copy lacked, where [`crate::Resync::due`] says so. The target is that of the mirror.
-    async fn finish_resync(
-        &self,
-        disk: usize,
-        target: &MirrorTarget,
-    ) -> Result<(), HypervisorError>;
+    /// Ends the copying of what a copy lacked, where [`crate::Resync::due`] says so. A failure lets go of the copy.
+    async fn finish_resync(&self, disk: usize) -> Result<(), HypervisorError>;
 
     /// The write maps of a disk, the oldest first.
     async fn write_maps(&self, disk: usize) -> Result<Vec<WriteMap>, HypervisorError>;
@@ -202,6 +198,7 @@ pub trait Vm: Send + Sync + 'static {
     /// Mirrors that exist. One that is missing has ended, and the guest goes on without it.
     async fn mirrors(&self) -> Result<Vec<MirrorStatus>, HypervisorError>;
 
-    /// Lets go of a disk's copy: writes that wait for it are completed without it.
+    /// Lets go of a disk's copy: writes that wait for it are completed without it, also where nothing else is answered
+    /// because of them; then called for each copy that does not count.
     async fn drop_mirror(&self, disk: usize) -> Result<(), HypervisorError>;
 }

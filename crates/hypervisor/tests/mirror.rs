@@ -3,15 +3,22 @@
 
 mod common;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use common::{Bench, LONG, bench, counts_on, disk_seq, eventually, ticks};
 use quorate_hypervisor::qemu::Guest;
 use quorate_hypervisor::qemu::export::{self, Export, ExportConfig};
 use quorate_hypervisor::{
-    Boot, GuestConfig, GuestState, MirrorStatus, MirrorTarget, Resync, WriteMap,
+    Boot, DiskConfig, DiskFormat, GuestConfig, GuestState, MirrorStatus, MirrorTarget, Resync,
+    WriteMap,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 
 const PROGRAM: &str = "qemu-storage-daemon";
@@ -24,7 +31,11 @@ struct Copy {
 
 /// A second image, and an export of it.
 async fn copy(bench: &Bench, name: &str) -> Copy {
-    let image = bench.dir.path().join("copy.img");
+    copy_at(bench, name, "copy.img").await
+}
+
+async fn copy_at(bench: &Bench, name: &str, image: &str) -> Copy {
+    let image = bench.dir.path().join(image);
     if !image.exists() {
         let disk = bench.dir.path().join("disk.img");
         let size = std::fs::metadata(disk).map_or(1 << 20, |disk| disk.len());
@@ -69,6 +80,7 @@ impl Copy {
             address: self.export.address,
             export: self.export.config.name.clone(),
             tls: None,
+            program: PROGRAM.into(),
         }
     }
 }
@@ -78,10 +90,15 @@ async fn mirror(guest: &Guest) -> Option<MirrorStatus> {
 }
 
 async fn in_step(guest: &Guest) {
+    all(guest, 1, |seen| seen.in_step).await;
+}
+
+/// Waits until there are so many mirrors, all of them like this.
+async fn all(guest: &Guest, mirrors: usize, like: impl Fn(&MirrorStatus) -> bool) {
     let deadline = tokio::time::Instant::now() + LONG;
     loop {
-        let seen = mirror(guest).await;
-        if seen.as_ref().is_some_and(|seen| seen.in_step) {
+        let seen = guest.mirrors().await.unwrap();
+        if seen.len() == mirrors && seen.iter().all(&like) {
             return;
         }
         assert!(tokio::time::Instant::now() < deadline, "{seen:?}");
@@ -90,9 +107,9 @@ async fn in_step(guest: &Guest) {
 }
 
 /// Waits until a copy has what it lacked and is in step; says how much that was.
-async fn resynced(guest: &Guest, copy: &Copy) -> Resync {
+async fn resynced(guest: &Guest) -> Resync {
     let deadline = tokio::time::Instant::now() + LONG;
-    let (target, mut resync) = (copy.target(), None);
+    let mut resync = None;
     loop {
         let seen = mirror(guest).await;
         if seen.as_ref().is_some_and(|seen| seen.in_step) {
@@ -100,7 +117,7 @@ async fn resynced(guest: &Guest, copy: &Copy) -> Resync {
         }
         resync = seen.as_ref().and_then(|seen| seen.resync).or(resync);
         if resync.is_some_and(|resync| resync.due) {
-            guest.finish_resync(0, &target).await.unwrap();
+            guest.finish_resync(0).await.unwrap();
         }
         assert!(tokio::time::Instant::now() < deadline, "{seen:?}");
         sleep(Duration::from_millis(10)).await;
@@ -242,6 +259,7 @@ async fn an_export_that_cannot_be_served_says_why() {
         address: "127.0.0.1:1".parse().unwrap(),
         export: "none".into(),
         tls: None,
+        program: PROGRAM.into(),
     };
     guest
         .start_mirror(0, "1", &target, None, None)
@@ -345,7 +363,7 @@ async fn a_copy_that_returns_gets_what_it_lacks_while_the_guest_writes() {
         let target = copy.target();
         let begun = guest.start_mirror(0, &tag, &target, Some(4 << 20), Some(&lacks));
         begun.await.unwrap();
-        let copied = resynced(&guest, &copy).await;
+        let copied = resynced(&guest).await;
         println!(
             "resync {round}: {} KiB of {} KiB copied ({} %)",
             copied.done >> 10,
@@ -389,7 +407,7 @@ async fn a_copy_that_returns_gets_what_it_lacks_while_the_guest_writes() {
     let (target, lacks) = (copy.target(), map(&guest).await);
     let begun = guest.start_mirror(0, "9", &target, None, Some(&lacks));
     begun.await.unwrap();
-    let copied = resynced(&guest, &copy).await;
+    let copied = resynced(&guest).await;
     assert!(copied.done < SCATTER_DISK as u64 / 3, "{copied:?}");
     same_bytes(&guest, &config, &copy, "after the disk was made larger").await;
     guest.kill(LONG).await.unwrap();
@@ -416,9 +434,167 @@ async fn a_map_that_misses_writes_is_seen_by_the_comparison() {
     let target = copy.target();
     let begun = guest.start_mirror(0, "2", &target, None, Some(&lacks));
     begun.await.unwrap();
-    resynced(&guest, &copy).await;
+    resynced(&guest).await;
     guest.freeze(LONG).await.unwrap();
     let mine = std::fs::read(config.disks[0].source.path().unwrap()).unwrap();
     assert!(mine != std::fs::read(&copy.image).unwrap());
     guest.kill(LONG).await.unwrap();
+}
+
+/// Lets go of a copy, as often as it takes.
+async fn let_go(guest: &Guest, disk: usize) {
+    let deadline = tokio::time::Instant::now() + LONG;
+    while let Err(error) = guest.drop_mirror(disk).await {
+        assert!(tokio::time::Instant::now() < deadline, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_has_the_copies_of_two_disks_is_let_go_of() {
+    let Some(bench) = bench() else { return };
+    let mut config = config(&bench);
+    let second = bench.dir.path().join("second.img");
+    std::fs::write(&second, vec![0x22; 1 << 20]).unwrap();
+    let second = DiskConfig::file("second", second, DiskFormat::Raw);
+    config.disks.push(second);
+    if let Boot::Kernel { append, .. } = &mut config.boot {
+        append.push_str(" second=1");
+    }
+    let guest = bench.boot(&config).await;
+    for (name, end) in [("gone", kill as fn(i32)), ("hung", stop as fn(i32))] {
+        let mut copies = Vec::new();
+        for disk in 0..2 {
+            let image = format!("copy{disk}.img");
+            let copy = copy_at(&bench, &format!("{name}{disk}"), &image).await;
+            let target = copy.target();
+            let begun = guest.start_mirror(disk, name, &target, None, None);
+            begun.await.unwrap();
+            copies.push(copy);
+        }
+        all(&guest, 2, |seen| seen.in_step).await;
+        for copy in &copies {
+            end(copy.export.identity.pid);
+        }
+        // Both disks have a write that waits: the end of one mirror would wait for the other's.
+        all(&guest, 2, |seen| seen.total > seen.done).await;
+        tokio::join!(let_go(&guest, 0), let_go(&guest, 1));
+        counts_on(&config).await;
+        assert!(mirror(&guest).await.is_none());
+        for copy in &copies {
+            export::close(&copy.dir).await.unwrap();
+        }
+    }
+    guest.kill(LONG).await.unwrap();
+}
+
+/// A wire to an export that is cut after so many pieces of data, as when a host loses its power: nothing is answered, and
+/// nothing is refused.
+struct Wire {
+    address: SocketAddr,
+    pieces: Arc<AtomicU32>,
+}
+
+impl Wire {
+    async fn to(export: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pieces = Arc::new(AtomicU32::new(u32::MAX));
+        let counter = pieces.clone();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(export).await.unwrap();
+                let ((near_in, near_out), (far_in, far_out)) =
+                    (near.into_split(), far.into_split());
+                tokio::spawn(pass(near_in, far_out, counter.clone()));
+                tokio::spawn(pass(far_in, near_out, counter.clone()));
+            }
+        });
+        Self { address, pieces }
+    }
+
+    fn is_cut_after(&self, pieces: u32) {
+        self.pieces.store(pieces, Ordering::SeqCst);
+    }
+}
+
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, pieces: Arc<AtomicU32>) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut buffer).await {
+        let (one, less) = (Ordering::SeqCst, |left: u32| left.checked_sub(1));
+        if pieces.fetch_update(one, one, less).is_err() {
+            std::future::pending::<()>().await; // both ends stay open
+        }
+        if to.write_all(&buffer[..len]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_lost_as_a_resync_begins_or_ends_does_not_hold_the_guest_up() {
+    let Some(bench) = bench() else { return };
+    let (config, guest) = scatterer(&bench).await;
+    let whole = copy(&bench, "whole").await;
+    let target = whole.target();
+    let begun = guest.start_mirror(0, "1", &target, None, None);
+    begun.await.unwrap();
+    in_step(&guest).await;
+    guest.begin_write_map(0, "1", 1).await.unwrap();
+    let_go(&guest, 0).await;
+    export::close(&whole.dir).await.unwrap();
+    let begins = [0, 3, 9, 16, 24, 40].map(|pieces| (false, pieces));
+    let ends = [0, 1, 2, 4].map(|pieces| (true, pieces));
+    for (at_end, pieces) in begins.into_iter().chain(ends) {
+        writes_to(&guest, 128 << 10).await;
+        let copy = copy(&bench, &format!("{at_end}{pieces}")).await;
+        let wire = Wire::to(copy.export.address).await;
+        let target = MirrorTarget {
+            address: wire.address,
+            ..copy.target()
+        };
+        let lacks = map(&guest).await;
+        if !at_end {
+            wire.is_cut_after(pieces);
+        }
+        let begun = guest.start_mirror(0, "2", &target, None, Some(&lacks));
+        let begun = begun.await;
+        if at_end {
+            begun.unwrap();
+            all(&guest, 1, |seen| {
+                seen.resync.is_some_and(|resync| resync.due)
+            })
+            .await;
+            wire.is_cut_after(pieces);
+            let finished = guest
+                .finish_resync(0)
+                .await
+                .map_err(|error| error.to_string());
+            println!("cut {pieces} pieces before the end: {finished:?}");
+        } else {
+            let begun = begun.map_err(|error| error.to_string());
+            println!("cut {pieces} pieces after the begin: {begun:?}");
+        }
+        sleep(Duration::from_millis(300)).await;
+        let began = std::time::Instant::now();
+        let_go(&guest, 0).await;
+        println!("let go of in {:?}", began.elapsed());
+        goes_on(&guest, &config).await;
+        assert!(mirror(&guest).await.is_none());
+        export::close(&copy.dir).await.unwrap();
+    }
+    let copy = copy(&bench, "back").await;
+    let (target, lacks) = (copy.target(), map(&guest).await);
+    let begun = guest.start_mirror(0, "3", &target, None, Some(&lacks));
+    begun.await.unwrap();
+    resynced(&guest).await;
+    same_bytes(&guest, &config, &copy, "after it was lost again and again").await;
+    guest.kill(LONG).await.unwrap();
+    eventually("its relay ends with it", || !relay_files(&config)).await;
+}
+
+/// Whether there is anything of a relay.
+fn relay_files(config: &GuestConfig) -> bool {
+    let entries = std::fs::read_dir(&config.runtime_dir).unwrap().flatten();
+    let mut names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.any(|name| name.starts_with("copy0"))
 }

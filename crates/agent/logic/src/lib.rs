@@ -41,7 +41,7 @@ pub use input::{
 pub use ledger::{Ledger, LedgerEntry, LedgerRecord, SendEntry, SendStage};
 pub use mirror::{
     ExportOffer, ExportRequest, Mirror, MirrorStep, grow_step, keeps_export, may_export,
-    mirror_step,
+    mirror_step, silent_step,
 };
 pub use services::{service_table, services_wanted};
 pub use write_map::{FlushRequest, Map, MapMemory, MapStep, lacks, map_step};

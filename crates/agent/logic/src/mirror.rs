@@ -8,6 +8,8 @@
 //! | out of step | of this life of the record | nothing | syncing, then ready |
 //! | out of step | of an earlier life | drops it | waiting |
 //! | out of step | stalled or broken | drops it: it was never counted on | waiting |
+//! | in step | the guest's process is silent | nothing, as above | failed, after three leases |
+//! | out of step | the guest's process is silent | drops it, after a lease | waiting |
 //!
 //! Always holds: a mirror is dropped only when the record says that the copy is out of step; a copy is written to
 //! from outside only for the owner that the record names, and only from a life on in which it did not count.
@@ -16,6 +18,7 @@ use quorate_state::{DiskCopy, Ownership, State};
 use quorate_types::report::MirrorPhase;
 use quorate_types::{Epoch, HostName, PoolName, Revision, VmName};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// A mirror as the hypervisor sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,6 +82,27 @@ pub fn grow_step(copy: &DiskCopy, mirror: bool) -> (MirrorStep, MirrorPhase, Opt
         (true, _) => (MirrorStep::Nothing, MirrorPhase::Failed, Some(why)),
         (false, true) => (MirrorStep::Drop, MirrorPhase::Waiting, Some(why)),
         (false, false) => (MirrorStep::Grow, MirrorPhase::Waiting, Some(why)),
+    }
+}
+
+/// For so many leases the guest's process says nothing before a copy that counts is blamed for it.
+const SILENT_LEASES: u32 = 3;
+
+/// What the owner does about a copy, and what it says of it, while the guest's process has not answered for this long:
+/// it may be waiting for the copy.
+#[must_use]
+pub fn silent_step(
+    copy: &DiskCopy,
+    silent: Duration,
+    lease: Duration,
+) -> Option<(MirrorStep, MirrorPhase, String)> {
+    let why = "the guest's process does not answer: it may be waiting for the copy";
+    match copy.in_step {
+        false if silent >= lease => Some((MirrorStep::Drop, MirrorPhase::Waiting, why.to_owned())),
+        true if silent >= lease * SILENT_LEASES => {
+            Some((MirrorStep::Nothing, MirrorPhase::Failed, why.to_owned()))
+        }
+        _ => None,
     }
 }
 
@@ -235,6 +259,24 @@ mod tests {
             let (did, said, why) = grow_step(&copy(in_step), mirror);
             assert_eq!((did, said), (step, phase), "{in_step} {mirror}");
             assert!(why.unwrap().contains("larger"));
+        }
+    }
+
+    #[test]
+    fn a_silent_process_is_freed_of_a_copy_that_does_not_count_and_not_of_one_that_does() {
+        use MirrorPhase::{Failed, Waiting};
+        use MirrorStep::{Drop, Nothing};
+        let ms = Duration::from_millis;
+        for (in_step, silent, step) in [
+            (false, 1999, None),
+            (false, 2000, Some((Drop, Waiting))),
+            (true, 2000, None),
+            (true, 5999, None),
+            (true, 6000, Some((Nothing, Failed))),
+        ] {
+            let did = silent_step(&copy(in_step), ms(silent), ms(2000));
+            let did = did.map(|(step, phase, _)| (step, phase));
+            assert_eq!(did, step, "{in_step} {silent}");
         }
     }
 

@@ -7,7 +7,9 @@ use super::grow;
 use super::write_maps::WriteMaps;
 use super::{Live, Shared, text};
 use crate::host::Message;
-use quorate_agent_logic::{ExportRequest, Mirror, MirrorStep, grow_step, lacks, mirror_step};
+use quorate_agent_logic::{
+    ExportRequest, Mirror, MirrorStep, grow_step, lacks, mirror_step, silent_step,
+};
 use quorate_hypervisor::{MirrorStatus, MirrorTarget, TlsMaterial};
 use quorate_state::{DiskCopy, Ownership};
 use quorate_types::report::{MirrorPhase, MirrorReport};
@@ -23,9 +25,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 const BEGIN_AGAIN: Duration = Duration::from_secs(2);
 /// Bound of the question for an export.
 const ASK_WITHIN: Duration = Duration::from_secs(8);
-
-/// The same while the guest writes to the copy: it must not wait for long.
-const FINISH_WITHIN: Duration = Duration::from_secs(1);
 
 /// Starts the tasks of a guest's disks; they end with it.
 pub(super) fn spawn(shared: &Arc<Shared>, vm: &VmName, live: &Live) {
@@ -111,10 +110,10 @@ async fn drop_forgotten(shared: &Shared, vm: &VmName, live: &Live, index: usize)
     if !alone(shared, vm, index) {
         return true;
     }
-    let Ok(mirrors) = live.guest.mirrors().await else {
-        return false;
-    };
-    if !mirrors.iter().any(|mirror| mirror.disk == index) {
+    // Where there is no answer it may be the copy that is waited for.
+    if let Ok(mirrors) = live.guest.mirrors().await
+        && !mirrors.iter().any(|mirror| mirror.disk == index)
+    {
         return true;
     }
     tracing::info!(%vm, disk = index, "a copy that is not wanted any more is let go of");
@@ -137,9 +136,9 @@ async fn tend(
     maps: &mut WriteMaps,
 ) {
     if found.resync.is_some_and(|resync| resync.due)
-        && let Err(error) = finish(shared, vm, live, found.disk, kept).await
+        && let Err(error) = live.guest.finish_resync(found.disk).await
     {
-        tracing::warn!(%vm, error, "a resync does not end");
+        tracing::warn!(%vm, error = text(&error), "a resync does not end, and is begun again");
     }
     if kept.lasting && !kept.moving && found.in_step && found.problem.is_none() {
         maps.look(shared, vm, live, kept, found).await;
@@ -154,14 +153,23 @@ struct Pulse {
 
 async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
     let mut states = shared.state.clone();
-    let (mut pulse, mut begin_at) = (None::<Pulse>, Instant::now());
-    let mut said: Option<MirrorReport> = None;
-    let mut problem: Option<String> = None;
-    let mut maps = WriteMaps::default();
+    let mut keeper = Keeper {
+        shared,
+        vm,
+        live,
+        index,
+        pulse: None,
+        begin_at: Instant::now(),
+        said: None,
+        problem: None,
+        maps: WriteMaps::default(),
+        counted: false,
+        silent: None,
+    };
     loop {
         states.borrow_and_update();
         let Some(kept) = kept(shared, vm, index) else {
-            if said.take().is_some() {
+            if keeper.said.take().is_some() {
                 tell(shared, vm, index, None).await;
             }
             let dropped = drop_forgotten(shared, vm, live, index).await;
@@ -178,60 +186,123 @@ async fn keep(shared: &Arc<Shared>, vm: &VmName, live: &Live, index: usize) {
             }
             continue;
         };
-        // No answer is no news; its end is told elsewhere.
-        if let Ok(mirrors) = live.guest.mirrors().await {
-            let found = mirrors.into_iter().find(|mirror| mirror.disk == index);
-            if kept.moving && found.is_none() {
-                // It was handed over, most likely. What becomes of it is known when the move has ended.
-                let _ = states.changed().await;
-                continue;
-            }
-            let seen = found.as_ref().map(|found| judge(shared, found, &mut pulse));
-            if seen.is_none() {
-                pulse = None;
-            }
-            if let Some(found) = &found {
-                tend(shared, vm, live, &kept, found, &mut maps).await;
-            }
-            let (step, phase, why) = match shared.growing.wanted(vm, index) && !kept.moving {
-                true => grow_step(&kept.copy, seen.is_some()),
-                false => mirror_step(&kept.copy, seen.as_ref()),
-            };
-            let report = report(
-                &kept,
-                found.as_ref(),
-                phase,
-                why.or_else(|| problem.clone()),
-            );
-            if said.as_ref() != Some(&report) {
-                said = Some(report.clone());
-                tell(shared, vm, index, Some(report)).await;
-            }
-            match step {
-                MirrorStep::Nothing => problem = None,
-                MirrorStep::Drop => {
-                    tracing::warn!(%vm, disk = kept.disk.image, to = %kept.host, "its copy is let go of");
-                    if let Err(error) = live.guest.drop_mirror(index).await {
-                        tracing::error!(%vm, error = text(&error), "a mirror stays");
-                    }
-                    begin_at = Instant::now() + BEGIN_AGAIN;
-                }
-                MirrorStep::Begin if Instant::now() >= begin_at => {
-                    let begun = begin(shared, vm, live, index, &kept).await;
-                    problem = begun.err();
-                    match &problem {
-                        Some(error) => tracing::info!(%vm, to = %kept.host, error, "no copy yet"),
-                        None => {
-                            tracing::info!(%vm, to = %kept.host, "a copy is brought up to date")
-                        }
-                    }
-                    begin_at = Instant::now() + BEGIN_AGAIN;
-                }
-                MirrorStep::Begin => {}
-                MirrorStep::Grow => grow::now(shared, vm, live, index).await,
-            }
+        if keeper.look(&kept).await {
+            let _ = tokio::time::timeout(LOOK_EVERY, states.changed()).await;
+        } else {
+            let _ = states.changed().await;
         }
-        let _ = tokio::time::timeout(LOOK_EVERY, states.changed()).await;
+    }
+}
+
+/// What is remembered of a copy between two looks.
+struct Keeper<'a> {
+    shared: &'a Arc<Shared>,
+    vm: &'a VmName,
+    live: &'a Live,
+    index: usize,
+    pulse: Option<Pulse>,
+    /// No mirror is begun before.
+    begin_at: Instant,
+    said: Option<MirrorReport>,
+    problem: Option<String>,
+    maps: WriteMaps,
+    /// The copy counted when it was looked at last.
+    counted: bool,
+    /// QEMU has not answered since.
+    silent: Option<Instant>,
+}
+
+impl Keeper<'_> {
+    /// One look; whether another one is due soon.
+    async fn look(&mut self, kept: &Kept) -> bool {
+        let dropped = std::mem::replace(&mut self.counted, kept.copy.in_step);
+        if dropped && !kept.copy.in_step {
+            // At once, whatever QEMU waits for: it may be this.
+            self.let_go(kept).await;
+        }
+        let asked = Instant::now();
+        let Ok(mirrors) = self.live.guest.mirrors().await else {
+            self.unheard(kept, asked).await;
+            return true;
+        };
+        self.silent = None;
+        let found = mirrors.into_iter().find(|mirror| mirror.disk == self.index);
+        if kept.moving && found.is_none() {
+            // It was handed over, most likely. What becomes of it is known when the move has ended.
+            return false;
+        }
+        let (shared, vm) = (self.shared, self.vm);
+        let seen = found
+            .as_ref()
+            .map(|found| judge(shared, found, &mut self.pulse));
+        if seen.is_none() {
+            self.pulse = None;
+        }
+        if let Some(found) = &found {
+            tend(shared, vm, self.live, kept, found, &mut self.maps).await;
+        }
+        let (step, phase, why) = match shared.growing.wanted(vm, self.index) && !kept.moving {
+            true => grow_step(&kept.copy, seen.is_some()),
+            false => mirror_step(&kept.copy, seen.as_ref()),
+        };
+        let why = why.or_else(|| self.problem.clone());
+        self.say(report(kept, found.as_ref(), phase, why)).await;
+        self.step(kept, step).await;
+        true
+    }
+
+    async fn step(&mut self, kept: &Kept, step: MirrorStep) {
+        let (vm, now) = (self.vm, Instant::now());
+        match step {
+            MirrorStep::Nothing => self.problem = None,
+            MirrorStep::Drop => self.let_go(kept).await,
+            MirrorStep::Begin if now >= self.begin_at => {
+                let begun = begin(self.shared, vm, self.live, self.index, kept).await;
+                self.problem = begun.err();
+                match &self.problem {
+                    Some(error) => tracing::info!(%vm, to = %kept.host, error, "no copy yet"),
+                    None => {
+                        tracing::info!(%vm, to = %kept.host, "a copy is brought up to date");
+                    }
+                }
+                self.begin_at = Instant::now() + BEGIN_AGAIN;
+            }
+            MirrorStep::Begin => {}
+            MirrorStep::Grow => grow::now(self.shared, vm, self.live, self.index).await,
+        }
+    }
+
+    /// Lets go of a copy that does not count.
+    async fn let_go(&mut self, kept: &Kept) {
+        let vm = self.vm;
+        tracing::warn!(%vm, disk = kept.disk.image, to = %kept.host, "its copy is let go of");
+        if let Err(error) = self.live.guest.drop_mirror(self.index).await {
+            tracing::error!(%vm, error = text(&error), "a mirror stays");
+        }
+        self.begin_at = Instant::now() + BEGIN_AGAIN;
+    }
+
+    /// QEMU does not answer.
+    async fn unheard(&mut self, kept: &Kept, asked: Instant) {
+        let since = *self.silent.get_or_insert(asked);
+        if kept.moving {
+            return; // it has other reasons then
+        }
+        let lease = self.shared.state().settings().lease.duration.as_duration();
+        let Some((step, phase, why)) = silent_step(&kept.copy, since.elapsed(), lease) else {
+            return;
+        };
+        if step == MirrorStep::Drop {
+            self.let_go(kept).await;
+        }
+        self.say(report(kept, None, phase, Some(why))).await;
+    }
+
+    async fn say(&mut self, report: MirrorReport) {
+        if self.said.as_ref() != Some(&report) {
+            self.said = Some(report.clone());
+            tell(self.shared, self.vm, self.index, Some(report)).await;
+        }
     }
 }
 
@@ -314,21 +385,9 @@ async fn ask(
             dir,
             hostname: Some(kept.host.to_string()),
         }),
+        program: crate::exports::program().into(),
     };
     Ok((target, offer.mark, info.virtual_bytes))
-}
-
-async fn finish(
-    shared: &Shared,
-    vm: &VmName,
-    live: &Live,
-    index: usize,
-    kept: &Kept,
-) -> Result<(), String> {
-    let asked = tokio::time::timeout(FINISH_WITHIN, ask(shared, vm, kept)).await;
-    let (target, _, _) = asked.map_err(|_| format!("{} does not answer", kept.host))??;
-    let finished = live.guest.finish_resync(index, &target).await;
-    finished.map_err(|error| text(&error))
 }
 
 async fn begin(

@@ -212,6 +212,59 @@ fn manifests_disks_and_broken_logs() {
     corrupt_log(&cluster);
     impossible(&cluster);
     cluster.run(&[Guest::new("after", 1)]);
+    larger(&cluster);
+    imported(&cluster);
+}
+
+/// A larger size in the manifest is given to the running guest, which stays as it is.
+fn larger(cluster: &Cluster) {
+    let before = cluster.copy("after");
+    let guest = Guest::new("after", 1).disk(24);
+    cluster.apply(std::slice::from_ref(&guest));
+    let file = cluster.disk_file(&guest);
+    cluster.eventually("a larger disk", LONG, || {
+        let length = std::fs::metadata(&file).map_or(0, |meta| meta.len());
+        (length == 24 << 20)
+            .then_some(())
+            .ok_or(format!("{length} bytes"))
+    });
+    assert_eq!(cluster.copy("after"), before, "it was started anew");
+}
+
+/// A VM waits for the image that is being written for it.
+fn imported(cluster: &Cluster) {
+    let file = cluster.file("late.img", &"not all zeros\n".repeat(600_000));
+    let file = file.to_string_lossy();
+    let import = ["image", "import", &file, "--to", "shared/late.raw"];
+    let slowly = [&import[..], &["--limit", "64KiB", "--detach"]].concat();
+    let job = cluster.must(&slowly);
+    let kernel = cluster.image().kernel;
+    let text = format!(
+        "vms:\n  late:\n    memory: 64MiB\n    boot: {{kernel: {{kernel: {}}}}}\n    disks: [{{pool: shared, image: late.raw}}]\n",
+        kernel.display()
+    );
+    cluster.apply_text(&text).unwrap();
+    let why = cluster.wait("the reason why it waits", LONG, |view| {
+        let vm = find_vm(view, "late")?;
+        let tells = vm.why.contains("it starts when that is done");
+        (tells && vm.state == VmState::Waiting)
+            .then(|| vm.why.clone())
+            .ok_or_else(|| format!("{vm:?}"))
+    });
+    cluster.say(&why);
+    // Nobody wants to wait for that one.
+    cluster.must(&["image", "cancel", job.trim()]);
+    cluster.eventually("an import at full speed", LONG, || {
+        cluster.quorate(&import).map(drop)
+    });
+    cluster.wait("the VM whose image is whole", LONG, |view| {
+        let vm = find_vm(view, "late")?;
+        (vm.state == VmState::Running)
+            .then_some(())
+            .ok_or_else(|| format!("{vm:?}"))
+    });
+    // It has no operating system that could be asked.
+    cluster.must(&["vm", "stop", "late", "--hard", "--wait"]);
 }
 
 /// Errors have a place and a hint, and change nothing.

@@ -209,6 +209,18 @@ fn rate(cluster: &Cluster, guest: &Guest) -> f64 {
     (last - first) as f64 / seconds(ended - begun)
 }
 
+/// Waits until both sides are so large.
+fn have(cluster: &Cluster, copy: &str, bytes: u64) {
+    for host in [copy, &cluster.owner("db")] {
+        let image = own(cluster, host).join("db.raw");
+        cluster.eventually("a larger image", RESYNC, || {
+            let length = std::fs::metadata(&image).map_or(0, |meta| meta.len());
+            let text = format!("{length} bytes on {host}");
+            (length == bytes).then_some(()).ok_or(text)
+        });
+    }
+}
+
 #[test]
 fn a_mirrored_disk_is_at_least_half_as_fast() {
     let cluster = Cluster::up();
@@ -232,10 +244,15 @@ fn a_mirrored_disk_is_at_least_half_as_fast() {
     // Both sides become larger under the guest.
     cluster.must(&["image", "resize", "own/db.raw", "24MiB"]);
     assert_eq!(in_step(&cluster, "db"), copy);
-    for host in [&copy, &cluster.owner("db")] {
-        let image = own(&cluster, host).join("db.raw");
-        assert_eq!(std::fs::metadata(image).unwrap().len(), 24 << 20, "{host}");
-    }
+    have(&cluster, &copy, 24 << 20);
+    // The same by the manifest.
+    let before = cluster.copy("db");
+    let guest = guests[0].clone().disk(32);
+    let text = manifest(&[guest], &cluster.image(), "");
+    cluster.apply_text(&text).unwrap();
+    have(&cluster, &copy, 32 << 20);
+    assert_eq!(in_step(&cluster, "db"), copy);
+    assert_eq!(cluster.copy("db"), before, "it was started anew");
     let mut report = quorate_bench::Report::new();
     report.add("fsynced writes, plain disk", "/s", &plain, None);
     report.add(

@@ -453,11 +453,7 @@ impl Vm for FakeGuest {
         Ok(())
     }
 
-    async fn finish_resync(
-        &self,
-        _disk: usize,
-        _target: &MirrorTarget,
-    ) -> Result<(), HypervisorError> {
+    async fn finish_resync(&self, _disk: usize) -> Result<(), HypervisorError> {
         self.alive()
     }
 

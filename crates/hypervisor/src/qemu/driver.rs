@@ -21,6 +21,7 @@ use super::process::{
     Spawned, Watched, identity, remove_secrets, spawn, stderr_tail, supports_direct_io,
 };
 use super::qmp::{QmpClient, QmpError};
+use super::relay;
 use crate::config::{GuestConfig, StartMode};
 use crate::error::HypervisorError;
 use crate::guest::{ExitInfo, Frozen, GuestEvent, GuestState, ProcessIdentity, SavedState};
@@ -60,6 +61,9 @@ impl QemuDriver {
     ) -> Result<Guest, HypervisorError> {
         config.validate()?;
         let deadline = Instant::now() + within;
+        if find(&config.runtime_dir)?.is_none() {
+            relay::close_all(&config.runtime_dir).await;
+        }
         let (binary, mut config) = (self.binary.clone(), config.clone());
         let (spawned, config, mode) = tokio::task::spawn_blocking(move || {
             resolve_direct_io(&mut config);
@@ -101,6 +105,7 @@ impl QemuDriver {
         within: Duration,
     ) -> Result<Option<Guest>, HypervisorError> {
         let Some((record, process)) = find(runtime_dir)? else {
+            relay::close_all(runtime_dir).await;
             return Ok(None);
         };
         let qmp = record.config.paths().qmp();
@@ -384,12 +389,8 @@ impl Vm for Guest {
     ) -> Result<(), HypervisorError> {
         self.start_mirror(disk, tag, target, speed, lacks).await
     }
-    async fn finish_resync(
-        &self,
-        disk: usize,
-        target: &MirrorTarget,
-    ) -> Result<(), HypervisorError> {
-        self.finish_resync(disk, target).await
+    async fn finish_resync(&self, disk: usize) -> Result<(), HypervisorError> {
+        self.finish_resync(disk).await
     }
     async fn write_maps(&self, disk: usize) -> Result<Vec<WriteMap>, HypervisorError> {
         self.write_maps(disk).await

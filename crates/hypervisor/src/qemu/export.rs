@@ -9,23 +9,20 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use super::process::{Watched, detach, identity, stderr_tail};
+use super::process::Watched;
+use super::storage_daemon::{self, Files, failed};
 use crate::guest::ProcessIdentity;
 
 /// Ports are tried so often: between the choice of a free one and its use somebody else may take it.
 const PORT_TRIES: u32 = 5;
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// Bound of the end of a process that was killed.
-const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// What is served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,26 +71,26 @@ pub enum ExportError {
         /// What it said.
         detail: String,
     },
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ExportError {
-    move |source| ExportError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    /// The same for a relay.
+    #[error("the export at {address} cannot be used: {detail}")]
+    Relay {
+        /// Of the export.
+        address: SocketAddr,
+        /// What it said.
+        detail: String,
+    },
 }
 
 fn record(dir: &Path) -> PathBuf {
     dir.join("export.json")
 }
 
-fn pidfile(dir: &Path) -> PathBuf {
-    dir.join("export.pid")
-}
-
-fn log(dir: &Path) -> PathBuf {
-    dir.join("export.log")
+fn files(dir: &Path) -> Files {
+    Files {
+        record: record(dir),
+        pidfile: dir.join("export.pid"),
+        log: dir.join("export.log"),
+    }
 }
 
 /// The export whose directory this is, if it still lives.
@@ -135,7 +132,13 @@ pub async fn open(
     for _ in 0..PORT_TRIES {
         let free = TcpListener::bind((config.address, 0)).and_then(|socket| socket.local_addr());
         let address = free.map_err(failed("find a port for", dir))?;
-        match serve(program, dir, config, address, deadline).await? {
+        let export = |identity| Export {
+            config: config.clone(),
+            address,
+            identity,
+        };
+        let line = arguments(config, address);
+        match storage_daemon::start(program, &files(dir), line, export, deadline).await? {
             Ok(export) => return Ok(export),
             Err(said) => last = said,
         }
@@ -149,7 +152,7 @@ pub async fn open(
     })
 }
 
-fn arguments(dir: &Path, config: &ExportConfig, address: SocketAddr) -> Vec<String> {
+fn arguments(config: &ExportConfig, address: SocketAddr) -> Vec<String> {
     let mut server = json!({
         "addr": {
             "type": "inet",
@@ -195,67 +198,7 @@ fn arguments(dir: &Path, config: &ExportConfig, address: SocketAddr) -> Vec<Stri
     ] {
         line.extend([flag.to_owned(), value.to_string()]);
     }
-    line.extend(["--pidfile".to_owned(), pidfile(dir).display().to_string()]);
     line
-}
-
-/// One attempt; the inner error is what the program said.
-async fn serve(
-    program: &Path,
-    dir: &Path,
-    config: &ExportConfig,
-    address: SocketAddr,
-    deadline: Instant,
-) -> Result<Result<Export, String>, ExportError> {
-    let (pidfile, log) = (pidfile(dir), log(dir));
-    for old in [&pidfile, &record(dir)] {
-        match fs::remove_file(old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove", old)(error));
-            }
-            _ => {}
-        }
-    }
-    let mut options = fs::OpenOptions::new();
-    let messages = options.create(true).truncate(true).write(true).mode(0o600);
-    let messages = messages.open(&log).map_err(failed("open", &log))?;
-    let errors = messages.try_clone().map_err(failed("open", &log))?;
-    let mut command = Command::new(program);
-    command.args(arguments(dir, config, address));
-    command.stdin(Stdio::null()).stdout(messages).stderr(errors);
-    detach(&mut command);
-    let child = command.spawn().map_err(failed("execute", program))?;
-    let pid = i32::try_from(child.id()).unwrap_or_default();
-    // As for guests: the end is observed, and reaped, through the pidfd.
-    let process = identity::of_pid(pid).and_then(|identity| {
-        let process = Watched::open_unreaped(&identity)?;
-        process.ok_or_else(|| io::ErrorKind::NotFound.into())
-    });
-    let process = process.map_err(failed("watch", &log))?;
-    let export = Export {
-        config: config.clone(),
-        address,
-        identity: process.identity().clone(),
-    };
-    let written = serde_json::to_vec(&export).map_err(io::Error::from);
-    let written = written.and_then(|bytes| fs::write(record(dir), bytes));
-    if let Err(error) = written {
-        end(&process).await;
-        return Err(failed("write", &record(dir))(error));
-    }
-    // It writes its pid when it serves.
-    loop {
-        if fs::metadata(&pidfile).is_ok_and(|meta| meta.len() > 0) {
-            return Ok(Ok(export));
-        }
-        if timeout(LOOK_AGAIN, process.ended()).await.is_ok() {
-            return Ok(Err(stderr_tail(&log, 0)));
-        }
-        if Instant::now() >= deadline {
-            end(&process).await;
-            return Ok(Err("it did not get ready in time".into()));
-        }
-    }
 }
 
 /// Ends an export: what it has taken is on stable storage, and nothing more is taken. None is no error.
@@ -267,14 +210,7 @@ pub async fn close(dir: &Path) -> Result<(), ExportError> {
         return Ok(());
     };
     let path = record(dir);
-    let process = Watched::open(&export.identity).map_err(failed("look at", &path))?;
-    if let Some(process) = process
-        && !end(&process).await
-    {
-        return Err(failed("end the process of", &path)(
-            io::ErrorKind::TimedOut.into(),
-        ));
-    }
+    storage_daemon::end_recorded(&export.identity, &path).await?;
     let image = &export.config.image;
     match fs::File::open(image).and_then(|file| file.sync_all()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -283,13 +219,4 @@ pub async fn close(dir: &Path) -> Result<(), ExportError> {
         _ => {}
     }
     fs::remove_file(&path).map_err(failed("remove", &path))
-}
-
-/// Whether it has ended.
-async fn end(process: &Watched) -> bool {
-    // Its connections may hang: there is nothing to wait for, what it has taken is in the file.
-    if process.kill().is_err() {
-        return false;
-    }
-    timeout(END_WITHIN, process.ended()).await.is_ok()
 }

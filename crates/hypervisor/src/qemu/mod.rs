@@ -18,6 +18,8 @@ pub mod migration;
 pub mod probe;
 pub mod process;
 pub mod qmp;
+mod relay;
+mod storage_daemon;
 
 pub use command_line::command_line;
 pub use driver::QemuDriver;

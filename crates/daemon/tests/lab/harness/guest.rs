@@ -30,6 +30,7 @@ pub(crate) struct Guest {
     lines: String,
     kernel: Option<String>,
     pool: String,
+    disk_mib: u32,
     /// Its disk is a unit of the SAN.
     pub(crate) lun: bool,
 }
@@ -49,6 +50,7 @@ impl Guest {
             lines: String::new(),
             kernel: None,
             pool: "shared".to_owned(),
+            disk_mib: 16,
             lun: false,
         }
     }
@@ -107,6 +109,12 @@ impl Guest {
         self
     }
 
+    /// Another size of its disk.
+    pub(crate) fn disk(mut self, mebibytes: u32) -> Self {
+        self.disk_mib = mebibytes;
+        self
+    }
+
     /// Another kernel: for one that does not exist.
     pub(crate) fn kernel(mut self, path: &str) -> Self {
         self.kernel = Some(path.to_owned());
@@ -127,7 +135,10 @@ impl Guest {
         );
         let disk = match self.lun {
             true => format!("pool: san, image: {}", self.name),
-            false => format!("pool: {}, image: {}.raw, size: 16MiB", self.pool, self.name),
+            false => format!(
+                "pool: {}, image: {}.raw, size: {}MiB",
+                self.pool, self.name, self.disk_mib
+            ),
         };
         let _ = write!(
             text,

@@ -10,28 +10,29 @@
 //!   guest --> mirror (new writes, to both) --> backup's filter (old data first) --> file --backup job--> copy
 //!                     copyN                                                                 againN
 //! ```
+//! QEMU is connected to a relay on this host ([`crate::qemu::relay`]), never to the other host: what waits, waits there.
+//!
 //! What QEMU 10.0.2 does (measured):
 //! - with `copy-mode: write-blocking` a write is acknowledged to the guest when both sides have it; a flush
 //!   goes to the guest's own disk only;
-//! - with a `reconnect-delay` requests wait for a server that is gone, instead of failing. Without, or when the server
-//!   answers with an error, the job ends by itself and *the guest goes on alone*: so the delay is long;
-//! - what waits is let go by `yank` (a connection that hangs) and by a forced cancel (one that is being made
-//!   again). Whoever calls [`Guest::drop_mirror`] has made sure that the copy does not count any more;
+//! - a request that fails, because the relay has ended or the server answers with an error, ends the job, and *the
+//!   guest goes on alone*. The relay answers when the export does, however long that takes;
+//! - when a mirror begins or ends, as when the guest is paused, QEMU waits in its main loop for all that is under way on
+//!   any disk, and answers nobody meanwhile. So a copy is let go of by ending its relay first, which needs no answer.
+//!   Whoever calls [`Guest::drop_mirror`] has made sure that the copy does not count any more;
 //! - nodes with a job on them cannot be given up: a freeze keeps the disks;
 //! - a mirror takes no bitmap, and a backup takes no node that a mirror is on. So the mirror is on the disk's node, and the
 //!   backup on the file's below it, both to the same export. A write passes the backup's filter first, which copies what
 //!   was there and waits for the job where that is just being copied; then it goes to the disk; then to the copy. So what is
-//!   old never follows what is new (`tests/resync.rs` compares the bytes). The mirror begins *before* the map
+//!   old never follows what is new (`tests/mirror.rs` compares the bytes). The mirror begins *before* the map
 //!   is read, so that each write is in the map, or mirrored, or both;
-//! - a job ends with a drain, which waits for all writes, in QEMU's main loop, as a guest's pause does: begun while one
-//!   of them waits for a server that is gone it would stop QEMU's monitor for good; and a pause flushes all nodes, used or
-//!   not. So while a copy gets what it lacks there is no connection that waits for a server. A backup does not end by itself, but by hand ([`Guest::finish_resync`]) when no write
-//!   is under way, and stops at an error; then the mirror's target is led to a connection that waits
-//!   (a connection's delay cannot be changed), and only then the copy can be in step;
-//! - so a write that needs something old to be copied fails when that cannot be done: `werror=stop` pauses the guest,
+//! - a backup does not end by itself, but by hand ([`Guest::finish_resync`]) when no write is under way: its end waits for all
+//!   writes. Until then the copy cannot be in step, so whatever takes too long here costs only another attempt;
+//! - a write that needs something old to be copied fails when that cannot be done: `werror=stop` pauses the guest,
 //!   with that write kept for when it is resumed.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -42,11 +43,11 @@ use super::{Guest, QUICK};
 use crate::error::HypervisorError;
 use crate::mirror::{MirrorStatus, MirrorTarget, Resync, WriteMap};
 use crate::qemu::command_line::{disk_node, file_node};
+use crate::qemu::export::ExportError;
+use crate::qemu::relay;
 
-/// For so many seconds a request waits for a server that is gone: longer than anybody does.
-const WAIT_FOR_SERVER_S: u32 = 86_400;
-/// Longest wait for the first connection, in milliseconds.
-const OPEN_WITHIN_MS: u32 = 2_000;
+/// Bound of the start of a relay, which connects to the export.
+const RELAY_WITHIN: Duration = Duration::from_secs(4);
 /// Bound for the end of a job that was cancelled.
 const END_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -66,60 +67,21 @@ fn again_node(disk: usize) -> String {
     format!("again{disk}")
 }
 
-/// The mirror's connection while the copy gets what it lacks: it fails at once when the server is gone.
-fn quick_node(disk: usize) -> String {
-    format!("quick{disk}")
-}
-
-/// The mirror's connection after that: it waits for a server that is gone.
-fn patient_node(disk: usize) -> String {
-    format!("patient{disk}")
-}
-
-/// All of them, the ones above first.
-fn connections(disk: usize) -> [String; 4] {
-    [
-        copy_node(disk),
-        quick_node(disk),
-        patient_node(disk),
-        again_node(disk),
-    ]
-}
-
-/// The mirror's target while its connection is to change.
-fn copy_options(disk: usize, connection: String) -> Value {
+/// A connection to the relay, which fails at once when that has ended.
+fn connection(name: String, socket: &Path, target: &MirrorTarget) -> Value {
     json!({
-        "driver": "raw",
-        "node-name": copy_node(disk),
+        "driver": "nbd",
+        "node-name": name,
+        "server": { "type": "unix", "path": socket },
+        "export": target.export,
+        "reconnect-delay": 0,
         "discard": "unmap",
-        "file": connection,
     })
 }
 
-/// The options of a connection, but for its name and its patience.
-fn connection_options(disk: usize, target: &MirrorTarget) -> Value {
-    let mut node = json!({
-        "driver": "nbd",
-        "server": {
-            "type": "inet",
-            "host": target.address.ip().to_string(),
-            "port": target.address.port().to_string(),
-        },
-        "export": target.export,
-        "open-timeout": OPEN_WITHIN_MS / 1000,
-        "discard": "unmap",
-    });
-    if let Some(tls) = &target.tls {
-        node["tls-creds"] = json!(tls_id(disk));
-        if let Some(hostname) = &tls.hostname {
-            node["tls-hostname"] = json!(hostname);
-        }
-    }
-    node
-}
-
-fn tls_id(disk: usize) -> String {
-    format!("copy-tls{disk}")
+/// By when QEMU has done what it does at once, unless it waits for a copy.
+fn soon() -> Instant {
+    Instant::now() + QUICK
 }
 
 /// What the jobs of a mirror are for.
@@ -226,23 +188,20 @@ impl Guest {
         speed: Option<u64>,
         lacks: Option<&WriteMap>,
     ) -> Result<(), HypervisorError> {
-        let deadline = Instant::now() + Duration::from_millis(u64::from(OPEN_WITHIN_MS)) + QUICK;
-        self.forget_copy(disk, deadline).await;
+        self.forget_copy(disk, soon()).await;
         let begun = async {
-            let node = self.connection(disk, target, deadline).await?;
-            match lacks {
-                None => {
-                    self.connect(&node, copy_node(disk), WAIT_FOR_SERVER_S, deadline)
-                        .await?;
-                    self.mirror(Part::Whole, disk, tag, speed, deadline).await
-                }
-                Some(map) => {
-                    self.connect_twice(disk, &node, deadline).await?;
-                    self.mirror(Part::Follow, disk, tag, Some(NOT_YET), deadline)
-                        .await?;
-                    self.copy_lacking(disk, tag, speed, map, deadline).await
-                }
-            }
+            let dir = &self.config().runtime_dir;
+            let relay = relay::open(dir, disk, target, Instant::now() + RELAY_WITHIN).await;
+            let socket = relay.map_err(|source| self.relay_error("open", source))?;
+            self.connect(connection(copy_node(disk), &socket, target))
+                .await?;
+            let Some(map) = lacks else {
+                return self.mirror(Part::Whole, disk, tag, speed).await;
+            };
+            self.connect(connection(again_node(disk), &socket, target))
+                .await?;
+            self.mirror(Part::Follow, disk, tag, Some(NOT_YET)).await?;
+            self.copy_lacking(disk, tag, speed, map).await
         };
         let begun = begun.await;
         if begun.is_err() {
@@ -252,39 +211,16 @@ impl Guest {
         begun
     }
 
-    /// The options of a connection to a copy, with the certificates loaded.
-    async fn connection(
-        &self,
-        disk: usize,
-        target: &MirrorTarget,
-        deadline: Instant,
-    ) -> Result<Value, HypervisorError> {
-        if let Some(tls) = &target.tls {
-            let object = json!({
-                "qom-type": "tls-creds-x509",
-                "id": tls_id(disk),
-                "dir": tls.dir,
-                "endpoint": "client",
-                "verify-peer": true,
-            });
-            let action = "load the certificates for a copy";
-            self.command(action, "object-add", object, deadline).await?;
+    fn relay_error(&self, action: &'static str, source: ExportError) -> HypervisorError {
+        HypervisorError::Relay {
+            vm: self.config().name.clone(),
+            action,
+            source,
         }
-        Ok(connection_options(disk, target))
     }
 
-    /// Connects to a copy; requests wait so many seconds for a server that is gone.
-    async fn connect(
-        &self,
-        node: &Value,
-        name: String,
-        wait: u32,
-        deadline: Instant,
-    ) -> Result<(), HypervisorError> {
-        let mut node = node.clone();
-        node["node-name"] = json!(name);
-        node["reconnect-delay"] = json!(wait);
-        self.command("open a disk's copy", "blockdev-add", node, deadline)
+    async fn connect(&self, node: Value) -> Result<(), HypervisorError> {
+        self.command("open a disk's copy", "blockdev-add", node, soon())
             .await
             .map(drop)
     }
@@ -295,7 +231,6 @@ impl Guest {
         disk: usize,
         tag: &str,
         speed: Option<u64>,
-        deadline: Instant,
     ) -> Result<(), HypervisorError> {
         let mut job = json!({
             "job-id": part.job(disk, tag),
@@ -309,22 +244,7 @@ impl Guest {
         if let Some(speed) = speed {
             job["speed"] = json!(speed);
         }
-        self.command("copy a disk", "blockdev-mirror", job, deadline)
-            .await
-            .map(drop)
-    }
-
-    async fn connect_twice(
-        &self,
-        disk: usize,
-        node: &Value,
-        deadline: Instant,
-    ) -> Result<(), HypervisorError> {
-        for (name, wait) in [(quick_node(disk), 0), (again_node(disk), 0)] {
-            self.connect(node, name, wait, deadline).await?;
-        }
-        let node = copy_options(disk, quick_node(disk));
-        self.command("open a disk's copy", "blockdev-add", node, deadline)
+        self.command("copy a disk", "blockdev-mirror", job, soon())
             .await
             .map(drop)
     }
@@ -335,7 +255,6 @@ impl Guest {
         tag: &str,
         speed: Option<u64>,
         map: &WriteMap,
-        deadline: Instant,
     ) -> Result<(), HypervisorError> {
         let node = file_node(disk);
         let actions = json!({ "actions": [
@@ -347,8 +266,7 @@ impl Guest {
             }},
         ]});
         let action = "read where a disk was written to";
-        self.command(action, "transaction", actions, deadline)
-            .await?;
+        self.command(action, "transaction", actions, soon()).await?;
         let mut job = json!({
             "job-id": Part::Lacking.job(disk, tag),
             "device": node,
@@ -365,22 +283,26 @@ impl Guest {
             job["speed"] = json!(speed);
         }
         let action = "copy what a disk's copy lacks";
-        self.command(action, "blockdev-backup", job, deadline)
+        self.command(action, "blockdev-backup", job, soon())
             .await
             .map(drop)
     }
 
-    /// Ends the copying of what a copy lacked, where that is due; the target is the same. What is said of the mirror
-    /// after it tells whether it is in step.
+    /// Ends the copying of what a copy lacked, where that is due. What is said of the mirror after it tells whether it
+    /// is in step.
     ///
     /// # Errors
-    /// When QEMU does not answer or refuses.
-    pub async fn finish_resync(
-        &self,
-        disk: usize,
-        target: &MirrorTarget,
-    ) -> Result<(), HypervisorError> {
-        let (action, deadline) = ("finish a resync", Instant::now() + END_WITHIN);
+    /// When QEMU does not answer or refuses; then the copy is let go of: it was not counted on.
+    pub async fn finish_resync(&self, disk: usize) -> Result<(), HypervisorError> {
+        let finished = self.try_finish(disk).await;
+        if finished.is_err() {
+            self.drop_mirror(disk).await?;
+        }
+        finished
+    }
+
+    async fn try_finish(&self, disk: usize) -> Result<(), HypervisorError> {
+        let (action, deadline) = ("finish a resync", soon());
         let mirrors = self.mirrors_by(deadline).await?;
         let due = |mirror: &&MirrorStatus| {
             mirror.disk == disk && mirror.resync.is_some_and(|resync| resync.due)
@@ -400,28 +322,12 @@ impl Guest {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        // One that is left over from an attempt before may be dead.
-        let stale = json!({ "node-name": patient_node(disk) });
-        let _ = self.command(action, "blockdev-del", stale, deadline).await;
-        let node = connection_options(disk, target);
-        let patient = patient_node(disk);
-        self.connect(&node, patient, WAIT_FOR_SERVER_S, deadline)
-            .await?;
-        let patient = json!({ "options": [copy_options(disk, patient_node(disk))] });
-        self.command(action, "blockdev-reopen", patient, deadline)
-            .await?;
         let follow = Part::Follow.job(disk, &mirror.tag);
         let settled = json!({ "device": follow, "speed": 0 });
         self.command(action, "block-job-set-speed", settled, deadline)
             .await?;
-        for (command, arguments) in [
-            ("job-dismiss", job),
-            ("blockdev-del", json!({ "node-name": quick_node(disk) })),
-            ("blockdev-del", json!({ "node-name": again_node(disk) })),
-        ] {
-            // What stays does no harm, and ends with the mirror.
-            let _ = self.command(action, command, arguments, deadline).await;
-        }
+        // Its connection stays until the mirror ends: to close it would be to wait for all that is under way.
+        let _ = self.command(action, "job-dismiss", job, deadline).await;
         Ok(())
     }
 
@@ -459,8 +365,10 @@ impl Guest {
     /// without it. None is no error.
     ///
     /// # Errors
-    /// When the job has not ended.
+    /// When the job has not ended; it does when nothing that is under way waits for another copy.
     pub async fn drop_mirror(&self, disk: usize) -> Result<(), HypervisorError> {
+        let closed = relay::close(&self.config().runtime_dir, disk).await;
+        closed.map_err(|source| self.relay_error("end", source))?;
         let deadline = Instant::now() + END_WITHIN;
         loop {
             let jobs = self.block_jobs(deadline).await?;
@@ -472,7 +380,7 @@ impl Guest {
             let Some((_, job)) = mine.min_by_key(|(part, _)| *part) else {
                 break;
             };
-            self.end_job(disk, job, deadline).await;
+            self.end_job(job, deadline).await;
             if Instant::now() >= deadline {
                 return Err(HypervisorError::Io {
                     vm: self.config().name.clone(),
@@ -487,8 +395,8 @@ impl Guest {
         Ok(())
     }
 
-    /// One step to the end of a job, whatever its connections do.
-    async fn end_job(&self, disk: usize, job: &Value, deadline: Instant) {
+    /// One step to the end of a job.
+    async fn end_job(&self, job: &Value, deadline: Instant) {
         let id = job["device"].as_str().unwrap_or_default();
         if job["status"].as_str() == Some("concluded") {
             let job = json!({ "id": id });
@@ -496,11 +404,6 @@ impl Guest {
                 .command("forget a job", "job-dismiss", job, deadline)
                 .await;
             return;
-        }
-        for node in connections(disk) {
-            let yank = json!({ "instances": [{ "type": "block-node", "node-name": node }] });
-            // Refused when there is no connection, or when the job ends just now.
-            let _ = self.command("cut a copy", "yank", yank, deadline).await;
         }
         let cancel = json!({ "device": id, "force": true });
         let _ = self
@@ -511,10 +414,10 @@ impl Guest {
     /// Removes what is left of a mirror that has ended; usually there is nothing.
     async fn forget_copy(&self, disk: usize, deadline: Instant) {
         let lacks = json!({ "node": file_node(disk), "name": LACKS });
-        let nodes = connections(disk).map(|node| ("blockdev-del", json!({ "node-name": node })));
+        let nodes = [copy_node(disk), again_node(disk)];
+        let nodes = nodes.map(|node| ("blockdev-del", json!({ "node-name": node })));
         let first = [("block-dirty-bitmap-remove", lacks)];
-        let last = [("object-del", json!({ "id": tls_id(disk) }))];
-        for (command, arguments) in first.into_iter().chain(nodes).chain(last) {
+        for (command, arguments) in first.into_iter().chain(nodes) {
             // Refused when it is not there.
             let _ = self
                 .command("forget a copy", command, arguments, deadline)

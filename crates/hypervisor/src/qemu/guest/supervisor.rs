@@ -20,6 +20,7 @@ use crate::guest::{ExitInfo, GuestEvent};
 use crate::qemu::command_line::disk_of_node;
 use crate::qemu::process::Watched;
 use crate::qemu::qmp::{QmpClient, QmpEvent, parse_event};
+use crate::qemu::relay;
 
 /// First and longest pause between two attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
@@ -55,6 +56,7 @@ impl Supervisor {
             }
         };
         self.drain(source).await;
+        relay::close_all(&self.config.runtime_dir).await;
         self.client.send_replace(None);
         let exit = ExitInfo {
             code,

@@ -76,6 +76,18 @@ impl VmMachine {
         if !cx.lease_held {
             return self.cancel_send(cx, "the lease of the source ran out");
         }
+        if let Stage::Sending {
+            step:
+                SendStep::Stream {
+                    op,
+                    catching_up: true,
+                    ..
+                },
+            ..
+        } = self.stage
+        {
+            return self.pre_switchover(cx, op);
+        }
         let (now, ready) = (cx.now, self.ready);
         let Stage::Sending {
             id,
@@ -189,6 +201,7 @@ impl VmMachine {
         let step = SendStep::Stream {
             op,
             cancelling: false,
+            catching_up: false,
         };
         self.set(cx, Stage::Sending { id, to, step });
     }
@@ -212,23 +225,32 @@ impl VmMachine {
     pub(super) fn pre_switchover(&mut self, cx: &mut Ctx<'_>, token: Token) {
         let Stage::Sending {
             id,
-            step: SendStep::Stream { op, cancelling },
+            step:
+                SendStep::Stream {
+                    op,
+                    cancelling,
+                    catching_up,
+                },
             to,
-        } = &self.stage
+        } = &mut self.stage
         else {
             return;
         };
         if *op != token || *cancelling {
             return;
         }
-        let (id, to) = (*id, to.clone());
+        *catching_up = cx.lease_held && !cx.may_run;
+        let (id, to, catching_up) = (*id, to.clone(), *catching_up);
         let wanted = matches!(
             cx.order,
             Some(Order::MigrateOut { id: mine, epoch, cancel: false, .. })
                 if *mine == id && *epoch == self.epoch
         );
-        if !wanted || !cx.may_run {
+        if !wanted || !cx.lease_held {
             return self.cancel_send(cx, "the lease or the order of the source has ended");
+        }
+        if catching_up {
+            return;
         }
         let vm = self.vm.clone();
         cx.record(LedgerRecord::SwitchoverBegun { vm, id });

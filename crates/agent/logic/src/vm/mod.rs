@@ -93,7 +93,13 @@ pub(crate) enum SendStep {
         last: String,
     },
     /// The memory is being copied.
-    Stream { op: Token, cancelling: bool },
+    Stream {
+        op: Token,
+        cancelling: bool,
+        /// The guest stands still and this host's replica is older than its lease: the order to go on may have been taken
+        /// back. It has caught up in moments.
+        catching_up: bool,
+    },
     /// The switchover was ordered (durable).
     Switching { op: Token },
 }

@@ -159,6 +159,37 @@ fn a_replica_that_is_behind_at_the_pause_delays_the_switchover() {
 }
 
 #[test]
+fn a_switchover_does_not_wait_for_the_replica_for_long() {
+    let (mut bench, _, send) = streaming();
+    bench.ack_from(bench.revision + 1);
+    bench.event(send, GuestEvent::PreSwitchover);
+    bench.held(Millis(900));
+    assert!(bench.acts().is_empty(), "it may catch up yet");
+    bench.held(Millis(200));
+    assert_eq!(bench.act().1, Act::Cancel);
+    // Too late: what is being cancelled is not ordered.
+    bench.order(Some(out(7, 1, false)));
+    bench.held(Millis(400));
+    assert!(bench.acts().is_empty());
+    let detail = "it was cancelled".to_owned();
+    bench.event(
+        send,
+        GuestEvent::SendFailed {
+            detail,
+            begun: false,
+            observed: Observed::Running,
+        },
+    );
+    assert_eq!(bench.phase(), VmPhase::Running);
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+    let why = bench.report().migration.unwrap().reason.unwrap();
+    assert!(
+        why.starts_with("this host did not hear for 1s what"),
+        "{why}"
+    );
+}
+
+#[test]
 fn a_switchover_that_waits_for_the_replica_ends_with_the_lease() {
     let (mut bench, _, send) = streaming();
     bench.ack_from(bench.revision + 1);

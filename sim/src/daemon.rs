@@ -53,6 +53,7 @@ impl World {
             self.note_guest(proc, "is gone with its host");
             self.remove_guest(proc);
         }
+        self.forget_left(host);
     }
 
     /// The daemon ends; guests and guard go on.
@@ -62,6 +63,7 @@ impl World {
             self.note(|| format!("{name}: its daemon ends"));
             self.lose_writes(host);
             self.hosts[host].daemon = None;
+            self.forget_left(host);
         }
     }
 
@@ -191,6 +193,8 @@ impl World {
             } => self.fence_done(host, off, generation, result),
             D::San { call, why } => self.san_answered(host, &call, why),
             D::Datapath => self.load_services(host),
+            D::ShipFlows(proc) => self.ship_flows(proc),
+            D::FlowsCome { source, target } => self.flows_come(host, source, target),
             D::RespawnGuard => {
                 if self.hosts[host].guard.is_none() {
                     self.start_guard(host);

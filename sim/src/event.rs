@@ -135,6 +135,13 @@ pub(crate) enum D {
     RespawnGuard,
     /// The agent tells the kernel what is wanted of services.
     Datapath,
+    /// The flows of a guest that is paused before its switchover go to its target.
+    ShipFlows(ProcId),
+    /// They are there.
+    FlowsCome {
+        source: ProcId,
+        target: ProcId,
+    },
 }
 
 /// How a process is made.

@@ -23,6 +23,7 @@ mod daemon;
 mod doors;
 mod event;
 mod faults;
+mod flows;
 mod guard;
 mod guest;
 mod host;

@@ -55,11 +55,14 @@ pub enum Mutation {
     ActivateUnprepared,
     /// A member's edge takes whatever comes.
     NoSecondChance,
+    /// Flows are looked for in open edges only, once for each ring: of a guest that changes hosts meanwhile neither sees them.
+    /// Rarely seen: the source must be late, and the target must not.
+    StraysLookedAtOnce,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::StartWithoutProof,
         Self::NoSeal,
         Self::NoFreshnessCheck,
@@ -82,6 +85,7 @@ impl Mutation {
         Self::DatapathOldReplica,
         Self::ActivateUnprepared,
         Self::NoSecondChance,
+        Self::StraysLookedAtOnce,
     ];
 
     /// Its name on the command line.
@@ -110,6 +114,7 @@ impl Mutation {
             Self::DatapathOldReplica => "datapath-old-replica",
             Self::ActivateUnprepared => "activate-unprepared",
             Self::NoSecondChance => "no-second-chance",
+            Self::StraysLookedAtOnce => "strays-looked-at-once",
         }
     }
 }

@@ -12,9 +12,9 @@
 //! * **connections**: a frame of a connection reaches another member than its own, while its own still has it.
 //!
 //! Always holds: the clients' generator is their own, so a world without services does not see them. A connection is
-//! excused when its member's host was without a lease while a ring changed: nobody could ask it for what to pin.
+//! excused when every host that knows its flow was without a lease while a ring changed: nobody could ask for what to pin.
 //! A daemon that starts leaves the kernel alone until its replica, which begins at an older revision, has caught up.
-//! Modelled as perfect: pins are everywhere at once, flows travel with their guest.
+//! Which hosts know a flow, and what is pinned: [`crate::flows`].
 
 use crate::event::{D, Event, HostId, W};
 use crate::faults::Op;
@@ -42,6 +42,8 @@ const CONNECTIONS: usize = 24;
 #[derive(Debug)]
 pub(crate) struct Loaded {
     ring: Option<Ring>,
+    /// As it will be with the list that is being prepared.
+    pub(crate) coming: Option<Ring>,
     /// Epochs in force and prepared.
     active: u64,
     prepared: Option<u64>,
@@ -53,7 +55,7 @@ pub(crate) struct Loaded {
 /// What a host's kernel has of services. It outlives the daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Datapath {
-    loaded: BTreeMap<ServiceName, Loaded>,
+    pub(crate) loaded: BTreeMap<ServiceName, Loaded>,
     revision: Revision,
     deadline: Option<Instant>,
     /// The lease that was really granted, for the check.
@@ -62,15 +64,17 @@ pub(crate) struct Datapath {
 
 /// A connection of a client.
 #[derive(Debug)]
-struct Connection {
-    service: ServiceName,
-    slot: u32,
-    member: VmName,
+pub(crate) struct Connection {
+    pub(crate) service: ServiceName,
+    pub(crate) slot: u32,
+    pub(crate) member: VmName,
     /// The life of the guest that has it.
-    proc: ProcId,
+    pub(crate) proc: ProcId,
     /// That guest was there at this time.
     seen: u64,
-    pinned: bool,
+    /// Hosts with an edge that knows its flow, or an agent that remembers it.
+    pub(crate) known: BTreeSet<HostId>,
+    pub(crate) pinned: bool,
     excused: bool,
 }
 
@@ -78,7 +82,9 @@ struct Connection {
 #[derive(Debug)]
 pub(crate) struct Clients {
     rng: Rng,
-    connections: Vec<Connection>,
+    /// For what happens between hosts.
+    pub(crate) ways: Rng,
+    pub(crate) connections: Vec<Connection>,
     /// Where the switch learned the address last: the generation of the holder, and its host.
     learned: BTreeMap<ServiceName, (u64, HostId)>,
     /// Hosts from which an address was taken because their lease was over.
@@ -94,6 +100,7 @@ impl Clients {
     pub(crate) fn new(seed: u64) -> Self {
         Self {
             rng: Rng::new(seed ^ 0x5e21_11ce),
+            ways: Rng::new(seed ^ 0xf10_35a1),
             connections: Vec::new(),
             learned: BTreeMap::new(),
             taken: BTreeSet::new(),
@@ -145,48 +152,28 @@ impl World {
             let record = state.services.get(&service);
             let holder = record.and_then(|record| record.holder.as_ref());
             let here = holder.filter(|holder| holder.host == name);
+            let mut lists = table.history.clone();
+            lists.extend(table.next.clone());
             let of = Loaded {
                 ring: Ring::build(&table.history, table.next.as_ref(), SLOTS),
+                coming: table
+                    .next
+                    .as_ref()
+                    .and_then(|_| Ring::build(&lists, None, SLOTS)),
                 active: table.history.last().map_or(0, |ring| ring.epoch),
                 prepared: table.next.as_ref().map(|next| next.epoch),
                 holder: table.holder,
                 generation: here.map_or(0, |holder| holder.generation),
             };
-            if table.next.is_some() {
-                self.pin_strays(host, &service, &table);
-            }
             loaded.insert(service, of);
         }
         let datapath = &mut self.hosts[host].datapath;
         datapath.loaded = loaded;
         datapath.revision = state.revision;
+        self.pin_strays(host);
+        self.forget_left(host);
         self.refresh_report(host);
         self.check_addresses();
-    }
-
-    /// Flows of this host's guests that the coming ring would not reach any more.
-    fn pin_strays(
-        &mut self,
-        host: HostId,
-        service: &ServiceName,
-        table: &quorate_balancer::ServiceTable,
-    ) {
-        let mut history = table.history.clone();
-        history.extend(table.next.clone());
-        let Some(ring) = Ring::build(&history, None, SLOTS) else {
-            return;
-        };
-        for of in &mut self.clients.connections {
-            let here = self.guests.get(&of.proc);
-            if of.service != *service || here.is_none_or(|guest| guest.host != host) {
-                continue;
-            }
-            let slot = ring.slots[of.slot as usize];
-            let reached = [slot.primary, slot.previous].map(|member| vm_of(&ring, member));
-            if !reached.contains(&Some(&of.member)) {
-                of.pinned = true;
-            }
-        }
     }
 
     /// A heartbeat was acknowledged. After a lapse the kernel may serve again only with tables as fresh as that.
@@ -306,11 +293,9 @@ impl World {
                 let silent: Vec<HostId> = (0..self.hosts.len())
                     .filter(|host| !self.datapath_on(*host))
                     .collect();
-                let live = &self.guests;
                 for of in &mut self.clients.connections {
-                    let at = live.get(&of.proc).map(|guest| guest.host);
                     if of.service == service {
-                        of.excused |= at.is_none_or(|at| silent.contains(&at));
+                        of.excused |= of.known.iter().all(|at| silent.contains(at));
                         self.clients.survived += 1;
                     }
                 }
@@ -337,7 +322,10 @@ impl World {
             }
             match self.frame(&of.service, of.slot, Some(&of)) {
                 Reached::Lost => kept.push(of),
-                Reached::Member(vm) if vm == of.member => kept.push(of),
+                Reached::Member(vm) if vm == of.member => {
+                    of.known.extend(self.host_of(&vm));
+                    kept.push(of);
+                }
                 Reached::Member(_) if of.excused => {}
                 Reached::Member(vm) => {
                     let text = format!(
@@ -444,6 +432,7 @@ impl World {
             member,
             proc,
             seen,
+            known: self.host_of_proc(proc).into_iter().collect(),
             pinned: false,
             excused: false,
         });
@@ -455,6 +444,15 @@ impl World {
             guest.vm == *vm && guest.vcpu == Vcpu::Running && !guest.self_resumed
         };
         guests.find(|(_, guest)| runs(guest)).map(|(proc, _)| *proc)
+    }
+
+    /// Where a member runs.
+    fn host_of(&self, vm: &VmName) -> Option<HostId> {
+        self.host_of_proc(self.running(vm)?)
+    }
+
+    fn host_of_proc(&self, proc: ProcId) -> Option<HostId> {
+        self.guests.get(&proc).map(|guest| guest.host)
     }
 
     /// The way of a frame; a hello has no connection yet.
@@ -486,11 +484,7 @@ impl World {
         of: Option<&Connection>,
         direct: bool,
     ) -> Reached {
-        let host = self.running(me).and_then(|proc| self.guests.get(&proc));
-        let Some(host) = host
-            .map(|guest| guest.host)
-            .filter(|host| self.datapath_on(*host))
-        else {
+        let Some(host) = self.host_of(me).filter(|host| self.datapath_on(*host)) else {
             return Reached::Lost;
         };
         let known = of.is_none_or(|of| of.member == *me);
@@ -620,7 +614,7 @@ impl World {
     }
 }
 
-fn vm_of(ring: &Ring, member: u16) -> Option<&VmName> {
+pub(crate) fn vm_of(ring: &Ring, member: u16) -> Option<&VmName> {
     let found = (member != NONE).then(|| ring.member(member)).flatten();
     found.map(|member| &member.vm)
 }

@@ -130,6 +130,7 @@ impl World {
         }
         self.set_vcpu(proc, Vcpu::Paused);
         self.step_hook(proc, "paused");
+        self.flows_leave(proc);
         self.tell_watcher(proc, GuestEvent::PreSwitchover);
         let Some(guest) = self.guests.get(&proc) else {
             return;
@@ -373,6 +374,7 @@ impl World {
                 let (inc, token) = watcher;
                 let what = D::SwitchoverWait(proc, token);
                 self.after(SWITCHOVER_WAIT, Event::Daemon(host, inc, what));
+                self.flows_leave(proc);
             }
             StreamPhase::Active | StreamPhase::Device => {}
         }

@@ -1,9 +1,8 @@
 //! A datapath in memory, for tests of the agent and for the simulator: it keeps the same promises about state, records
 //! what was asked, and fails on demand. No packet passes through it.
 
-use crate::flow::{self, Flow, Pin};
+use crate::flow::{Flow, Pin, strays_of};
 use crate::model::{Applied, Counters, EdgeSpec, Loaded, ServiceTable, Wanted};
-use crate::ring::{NONE, Ring};
 use crate::trace::{TraceAnswer, TraceQuery};
 use crate::{BalancerError, Datapath};
 use quorate_types::service::UplinkMode;
@@ -116,36 +115,6 @@ impl Inner {
     }
 }
 
-/// What neither primary nor previous of the coming ring would reach, among the flows of one member.
-#[must_use]
-pub(crate) fn strays_of(table: &ServiceTable, mac: [u8; 6], flows: &[Flow]) -> Vec<Pin> {
-    let Some(next) = &table.next else {
-        return Vec::new();
-    };
-    let mut history = table.history.clone();
-    history.push(next.clone());
-    let Some(ring) = Ring::build(&history, None, table.slots) else {
-        return Vec::new();
-    };
-    let has =
-        |index: u16| index != NONE && ring.member(index).is_some_and(|member| member.mac == mac);
-    let stray = |flow: &&Flow| {
-        let slot = flow::slot(flow::hash(&table.affinity, &flow.key), table.slots);
-        let slot = ring.slots[slot as usize];
-        !has(slot.primary) && !has(slot.previous)
-    };
-    flows
-        .iter()
-        .filter(|flow| flow.service == Some(table.id) && !flow.closing)
-        .filter(stray)
-        .map(|flow| Pin {
-            service: table.id,
-            flow: flow.key,
-            mac,
-        })
-        .collect()
-}
-
 #[async_trait::async_trait]
 impl Datapath for FakeDatapath {
     async fn apply(&self, wanted: &Wanted) -> Result<Applied, BalancerError> {
@@ -231,8 +200,8 @@ impl Datapath for FakeDatapath {
 
     async fn strays(&self, table: &ServiceTable) -> Result<Vec<Pin>, BalancerError> {
         let inner = self.begin("strays")?;
-        let open = inner.edges.values().filter(|edge| edge.open);
-        Ok(open
+        let edges = inner.edges.values();
+        Ok(edges
             .flat_map(|edge| strays_of(table, edge.spec.mac, &edge.flows))
             .collect())
     }
@@ -339,6 +308,8 @@ mod tests {
             .unwrap();
         fake.open_edge("qt-a").await.unwrap();
         fake.open_edge("qt-b").await.unwrap();
+        // Its guest is at its switchover.
+        fake.close_edge("qt-a", true).await.unwrap();
         fake.see("qt-a", flow(1000));
         fake.see("qt-b", flow(1001));
         fake.see(
@@ -352,6 +323,8 @@ mod tests {
         let pins = fake.strays(&table()).await.unwrap();
         assert_eq!(pins.len(), 1);
         assert_eq!(pins[0].mac, [2, 0, 0, 0, 0, 1]);
+        // No director would know where to: it must not keep the others' pins, and the ring, waiting.
+        assert!(strays_of(&table(), [2, 0, 0, 0, 0, 9], &[flow(1000)]).is_empty());
         fake.pin(&pins).await.unwrap();
         assert_eq!(fake.pins(), pins);
     }

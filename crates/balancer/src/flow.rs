@@ -1,8 +1,10 @@
-//! Flows, and the number that places them on a ring.
+//! Flows, the number that places them on a ring, and those that a coming ring would strand.
 //!
 //! Always holds: [`hash`] is what `bpf/hash.h` computes of the same flow, bit for bit (a test runs both); it is part of
 //! the format that hosts share and never changes.
 
+use crate::model::ServiceTable;
+use crate::ring::{NONE, Ring};
 use quorate_types::service::{Affinity, AffinityKind, Protocol, ServiceId};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -126,6 +128,41 @@ pub fn hash(affinity: &Affinity, flow: &FlowKey) -> u32 {
 #[must_use]
 pub fn slot(hash: u32, slots: u32) -> u32 {
     u32::try_from((u64::from(hash) * u64::from(slots)) >> 32).unwrap_or(0)
+}
+
+/// What neither primary nor previous of the table's coming ring would reach, among the flows of one member. Of a member
+/// that none of the table's rings names any more nothing can be pinned.
+#[must_use]
+pub fn strays_of(table: &ServiceTable, mac: [u8; 6], flows: &[Flow]) -> Vec<Pin> {
+    let Some(next) = &table.next else {
+        return Vec::new();
+    };
+    let mut rings = table.history.iter().chain([next]);
+    if !rings.any(|ring| ring.members.iter().any(|member| member.mac == mac)) {
+        return Vec::new();
+    }
+    let mut history = table.history.clone();
+    history.push(next.clone());
+    let Some(ring) = Ring::build(&history, None, table.slots) else {
+        return Vec::new();
+    };
+    let has =
+        |index: u16| index != NONE && ring.member(index).is_some_and(|member| member.mac == mac);
+    let stray = |flow: &&Flow| {
+        let slot = slot(hash(&table.affinity, &flow.key), table.slots);
+        let slot = ring.slots[slot as usize];
+        !has(slot.primary) && !has(slot.previous)
+    };
+    flows
+        .iter()
+        .filter(|flow| flow.service == Some(table.id) && !flow.closing)
+        .filter(stray)
+        .map(|flow| Pin {
+            service: table.id,
+            flow: flow.key,
+            mac,
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub mod trace;
 
 pub use error::BalancerError;
 pub use fake::FakeDatapath;
-pub use flow::{Flow, FlowKey, Pin};
+pub use flow::{Flow, FlowKey, Pin, strays_of};
 #[cfg(target_os = "linux")]
 pub use linux::{Capacity, LinuxDatapath, LinuxOptions};
 pub use model::{
@@ -93,7 +93,8 @@ pub trait Datapath: Send + Sync + 'static {
     /// When no edge is attached to it.
     async fn put_flows(&self, ifname: &str, flows: &[Flow]) -> Result<(), BalancerError>;
 
-    /// Flows of this host's members that neither primary nor previous of the table's coming ring would reach.
+    /// Flows of this host's members that neither primary nor previous of the table's coming ring would reach. Edges that
+    /// are closed count: the guest of one may be at its switchover.
     ///
     /// # Errors
     /// When the kernel does not answer.

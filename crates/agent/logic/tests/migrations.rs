@@ -141,6 +141,63 @@ fn the_end_of_the_lease_cancels_a_stream() {
     assert_eq!(bench.act().1, Act::Cancel);
 }
 
+/// Other VMs' moves are committed all the time: the replica is behind the lease for moments.
+#[test]
+fn a_replica_that_is_behind_at_the_pause_delays_the_switchover() {
+    for cancelled in [false, true] {
+        let (mut bench, _, send) = streaming();
+        bench.ack_from(bench.revision + 1);
+        bench.event(send, GuestEvent::PreSwitchover);
+        assert!(bench.acts().is_empty(), "neither ordered nor given up");
+        bench.order(Some(out(7, 1, cancelled)));
+        let expected = match cancelled {
+            true => Act::Cancel,
+            false => Act::Continue { send },
+        };
+        assert_eq!(bench.act().1, expected);
+    }
+}
+
+#[test]
+fn a_switchover_does_not_wait_for_the_replica_for_long() {
+    let (mut bench, _, send) = streaming();
+    bench.ack_from(bench.revision + 1);
+    bench.event(send, GuestEvent::PreSwitchover);
+    bench.held(Millis(900));
+    assert!(bench.acts().is_empty(), "it may catch up yet");
+    bench.held(Millis(200));
+    assert_eq!(bench.act().1, Act::Cancel);
+    // Too late: what is being cancelled is not ordered.
+    bench.order(Some(out(7, 1, false)));
+    bench.held(Millis(400));
+    assert!(bench.acts().is_empty());
+    let detail = "it was cancelled".to_owned();
+    bench.event(
+        send,
+        GuestEvent::SendFailed {
+            detail,
+            begun: false,
+            observed: Observed::Running,
+        },
+    );
+    assert_eq!(bench.phase(), VmPhase::Running);
+    assert_eq!(outcome(&bench), MigrationOutcome::Failed);
+    let why = bench.report().migration.unwrap().reason.unwrap();
+    assert!(
+        why.starts_with("this host did not hear for 1s what"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_switchover_that_waits_for_the_replica_ends_with_the_lease() {
+    let (mut bench, _, send) = streaming();
+    bench.ack_from(bench.revision + 1);
+    bench.event(send, GuestEvent::PreSwitchover);
+    bench.silent(Millis(1800));
+    assert_eq!(bench.act().1, Act::Cancel);
+}
+
 /// Also the question to the target.
 fn broken_switchover() -> (Bench, Token, Token) {
     let (mut bench, run, send) = switching();

@@ -41,6 +41,13 @@ pub struct ShippedFlows {
     pub nics: Vec<(u32, Vec<Flow>)>,
 }
 
+impl ShippedFlows {
+    fn has_services(&self) -> bool {
+        let mut flows = self.nics.iter().flat_map(|(_, flows)| flows);
+        flows.any(|flow| flow.service.is_some())
+    }
+}
+
 /// The edges that a VM's taps need, as it is defined now.
 fn needed(shared: &Shared, state: &State, vm: &VmName) -> Vec<EdgeSpec> {
     let Some(record) = state.vms.get(vm) else {
@@ -205,6 +212,9 @@ pub(crate) async fn put(shared: &Shared, flows: &ShippedFlows) -> Result<(), Str
             problem = Some(text(&error));
         }
     }
+    if flows.has_services() {
+        shared.services.pins.flows_came();
+    }
     open(shared, &flows.vm).await;
     // Switches know before the source does: what it sends after the guest comes here. Once, since the guest may stay there
     // yet; the rounds follow when it runs.
@@ -216,8 +226,36 @@ pub(crate) async fn put(shared: &Shared, flows: &ShippedFlows) -> Result<(), Str
     problem.map_or(Ok(()), Err)
 }
 
+/// The flows of a guest that lives elsewhere now are remembered for rings that are not prepared here yet.
+async fn keep_flows(shared: &Shared, ifname: &str) {
+    let Some(edge) = lock(&shared.services.edges).get(ifname).cloned() else {
+        return;
+    };
+    let state = shared.state();
+    let elsewhere = match state.vms.get(&edge.vm).map(|vm| &vm.ownership) {
+        Some(Ownership::Owned { host, .. }) => *host != shared.config.host,
+        Some(Ownership::Migrating { .. }) => true,
+        Some(Ownership::Free) | None => false,
+    };
+    if !elsewhere || state.services.is_empty() {
+        return;
+    }
+    // An edge that does not answer has nothing to remember.
+    let mut flows = shared.services.datapath.flows(ifname).await;
+    if let Ok(flows) = &mut flows {
+        flows.retain(|flow| flow.service.is_some());
+    }
+    if let Some(flows) = flows.ok().filter(|flows| !flows.is_empty()) {
+        shared
+            .services
+            .pins
+            .guest_left(edge.mac, flows, state.revision);
+    }
+}
+
 /// A tap is about to be removed.
 pub(crate) async fn detach(shared: &Shared, ifname: &str) {
+    keep_flows(shared, ifname).await;
     let known = lock(&shared.services.edges).remove(ifname);
     lock(&shared.services.edge_problems).remove(ifname);
     if known.is_some()

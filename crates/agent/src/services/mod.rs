@@ -34,6 +34,7 @@ use crate::vm::{Shared, text};
 use attract::Attract;
 use health::{Checkers, Life};
 use lease::Lease;
+use pins::Pins;
 use quorate_balancer::{Applied, Counters, Datapath, EdgeSpec, Wanted};
 use quorate_network::attract::bgp::watch::Desk;
 use quorate_state::State;
@@ -65,8 +66,8 @@ pub(crate) struct Services {
     lives: Mutex<BTreeMap<VmName, Life>>,
     /// What health checks came to.
     checks: Mutex<BTreeMap<(ServiceName, VmName), MemberReport>>,
-    /// Coming rings whose stranded flows are pinned everywhere.
-    pinned: Mutex<BTreeMap<ServiceName, u64>>,
+    /// What of coming rings is pinned everywhere.
+    pins: Pins,
     /// Why addresses are not announced.
     attract_problem: Mutex<Option<String>>,
     /// Why the last announcement could not be sent.
@@ -98,7 +99,7 @@ impl Services {
             edge_problems: Mutex::default(),
             lives: Mutex::default(),
             checks: Mutex::default(),
-            pinned: Mutex::default(),
+            pins: Pins::default(),
             attract_problem: Mutex::default(),
             send_problem: Mutex::default(),
             news: Notify::new(),

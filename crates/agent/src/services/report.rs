@@ -94,7 +94,6 @@ impl Seen<'_> {
         let loaded = self.applied.services.get(name);
         let loaded = loaded.filter(|_| !self.silent);
         let active = loaded.map_or(0, |loaded| loaded.active);
-        let pinned = lock(&self.services.pinned).get(name).copied();
         let prepared = loaded.and_then(|loaded| loaded.prepared);
         let problem = self
             .problem
@@ -111,7 +110,7 @@ impl Seen<'_> {
             .or_else(|| cannot_check(&members));
         ServiceReport {
             active,
-            prepared: prepared.filter(|epoch| pinned.is_some_and(|pinned| pinned >= *epoch)),
+            prepared: prepared.filter(|epoch| self.services.pins.are_done(name, *epoch)),
             members,
             problem,
             holding: table.holder && active > 0 && self.problem.is_none() && self.lease_good,

@@ -488,6 +488,89 @@ async fn flows_that_a_ring_would_strand_are_pinned_at_every_director_first() {
     assert_eq!(answer.member.unwrap().as_str(), "x2");
 }
 
+impl World {
+    /// A flow that ring 3 would strand is on h1, whose agent cannot look for strays yet; h2 has found none and holds ring
+    /// 3. Then the guest moves to h2.
+    async fn moved_under_a_ring(flows_come: bool) -> (Self, MigrationId) {
+        let world = World::running().await;
+        world.make_service_with(&["x1", "x2"]);
+        world.ring_of(1, "db");
+        world
+            .edge_is(1, "open", |edge| edge.is_some_and(|edge| edge.open))
+            .await;
+        world.datapaths[0].see(&tap_name("db", 0), flow(1000));
+        world.ring_of(2, "x1");
+        for n in [1, 2] {
+            world
+                .service(n, "ring 2", |service| service.active == 2)
+                .await;
+        }
+        world.datapaths[0].set_failing("strays", true);
+        world.datapaths[1].set_failing("put_flows", !flows_come);
+        world.prepare_ring_of(3, "x2");
+        world
+            .service(2, "prepared", |service| service.prepared == Some(3))
+            .await;
+        let id = world.migrate(2);
+        world
+            .until(2, "arrived", |vm| {
+                let outcome = vm.migration.as_ref().map(|migration| migration.outcome);
+                outcome == Some(MigrationOutcome::Arrived)
+            })
+            .await;
+        world
+            .edge_is(1, "closed", |edge| edge.is_some_and(|edge| !edge.open))
+            .await;
+        (world, id)
+    }
+
+    async fn is_pinned_everywhere(&self) {
+        let end = Instant::now() + SOON;
+        let pinned = |datapath: &FakeDatapath| {
+            let pins = datapath.pins();
+            pins.iter().any(|pin| pin.flow == flow(1000).key)
+        };
+        while !self.datapaths.iter().all(|datapath| pinned(datapath)) {
+            assert!(Instant::now() < end, "the flow is not pinned everywhere");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// They may not have come with it: its edge there learns them by and by, too late for the ring.
+#[tokio::test]
+async fn a_source_that_prepares_a_ring_late_pins_the_flows_of_a_guest_that_has_left() {
+    for edge_is_gone in [false, true] {
+        let (world, id) = World::moved_under_a_ring(false).await;
+        if edge_is_gone {
+            let downtime_ms = Some(1);
+            world.finish(id, MigrationEnd::Arrived { downtime_ms });
+            world.edge_is(1, "gone", |edge| edge.is_none()).await;
+        }
+        world.datapaths[0].set_failing("strays", false);
+        world
+            .service(1, "prepared", |service| service.prepared == Some(3))
+            .await;
+        for datapath in &world.datapaths {
+            let pins = datapath.pins();
+            assert!(!pins.is_empty(), "edge gone: {edge_is_gone}");
+            assert!(pins.iter().all(|pin| pin.flow == flow(1000).key));
+        }
+    }
+}
+
+/// The source may be dead by then, and would be waited for no more.
+#[tokio::test]
+async fn a_target_that_had_prepared_a_ring_pins_the_flows_that_come_with_a_guest() {
+    let (world, _) = World::moved_under_a_ring(true).await;
+    world.is_pinned_everywhere().await;
+    world
+        .service(2, "prepared again", |service| service.prepared == Some(3))
+        .await;
+    let source = world.agent(1).report().services[&web()].clone();
+    assert_eq!(source.prepared, None);
+}
+
 #[tokio::test]
 async fn health_is_told_by_the_members_host_and_a_duplicate_is_named() {
     let world = World::running().await;

@@ -7,10 +7,10 @@ use std::os::fd::AsFd as _;
 use super::host::Host;
 use super::object::{errno, kernel};
 use super::sys;
+use crate::BalancerError;
 use crate::abi::{self, Address};
-use crate::flow::{Flow, FlowKey, Pin};
+use crate::flow::{Flow, FlowKey, Pin, strays_of};
 use crate::model::ServiceTable;
-use crate::{BalancerError, fake};
 use quorate_types::service::{Protocol, ServiceId};
 
 /// A pin that was not used for so long (in units of 2^30 ns: two hours) is dropped.
@@ -180,9 +180,9 @@ impl Host {
             }
         }
         let mut pins = Vec::new();
-        for edge in self.edges.values().filter(|edge| edge.open) {
+        for edge in self.edges.values() {
             if let Some(flows) = by_edge.get(&edge.ifindex) {
-                pins.extend(fake::strays_of(table, edge.spec.mac, flows));
+                pins.extend(strays_of(table, edge.spec.mac, flows));
             }
         }
         pins.sort();

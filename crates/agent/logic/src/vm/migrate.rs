@@ -76,6 +76,18 @@ impl VmMachine {
         if !cx.lease_held {
             return self.cancel_send(cx, "the lease of the source ran out");
         }
+        if let Stage::Sending {
+            step:
+                SendStep::Stream {
+                    op,
+                    catching_up: Some(_),
+                    ..
+                },
+            ..
+        } = self.stage
+        {
+            return self.pre_switchover(cx, op);
+        }
         let (now, ready) = (cx.now, self.ready);
         let Stage::Sending {
             id,
@@ -189,6 +201,7 @@ impl VmMachine {
         let step = SendStep::Stream {
             op,
             cancelling: false,
+            catching_up: None,
         };
         self.set(cx, Stage::Sending { id, to, step });
     }
@@ -208,29 +221,54 @@ impl VmMachine {
         }
     }
 
-    /// The guest is paused and everything but its last state was sent.
+    /// The guest is paused and everything but its last state was sent. A replica that is older than the lease may lack
+    /// the end of the order: the guest waits for it, not for long.
     pub(super) fn pre_switchover(&mut self, cx: &mut Ctx<'_>, token: Token) {
         let Stage::Sending {
             id,
-            step: SendStep::Stream { op, cancelling },
-            to,
-        } = &self.stage
+            step:
+                SendStep::Stream {
+                    op,
+                    cancelling: false,
+                    catching_up,
+                },
+            ..
+        } = &mut self.stage
         else {
             return;
         };
-        if *op != token || *cancelling {
+        if *op != token {
             return;
         }
-        let (id, to) = (*id, to.clone());
+        let id = *id;
         let wanted = matches!(
             cx.order,
             Some(Order::MigrateOut { id: mine, epoch, cancel: false, .. })
                 if *mine == id && *epoch == self.epoch
         );
-        if !wanted || !cx.may_run {
+        if !wanted || !cx.lease_held {
             return self.cancel_send(cx, "the lease or the order of the source has ended");
         }
-        let vm = self.vm.clone();
+        if !cx.may_run {
+            let give_up_at = *catching_up.get_or_insert(cx.now.plus(CATCH_UP_WITHIN));
+            if cx.now >= give_up_at {
+                let why = format!(
+                    "this host did not hear for {CATCH_UP_WITHIN} what the cluster had decided meanwhile, while the guest stood still for \
+                     its switchover; it goes on here and can be moved again when the host keeps up"
+                );
+                self.cancel_send(cx, &why);
+            }
+            return;
+        }
+        self.switch_over(cx, id, token);
+    }
+
+    /// Orders the switchover, after the durable record of it.
+    fn switch_over(&mut self, cx: &mut Ctx<'_>, id: MigrationId, token: Token) {
+        let Stage::Sending { to, .. } = &self.stage else {
+            return;
+        };
+        let (vm, to) = (self.vm.clone(), to.clone());
         cx.record(LedgerRecord::SwitchoverBegun { vm, id });
         self.act(cx, Act::Continue { send: token });
         let step = SendStep::Switching { op: token };

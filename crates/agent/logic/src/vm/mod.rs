@@ -75,6 +75,8 @@ const SAVE_AGAIN: Millis = Millis(10_000);
 const ASK_AGAIN: Millis = Millis(100);
 /// The target of a migration must be ready within this.
 const ASK_GIVE_UP: Millis = Millis(15_000);
+/// A guest that stands still before its switchover waits for so long for the replica to become as new as the lease.
+const CATCH_UP_WITHIN: Millis = Millis(1_000);
 /// After ownership came back, the target is asked for this long whether the guest ever ran there.
 const RETURN_GRACE: Millis = Millis(2_000);
 /// After so much time of running the back-off begins anew.
@@ -93,7 +95,13 @@ pub(crate) enum SendStep {
         last: String,
     },
     /// The memory is being copied.
-    Stream { op: Token, cancelling: bool },
+    Stream {
+        op: Token,
+        cancelling: bool,
+        /// The guest stands still and this host's replica is older than its lease: the order to go on may have been taken
+        /// back. Until when it is waited for; it has caught up in moments.
+        catching_up: Option<Instant>,
+    },
     /// The switchover was ordered (durable).
     Switching { op: Token },
 }
@@ -414,6 +422,15 @@ impl VmMachine {
                     },
                 ..
             } => Some(if op.is_some() { *give_up_at } else { *next_at }),
+            Stage::Sending {
+                step:
+                    SendStep::Stream {
+                        cancelling: false,
+                        catching_up,
+                        ..
+                    },
+                ..
+            } => *catching_up,
             Stage::HandedOver(over) => {
                 let ask = (!over.sent || over.returned_at.is_some()) && !over.never_ran;
                 let end = over.returned_at.map(|at| at.plus(RETURN_GRACE));

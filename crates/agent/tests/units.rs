@@ -394,7 +394,7 @@ async fn a_unit_that_forgot_its_owner_is_told_again() {
 #[tokio::test]
 async fn a_guest_whose_unit_was_taken_is_paused_and_reported_then_ended() {
     let world = World::running().await;
-    world.third().take_over(key(3, 2), false).await.unwrap();
+    world.third().take_over(key(3, 2)).await.unwrap();
     let report = world.phase(1, VmPhase::IoError).await;
     let error = report.error.unwrap();
     assert!(
@@ -406,6 +406,29 @@ async fn a_guest_whose_unit_was_taken_is_paused_and_reported_then_ended() {
         .until(1, "ended", |vm| vm.phase == VmPhase::Absent)
         .await;
     assert_eq!(world.writers(), [3]);
+}
+
+/// A target took the unit late, when its migration was long over: whatever it has under way is aborted, and not while the
+/// guest here reads and writes.
+#[tokio::test]
+async fn a_guest_stands_still_while_another_host_is_cut_off_from_its_unit() {
+    let world = World::running().await;
+    world
+        .site
+        .fault("db", Fault::MigrationFails(FailAt::Device));
+    let id = world.migrate(2);
+    world.outcome(2, id, MigrationOutcome::Failed).await;
+    world.finish(id, MigrationEnd::RefusedByTarget);
+    world.phase(1, VmPhase::Running).await;
+    let third = world.third();
+    third.register(key(3, 2)).await.unwrap();
+    third.hand_over(key(3, 2), Some(key(1, 1))).await.unwrap();
+    assert_eq!(world.writers(), [3]);
+    let report = world.phase(1, VmPhase::IoError).await;
+    let error = report.error.unwrap();
+    assert!(error.contains("stand still"), "{error}");
+    world.until_writers(&[1]).await;
+    world.phase(1, VmPhase::Running).await;
 }
 
 #[tokio::test]

@@ -61,8 +61,8 @@ pub(super) async fn hand_over(
     let copies = moving.as_ref().map_or(0, |moving| moving.disks.len());
     if let Err(why) = ask(shared, vm, guest.as_deref(), moving).await {
         tracing::warn!(%vm, why, "the target did not get the disks: the guest stays here");
-        // The target was never told to run it.
-        if let Err(trouble) = reserve::own(shared, vm).await {
+        // The target was never told to run it, and the guest stands still: QEMU has ended all of its requests.
+        if let Err(trouble) = reserve::own(shared, vm, false).await {
             tracing::warn!(%vm, %trouble, "the source does not have its disks yet");
         }
         if let Err(error) = control.cancel().await {

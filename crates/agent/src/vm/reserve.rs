@@ -15,7 +15,7 @@ use crate::guard::sys::boottime_ns;
 use quorate_agent_logic::{GuestEvent, Token};
 use quorate_hypervisor::Vm;
 use quorate_state::{Ownership, State};
-use quorate_storage::reservation::{ClusterTag, ReservationKey, Trouble, Units};
+use quorate_storage::reservation::{Claim, ClusterTag, ReservationKey, Trouble, Units};
 use quorate_types::spec::DiskSpec;
 use quorate_types::{Epoch, HostName, MigrationId, VmName};
 use std::sync::atomic::Ordering;
@@ -47,6 +47,11 @@ fn key(
     ReservationKey::new(cluster, record.node, epoch.0).map_err(|error| error.to_string())
 }
 
+/// What messages call the unit of a disk.
+fn unit_name(disk: &DiskSpec) -> String {
+    format!("{}/{}", disk.pool, disk.image)
+}
+
 /// The disks that have reservations.
 async fn find(shared: &Shared, disks: &[DiskSpec]) -> Result<Units, String> {
     let mut units = Units::new();
@@ -54,7 +59,7 @@ async fn find(shared: &Shared, disks: &[DiskSpec]) -> Result<Units, String> {
         let pool = shared.pool(&disk.pool)?;
         let found = pool.reservation(&disk.image).await;
         if let Some(unit) = found.map_err(|error| text(&error))? {
-            units.push(format!("{}/{}", disk.pool, disk.image), unit);
+            units.push(unit_name(disk), unit);
         }
     }
     Ok(units)
@@ -108,8 +113,12 @@ pub(super) async fn before_start(
         true => units.register(mine).await,
         false => {
             let last = state.vms.get(vm).map(|record| record.last_epoch);
-            let last = spent(last.unwrap_or(epoch));
-            units.own(mine, last, let_in(shared, &state, disks)).await
+            let claim = Claim {
+                spent: spent(last.unwrap_or(epoch)),
+                past_cut: let_in(shared, &state, disks),
+                ..Claim::default()
+            };
+            units.own(mine, &claim).await
         }
     };
     done.map_err(|trouble| trouble.to_string())
@@ -137,7 +146,7 @@ fn standing(shared: &Shared, vm: &VmName) -> Option<(Epoch, Epoch)> {
 
 /// Before a guest goes on: its units are its own, or it does not.
 pub(super) async fn before_thaw(shared: &Shared, vm: &VmName) -> Result<(), GuestEvent> {
-    match own(shared, vm).await {
+    match own(shared, vm, false).await {
         Ok(()) => Ok(()),
         Err(Trouble::Superseded(detail)) => Err(GuestEvent::DiskLost { detail }),
         Err(Trouble::Refused(detail) | Trouble::Failed(detail)) => {
@@ -146,7 +155,8 @@ pub(super) async fn before_thaw(shared: &Shared, vm: &VmName) -> Result<(), Gues
     }
 }
 
-pub(super) async fn own(shared: &Shared, vm: &VmName) -> Result<(), Trouble> {
+/// Makes the units of a guest its host's again. `busy`: it may be running.
+pub(super) async fn own(shared: &Shared, vm: &VmName, busy: bool) -> Result<(), Trouble> {
     let units = units_of(shared, vm).await.map_err(Trouble::Failed)?;
     let Some((epoch, last)) = standing(shared, vm).filter(|_| !units.is_empty()) else {
         return Ok(());
@@ -154,9 +164,15 @@ pub(super) async fn own(shared: &Shared, vm: &VmName) -> Result<(), Trouble> {
     let state = shared.state();
     let mine = key(shared, &state, &shared.config.host, epoch).map_err(Trouble::Failed)?;
     let record = state.vms.get(vm);
-    let past = record.is_some_and(|record| let_in(shared, &state, &record.effective().disks));
+    let disks = record.map_or(&[][..], |record| &record.effective().disks[..]);
+    let claim = Claim {
+        spent: spent(last),
+        past_cut: let_in(shared, &state, disks),
+        busy,
+        ..Claim::default()
+    };
     let units = units.within(lease_left(shared));
-    units.own(mine, spent(last), past).await
+    units.own(mine, &claim).await
 }
 
 /// Whether no cut of this host is in force, by a replica that is as fresh as the lease that is held.
@@ -251,7 +267,8 @@ fn owned(shared: &Shared, vm: &VmName) -> Option<Epoch> {
     }
 }
 
-/// Registers again what a unit has lost; returns why that must not be.
+/// Registers again what a unit has lost; returns why that must not be, or not while the guest runs: it is paused then, and
+/// before it goes on its units are taken back.
 async fn look(shared: &Shared, vm: &VmName, units: &Units) -> Option<Trouble> {
     let epoch = owned(shared, vm)?;
     let mine = key(shared, &shared.state(), &shared.config.host, epoch).ok()?;
@@ -259,7 +276,7 @@ async fn look(shared: &Shared, vm: &VmName, units: &Units) -> Option<Trouble> {
     if left.is_zero() || units.within(left).are_held_by(mine).await.ok()? {
         return None;
     }
-    let trouble = match own(shared, vm).await {
+    let trouble = match own(shared, vm, true).await {
         Ok(()) => {
             tracing::warn!(%vm, key = %mine, "a unit had lost this host's reservation: it was made again");
             return None;

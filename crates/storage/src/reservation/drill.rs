@@ -16,7 +16,7 @@ use std::time::Instant;
 use super::device::{Command, DeviceError, ReservationDevice};
 use super::facts::{Facts, patiently};
 use super::key::ReservationKey;
-use super::plan::{Older, Role, Wish};
+use super::plan::{Older, Role, Strangers, Wish};
 use super::run::fulfil;
 use crate::StorageFence;
 
@@ -269,7 +269,8 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
         beside: None,
         spent: 0,
         past_cut: false,
-        force: false,
+        busy: false,
+        strangers: Strangers::Refuse,
     }
 }
 

@@ -50,6 +50,6 @@ pub use facts::{Facts, Inspection};
 pub use fake::FakeLun;
 pub use key::{ClusterTag, KeyError, ReservationKey};
 pub use linux::LinuxDevice;
-pub use plan::Refusal;
-pub use run::{Outcome, Reservation, fulfil};
+pub use plan::{Refusal, Strangers};
+pub use run::{Claim, Outcome, Reservation, fulfil};
 pub use units::{Trouble, Units};

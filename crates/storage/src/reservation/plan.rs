@@ -7,19 +7,21 @@
 //! ```text
 //!                   beside: no hold            owner
 //!  read -> refuse? -> register -> done
-//!                     register -> strangers (force) -> preempt holder -> reserve -> preempt the others -> done
+//!                     register -> strangers (named) -> preempt holder -> reserve -> preempt the others -> done
 //! ```
 //! Two rules hold everywhere. The **newest epoch wins**: whoever finds a newer key of the
 //! cluster than its own, or one as new of another host, changes nothing and is told to stop.
 //! And **nobody is pushed out by accident**: an older key is preempted only by an operation
-//! whose caller says that its owner is to be cut off, a stranger's only by force.
+//! whose caller says that its owner is to be cut off, a stranger's only by one that names it ([`Strangers`]).
+
+use std::collections::BTreeSet;
 
 use super::device::{Command, ReservationType};
 use super::facts::Facts;
 use super::key::ReservationKey;
 
 /// What an operation wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
     /// This host's key.
     pub mine: ReservationKey,
@@ -35,8 +37,41 @@ pub struct Wish {
     pub spent: u32,
     /// A cut of this epoch is over: its key counts as an older one.
     pub past_cut: bool,
-    /// Whether strangers are pushed out.
-    pub force: bool,
+    /// This host may have reads and writes of its own under way. Then nothing is aborted, because there are targets that wait
+    /// for the end of such a command in the very thread that would have to end it (LIO): what would have to be is refused.
+    pub busy: bool,
+    /// Which strangers are pushed out.
+    pub strangers: Strangers,
+}
+
+/// Which strangers an operation pushes out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Strangers {
+    /// None: whoever is there is a reason to refuse.
+    #[default]
+    Refuse,
+    /// Those that somebody saw and said of that they are gone; another one is a reason to refuse.
+    These {
+        /// Their keys.
+        keys: BTreeSet<u64>,
+        /// The reservation may be theirs, or of another type than this cluster's.
+        hold: bool,
+    },
+    /// Whoever is there.
+    All,
+}
+
+impl Strangers {
+    fn may_go(&self, keys: &[u64], hold: bool) -> bool {
+        match self {
+            Self::Refuse => false,
+            Self::These {
+                keys: those,
+                hold: theirs,
+            } => keys.iter().all(|key| those.contains(key)) && (*theirs || !hold),
+            Self::All => true,
+        }
+    }
 }
 
 /// The place of a host on a disk.
@@ -89,7 +124,7 @@ pub enum Next {
 pub enum Refusal {
     /// Somebody else uses the device.
     #[error(
-        "a stranger uses it (keys {}{}): give the LUN to this cluster only, or repeat with --force if that user is gone",
+        "a stranger uses it (keys {}{}): give the LUN to this cluster only, or if that user is gone: `quorate storage take POOL/UNIT --force`",
         hex(.keys), held(.holds)
     )]
     Foreign {
@@ -120,6 +155,11 @@ pub enum Refusal {
         /// Its key.
         owner: ReservationKey,
     },
+    /// Somebody else's commands would have to be aborted while this host's own are under way.
+    #[error(
+        "somebody else has to be cut off from it: the guest here has to stand still for a moment"
+    )]
+    Busy,
 }
 
 fn hex(keys: &[u64]) -> String {
@@ -157,6 +197,9 @@ pub fn decide(facts: &Facts, here: Here, wish: &Wish) -> Result<Next, Refusal> {
         } else {
             register
         });
+    }
+    if wish.busy && aborts(facts, wish) {
+        return Err(Refusal::Busy);
     }
     if wish.older == Older::Refuse
         && let Some(owner) = older_of_others(facts, wish.mine).next()
@@ -236,7 +279,8 @@ fn strangers(facts: &Facts, wish: &Wish) -> Result<Option<Command>, Refusal> {
     if keys.is_empty() && !stranger_holds {
         return Ok(None);
     }
-    if !wish.force || wish.role == Role::Beside {
+    let may_go = wish.strangers.may_go(&keys, stranger_holds);
+    if !may_go || wish.role == Role::Beside {
         return Err(Refusal::Foreign {
             keys,
             holds: facts.held.filter(|_| stranger_holds).map(|held| held.kind),
@@ -262,17 +306,38 @@ fn push_out(facts: &Facts, wish: &Wish) -> Option<Command> {
     let preempt = |victim: ReservationKey| Command::Preempt {
         key,
         victim: victim.raw(),
-        abort: wish.older != Older::Preempt,
+        abort: aborts(facts, wish),
     };
     match facts.holder(mine.cluster()) {
         Some(holder) if holder != mine => return Some(preempt(holder)),
         Some(_) => {}
         None => return Some(Command::Reserve { key }),
     }
-    facts
-        .ours(mine.cluster())
-        .find(|other| *other != mine && !is_newer(*other, wish) && wish.beside != Some(*other))
-        .map(preempt)
+    stale(facts, wish).next().map(preempt)
+}
+
+/// The keys of this cluster that an owner pushes out.
+fn stale<'f>(facts: &'f Facts, wish: &'f Wish) -> impl Iterator<Item = ReservationKey> + 'f {
+    let mine = wish.mine;
+    let ours = facts.ours(mine.cluster());
+    ours.filter(move |other| {
+        *other != mine && !is_newer(*other, wish) && wish.beside != Some(*other)
+    })
+}
+
+/// Whether somebody may have commands under way that have to be aborted. Not under the key of the cut that kept this host
+/// out: it is there to keep it out. Not under this host's own older keys while its guest runs, because then their guests
+/// have ended and a session that outlived its kernel was dealt with at this one's start. As soon as one key is somebody
+/// else's all are preempted with abort: a target may take a command for one of the reservation's holder, whoever sent it.
+fn aborts(facts: &Facts, wish: &Wish) -> bool {
+    let mine = wish.mine;
+    let harmless = |other: ReservationKey| {
+        let own = wish.busy && other.host() == mine.host();
+        let past = wish.past_cut && other.is_fence() && other.epoch() == mine.epoch();
+        own || past
+    };
+    let strangers = !facts.foreign(mine.cluster()).is_empty();
+    wish.older != Older::Preempt && (strangers || stale(facts, wish).any(|other| !harmless(other)))
 }
 
 /// Older keys of other hosts. This host's own older keys are former lives of its own.

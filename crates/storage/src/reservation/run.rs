@@ -6,6 +6,7 @@
 //! came so late. What it was doing may have taken effect in between, which is why a failed operation
 //! proves nothing.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,12 +18,27 @@ use super::drill::{self, DrillReport};
 use super::error::ReservationError;
 use super::facts::{Facts, Inspection, patiently};
 use super::key::{ClusterTag, ReservationKey};
-use super::plan::{Here, Next, Older, Role, Wish, decide};
+use super::plan::{Here, Next, Older, Role, Strangers, Wish, decide};
 
 /// Commands of one operation. A device with more stale registrations is at fault.
 const ROUNDS: u32 = 64;
 /// Conflicts of one operation: each means that somebody changed something meanwhile.
 const CONFLICTS: u32 = 4;
+
+/// What an owner by commit brings along besides its key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// The highest epoch that was handed out when it became the owner. Newer epochs than its own up to this one belong to
+    /// migrations that came to nothing, and are cut off too.
+    pub spent: u32,
+    /// A cut of this host is over.
+    pub past_cut: bool,
+    /// Its guest may be reading and writing. Then it only takes back what nobody else has to be cut off for: what a
+    /// forgetful unit lost, its own former keys, a cut that is over.
+    pub busy: bool,
+    /// Strangers that may be pushed out, by the name of the unit ([`super::Units::push`]); of all others none.
+    pub taken: BTreeMap<String, Strangers>,
+}
 
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -244,7 +260,7 @@ impl Reservation {
     /// # Errors
     /// When a newer key or a stranger is there, or the device fails.
     pub async fn register(&self, mine: ReservationKey) -> Result<Outcome, ReservationError> {
-        let wish = self.wish(mine, Role::Beside, Older::Refuse, None, false);
+        let wish = self.wish(mine, Role::Beside, Older::Refuse, None);
         self.fulfil("registering", wish).await
     }
 
@@ -252,13 +268,14 @@ impl Reservation {
     ///
     /// # Errors
     /// When its last owner has not let go ([`super::Refusal::OlderOwner`]), a newer key is there, a
-    /// stranger is there and `force` is not given, or the device fails.
+    /// stranger is there that `strangers` does not let go, or the device fails.
     pub async fn acquire(
         &self,
         mine: ReservationKey,
-        force: bool,
+        strangers: Strangers,
     ) -> Result<Outcome, ReservationError> {
-        let wish = self.wish(mine, Role::Owner, Older::Refuse, None, force);
+        let wish = self.wish(mine, Role::Owner, Older::Refuse, None);
+        let wish = Wish { strangers, ..wish };
         self.fulfil("acquiring", wish).await
     }
 
@@ -273,7 +290,7 @@ impl Reservation {
         mine: ReservationKey,
         from: Option<ReservationKey>,
     ) -> Result<Outcome, ReservationError> {
-        let wish = self.wish(mine, Role::Owner, Older::Preempt, None, false);
+        let wish = self.wish(mine, Role::Owner, Older::Preempt, None);
         let first = from.filter(|from| from.age() < mine.age());
         let first = first.map(|from| Command::Preempt {
             key: mine.raw(),
@@ -291,32 +308,28 @@ impl Reservation {
     /// with another key writes this device any more.
     ///
     /// # Errors
-    /// When a newer key is there, a stranger is there and `force` is not given, or the device
-    /// fails: then it is unknown who may write.
-    pub async fn take_over(
-        &self,
-        mine: ReservationKey,
-        force: bool,
-    ) -> Result<Outcome, ReservationError> {
-        let wish = self.wish(mine, Role::Owner, Older::PreemptAndAbort, None, force);
+    /// When a newer key or a stranger is there, or the device fails: then it is unknown who may write.
+    pub async fn take_over(&self, mine: ReservationKey) -> Result<Outcome, ReservationError> {
+        let wish = self.wish(mine, Role::Owner, Older::PreemptAndAbort, None);
         self.fulfil("taking over", wish).await
     }
 
-    /// The same for the owner by commit: `spent` is the highest epoch that was handed out when it was. Newer epochs
-    /// up to it belong to migrations that came to nothing, and are cut off too. `past_cut`: a cut of this host is over.
+    /// The same for the owner by commit.
     ///
     /// # Errors
-    /// As [`Reservation::take_over`].
+    /// As [`Reservation::take_over`], and [`super::Refusal::Busy`].
     pub async fn own(
         &self,
         mine: ReservationKey,
-        spent: u32,
-        past_cut: bool,
+        claim: &Claim,
+        strangers: Strangers,
     ) -> Result<Outcome, ReservationError> {
         let wish = Wish {
-            spent,
-            past_cut,
-            ..self.wish(mine, Role::Owner, Older::PreemptAndAbort, None, false)
+            spent: claim.spent,
+            past_cut: claim.past_cut,
+            busy: claim.busy,
+            strangers,
+            ..self.wish(mine, Role::Owner, Older::PreemptAndAbort, None)
         };
         self.fulfil("owning", wish).await
     }
@@ -328,7 +341,7 @@ impl Reservation {
     /// When a stranger is there, or the device fails: then it is unknown who may write.
     pub async fn cut(&self, cut: ReservationKey, victim: u16) -> Result<Outcome, ReservationError> {
         let role = Role::Cut(victim);
-        let wish = self.wish(cut, role, Older::PreemptAndAbort, None, false);
+        let wish = self.wish(cut, role, Older::PreemptAndAbort, None);
         self.fulfil("cutting a host off", wish).await
     }
 
@@ -352,7 +365,7 @@ impl Reservation {
         mine: ReservationKey,
         beside: Option<ReservationKey>,
     ) -> Result<Outcome, ReservationError> {
-        let wish = self.wish(mine, Role::Owner, Older::PreemptAndAbort, beside, false);
+        let wish = self.wish(mine, Role::Owner, Older::PreemptAndAbort, beside);
         self.fulfil("repairing", wish).await
     }
 
@@ -361,7 +374,7 @@ impl Reservation {
     /// # Errors
     /// When the device fails.
     pub async fn release(&self, mine: ReservationKey) -> Result<Outcome, ReservationError> {
-        let wish = self.wish(mine, Role::Nobody, Older::Refuse, None, false);
+        let wish = self.wish(mine, Role::Nobody, Older::Refuse, None);
         self.fulfil("releasing", wish).await
     }
 
@@ -382,7 +395,6 @@ impl Reservation {
         role: Role,
         older: Older,
         beside: Option<ReservationKey>,
-        force: bool,
     ) -> Wish {
         debug_assert_eq!(mine.cluster(), self.cluster);
         Wish {
@@ -392,7 +404,8 @@ impl Reservation {
             beside,
             spent: 0,
             past_cut: false,
-            force,
+            busy: false,
+            strangers: Strangers::Refuse,
         }
     }
 

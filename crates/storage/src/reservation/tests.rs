@@ -29,7 +29,8 @@ fn wish(mine: ReservationKey, role: Role, older: Older) -> Wish {
         beside: None,
         spent: 0,
         past_cut: false,
-        force: false,
+        busy: false,
+        strangers: Strangers::Refuse,
     }
 }
 
@@ -185,7 +186,7 @@ fn a_stranger_is_refused_and_forced_out() {
         assert_eq!(lun.nexus(1).read_keys().unwrap(), before, "nothing changed");
 
         let mut forced = wish(key(1, 1), Role::Owner, Older::Refuse);
-        forced.force = true;
+        forced.strangers = Strangers::All;
         let outcome = fulfil(&lun.nexus(1), &forced, until()).unwrap();
         assert!(outcome.after.only_writer(key(1, 1)), "{kind}: {outcome:?}");
         assert!(!lun.may_write(7));
@@ -392,6 +393,54 @@ fn decisions_by_table() {
     }
 }
 
+/// What has to be aborted, and what an owner does not do while its guest reads and writes.
+#[test]
+fn nothing_is_aborted_that_may_be_the_hosts_own() {
+    let fence = |epoch| ReservationKey::fence(TAG, epoch).unwrap();
+    let (mine, former, other, newer) = (key(1, 4), key(1, 3), key(2, 3), key(2, 5));
+    let (plain, abort, busy) = (Some(false), Some(true), None);
+    for (name, keys, quiet, under_writes) in [
+        ("the cut that is over", vec![fence(4)], plain, plain),
+        ("an older cut", vec![fence(3)], abort, busy),
+        ("a former life", vec![former], abort, plain),
+        ("both", vec![fence(4), former], abort, plain),
+        ("another host's", vec![other], abort, busy),
+        (
+            "the cut, and another host's",
+            vec![fence(4), other],
+            abort,
+            busy,
+        ),
+        ("a migration that came to nothing", vec![newer], abort, busy),
+    ] {
+        let holder = device::ReservationHeld {
+            key: keys[0].raw(),
+            kind: ReservationType::WriteExclusiveRegistrantsOnly,
+            scope: 0,
+        };
+        let raw: Vec<u64> = [mine].iter().chain(&keys).map(|key| key.raw()).collect();
+        let facts = Facts::new(1, &raw, Some(holder));
+        for (is_busy, expected) in [(false, quiet), (true, under_writes)] {
+            let wish = Wish {
+                spent: 5,
+                past_cut: true,
+                busy: is_busy,
+                ..wish(mine, Role::Owner, Older::PreemptAndAbort)
+            };
+            let expected = match expected {
+                Some(abort) => Ok(Next::Do(Command::Preempt {
+                    key: mine.raw(),
+                    victim: keys[0].raw(),
+                    abort,
+                })),
+                None => Err(Refusal::Busy),
+            };
+            let told = decide(&facts, Here::Registered, &wish);
+            assert_eq!(told, expected, "{name}, busy: {is_busy}");
+        }
+    }
+}
+
 #[test]
 fn a_path_that_is_down_is_an_error_and_no_success() {
     let lun = FakeLun::new();
@@ -414,7 +463,9 @@ async fn a_path_that_is_mended_in_time_is_no_error() {
     let lun = FakeLun::new();
     let unit = Reservation::new(Arc::new(lun.nexus(1)), TAG, Duration::from_secs(60));
     lun.disturb(1, 3);
-    unit.own(key(1, 1), 1, false).await.unwrap();
+    unit.own(key(1, 1), &Claim::default(), Strangers::Refuse)
+        .await
+        .unwrap();
     lun.disturb(1, 3);
     assert!(unit.facts().await.unwrap().only_writer(key(1, 1)));
     lun.disturb(1, 3);
@@ -645,7 +696,10 @@ async fn acquire_late(in_commands: bool) -> (FakeLun, Vec<Command>) {
     });
     let reservation = Reservation::new(device, TAG, Duration::from_millis(50));
     for _ in 0..2 {
-        let error = reservation.acquire(key(1, 1), false).await.unwrap_err();
+        let error = reservation
+            .acquire(key(1, 1), Strangers::Refuse)
+            .await
+            .unwrap_err();
         assert!(
             matches!(error, ReservationError::Unresponsive { .. }),
             "{error}"
@@ -682,7 +736,7 @@ async fn the_handle_does_what_the_functions_do() {
     let lun = FakeLun::new();
     let at = |nexus| Reservation::new(Arc::new(lun.nexus(nexus)), TAG, Duration::from_secs(60));
     let (a, b) = (at(1), at(2));
-    a.acquire(key(1, 1), false).await.unwrap();
+    a.acquire(key(1, 1), Strangers::Refuse).await.unwrap();
     let seen = b.inspect().await.unwrap();
     assert_eq!(seen.persistent, Some(true));
     assert_eq!(b.may_write().await.unwrap(), Some(false));
@@ -691,7 +745,7 @@ async fn the_handle_does_what_the_functions_do() {
     b.register(key(2, 2)).await.unwrap();
     a.repair(key(1, 1), Some(key(2, 2))).await.unwrap();
     b.hand_over(key(2, 2), Some(key(1, 1))).await.unwrap();
-    a.take_over(key(1, 3), false).await.unwrap();
+    a.take_over(key(1, 3)).await.unwrap();
     assert_eq!(b.may_write().await.unwrap(), Some(false));
     assert_eq!(a.may_write().await.unwrap(), Some(true));
     a.release(key(1, 3)).await.unwrap();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::error::ReservationError;
 use super::key::ReservationKey;
 use super::plan::Refusal;
-use super::run::Reservation;
+use super::run::{Claim, Reservation};
 
 /// Why a VM does not have its units, by what follows from it. The worst is the greatest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,14 +81,12 @@ impl Units {
     ///
     /// # Errors
     /// The worst.
-    pub async fn own(
-        &self,
-        mine: ReservationKey,
-        spent: u32,
-        past_cut: bool,
-    ) -> Result<(), Trouble> {
-        self.each(|unit| async move { unit.own(mine, spent, past_cut).await.map(drop) })
-            .await
+    pub async fn own(&self, mine: ReservationKey, claim: &Claim) -> Result<(), Trouble> {
+        self.each_named(|name, unit| {
+            let strangers = claim.taken.get(name).cloned().unwrap_or_default();
+            async move { unit.own(mine, claim, strangers).await.map(drop) }
+        })
+        .await
     }
 
     /// [`Reservation::register`] on all.
@@ -157,8 +155,15 @@ impl Units {
     where
         F: Future<Output = Result<(), ReservationError>>,
     {
+        self.each_named(|_, unit| work(unit)).await
+    }
+
+    async fn each_named<F>(&self, work: impl Fn(&str, Reservation) -> F) -> Result<(), Trouble>
+    where
+        F: Future<Output = Result<(), ReservationError>>,
+    {
         let all = self.units.iter().map(|(name, unit)| {
-            let done = work(unit.clone());
+            let done = work(name, unit.clone());
             async move { done.await.map_err(|error| name_it(name, error)) }
         });
         let worst = futures_util::future::join_all(all)
@@ -181,7 +186,7 @@ fn name_it(name: &str, error: ReservationError) -> Trouble {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ClusterTag, FakeLun};
+    use super::super::{ClusterTag, Command, FakeLun, Strangers};
     use super::*;
     use std::sync::Arc;
 
@@ -191,6 +196,14 @@ mod tests {
 
     fn key(host: u64, epoch: u64) -> ReservationKey {
         ReservationKey::new(tag(), host, epoch).unwrap()
+    }
+
+    fn claim(spent: u32, past_cut: bool) -> Claim {
+        Claim {
+            spent,
+            past_cut,
+            ..Claim::default()
+        }
     }
 
     fn units(luns: &[FakeLun], nexus: u32) -> Units {
@@ -212,7 +225,7 @@ mod tests {
     async fn a_migration_hands_all_units_over_and_one_that_failed_gives_them_back() {
         let luns = [FakeLun::new(), FakeLun::new()];
         let (source, target) = (units(&luns, 1), units(&luns, 2));
-        source.own(key(1, 4), 4, true).await.unwrap();
+        source.own(key(1, 4), &claim(4, true)).await.unwrap();
         target.register(key(2, 5)).await.unwrap();
         assert_eq!(writers(&luns), [[1, 2], [1, 2]]);
         target.hand_over(key(2, 5), Some(key(1, 4))).await.unwrap();
@@ -227,14 +240,14 @@ mod tests {
                 .eq(pushed.collect::<Vec<_>>())
         );
         // Not without knowing that it was given up.
-        let error = source.own(key(1, 4), 4, true).await.unwrap_err();
+        let error = source.own(key(1, 4), &claim(4, true)).await.unwrap_err();
         assert!(matches!(error, Trouble::Superseded(_)), "{error}");
-        source.own(key(1, 4), 5, true).await.unwrap();
+        source.own(key(1, 4), &claim(5, true)).await.unwrap();
         assert_eq!(writers(&luns), [[1], [1]]);
         assert!(source.are_held_by(key(1, 4)).await.unwrap());
         // A later owner is never pushed out by what was given up before.
-        target.own(key(2, 6), 6, true).await.unwrap();
-        let error = source.own(key(1, 4), 5, true).await.unwrap_err();
+        target.own(key(2, 6), &claim(6, true)).await.unwrap();
+        let error = source.own(key(1, 4), &claim(5, true)).await.unwrap_err();
         assert!(error.to_string().contains("has taken over"), "{error}");
     }
 
@@ -244,23 +257,23 @@ mod tests {
         let (owner, other, third) = (units(&luns, 1), units(&luns, 2), units(&luns, 3));
         let unit = &third.units[0].1;
         let cut = ReservationKey::fence(tag(), 4).unwrap();
-        owner.own(key(1, 4), 4, true).await.unwrap();
+        owner.own(key(1, 4), &claim(4, true)).await.unwrap();
         unit.cut(cut, 1).await.unwrap();
         assert_eq!(writers(&luns), [[3]]);
         assert!(unit.cut(cut, 1).await.unwrap().commands.is_empty());
-        let error = owner.own(key(1, 4), 4, false).await.unwrap_err();
+        let error = owner.own(key(1, 4), &claim(4, false)).await.unwrap_err();
         assert!(error.to_string().contains("was cut off"), "{error}");
         assert!(
             matches!(error, Trouble::Refused(_)),
             "it may be let in again"
         );
-        owner.own(key(1, 4), 4, true).await.unwrap();
+        owner.own(key(1, 4), &claim(4, true)).await.unwrap();
         assert_eq!(writers(&luns), [[1]]);
         // Again, and now somebody else becomes the owner.
         unit.cut(cut, 1).await.unwrap();
-        other.own(key(2, 5), 5, false).await.unwrap();
+        other.own(key(2, 5), &claim(5, false)).await.unwrap();
         assert_eq!(writers(&luns), [[2]]);
-        let error = owner.own(key(1, 4), 4, true).await.unwrap_err();
+        let error = owner.own(key(1, 4), &claim(4, true)).await.unwrap_err();
         assert!(matches!(error, Trouble::Superseded(_)), "{error}");
         // A cut of the old owner that comes late changes nothing for the new one.
         assert!(unit.cut(cut, 1).await.unwrap().commands.is_empty());
@@ -268,10 +281,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn under_its_guests_writes_a_host_takes_back_what_nobody_else_has() {
+        let busy = |spent| Claim {
+            busy: true,
+            ..claim(spent, true)
+        };
+        let aborted = |lun: &FakeLun| -> Vec<bool> {
+            let log = lun.log();
+            let abort = log.iter().filter_map(|(_, command)| match command {
+                Command::Preempt { abort, .. } => Some(*abort),
+                _ => None,
+            });
+            abort.collect()
+        };
+        let luns = [FakeLun::new()];
+        let (owner, other, third) = (units(&luns, 1), units(&luns, 2), units(&luns, 3));
+        owner.own(key(1, 4), &busy(4)).await.unwrap();
+        let cut = ReservationKey::fence(tag(), 4).unwrap();
+        third.units[0].1.cut(cut, 1).await.unwrap();
+        assert_eq!(aborted(&luns[0]), [true], "its writes under way");
+        // The cut is over: nothing of anybody is under way but its own.
+        owner.own(key(1, 4), &busy(4)).await.unwrap();
+        assert_eq!(writers(&luns), [[1]]);
+        assert_eq!(aborted(&luns[0]), [true, false]);
+        // The target of a migration that came to nothing has the unit: not while the guest runs.
+        other.register(key(2, 5)).await.unwrap();
+        other.hand_over(key(2, 5), None).await.unwrap();
+        let error = owner.own(key(1, 4), &busy(5)).await.unwrap_err();
+        assert!(matches!(error, Trouble::Refused(_)), "{error}");
+        assert!(error.to_string().contains("stand still"), "{error}");
+        assert_eq!(writers(&luns), [[2]], "not even registered");
+        owner.own(key(1, 4), &claim(5, true)).await.unwrap();
+        assert_eq!(writers(&luns), [[1]]);
+        assert_eq!(aborted(&luns[0]), [true, false, false, true]);
+        // Lost by the unit: made again.
+        luns[0].forget();
+        owner.own(key(1, 4), &busy(5)).await.unwrap();
+        assert_eq!(writers(&luns), [[1]]);
+    }
+
+    #[tokio::test]
     async fn a_cut_of_a_migrations_source_leaves_its_target_alone() {
         let luns = [FakeLun::new()];
         let (source, target, third) = (units(&luns, 1), units(&luns, 2), units(&luns, 3));
-        source.own(key(1, 4), 4, true).await.unwrap();
+        source.own(key(1, 4), &claim(4, true)).await.unwrap();
         target.register(key(2, 5)).await.unwrap();
         let cut = ReservationKey::fence(tag(), 4).unwrap();
         third.units[0].1.cut(cut, 1).await.unwrap();
@@ -294,19 +347,56 @@ mod tests {
         luns[0].set_down(1, true);
         luns[1].put_key(3, 0xbad);
         let mine = units(&luns, 1);
-        let error = mine.own(key(1, 4), 4, true).await.unwrap_err();
+        let error = mine.own(key(1, 4), &claim(4, true)).await.unwrap_err();
         assert!(matches!(error, Trouble::Refused(_)), "{error}");
         assert!(error.to_string().starts_with("disk disk1"), "{error}");
-        units(&luns[2..], 2).own(key(2, 9), 9, true).await.unwrap();
-        let error = mine.own(key(1, 4), 4, true).await.unwrap_err();
+        units(&luns[2..], 2)
+            .own(key(2, 9), &claim(9, true))
+            .await
+            .unwrap();
+        let error = mine.own(key(1, 4), &claim(4, true)).await.unwrap_err();
         assert!(matches!(error, Trouble::Superseded(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_unit_is_taken_from_the_strangers_that_were_named_and_no_others() {
+        let taken = |keys: &[u64]| Claim {
+            taken: [(
+                "disk0".to_owned(),
+                Strangers::These {
+                    keys: keys.iter().copied().collect(),
+                    hold: true,
+                },
+            )]
+            .into(),
+            ..claim(4, true)
+        };
+        let luns = [FakeLun::new()];
+        luns[0].put_key(3, 0xbad);
+        let mine = units(&luns, 1);
+        for claim in [claim(4, true), taken(&[]), taken(&[0xbae])] {
+            let error = mine.own(key(1, 4), &claim).await.unwrap_err();
+            assert!(error.to_string().contains("storage take"), "{error}");
+        }
+        let busy = Claim {
+            busy: true,
+            ..taken(&[0xbad])
+        };
+        let error = mine.own(key(1, 4), &busy).await.unwrap_err();
+        assert!(error.to_string().contains("stand still"), "{error}");
+        mine.own(key(1, 4), &taken(&[0xbad, 0xbae])).await.unwrap();
+        assert_eq!(writers(&luns), [[1]]);
+        // Another one that comes later is not meant.
+        luns[0].put_key(3, 0xbaf);
+        let error = mine.own(key(1, 4), &taken(&[0xbad])).await.unwrap_err();
+        assert!(matches!(error, Trouble::Refused(_)), "{error}");
     }
 
     #[tokio::test]
     async fn a_host_leaves_whatever_its_epochs_were() {
         let luns = [FakeLun::new()];
         let mine = units(&luns, 1);
-        mine.own(key(1, 4), 4, true).await.unwrap();
+        mine.own(key(1, 4), &claim(4, true)).await.unwrap();
         units(&luns, 2).register(key(2, 5)).await.unwrap();
         mine.leave(1).await.unwrap();
         assert!(!luns[0].is_reserved());

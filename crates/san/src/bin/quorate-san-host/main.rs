@@ -6,11 +6,12 @@
 //! Why a serial port: it works when the network, and with it the SAN, is cut.
 //!
 //! ```text
-//! acquire|register|handover|takeover|release H E [force]      H: host number, E: epoch
+//! acquire|register|handover|takeover|release H E [force]      H: host number, E: epoch; force: of acquire
 //! repair H E [H E]        the second pair: the target of a migration under way
 //! inspect | read | drill H E | stranger KEY
-//! log start BOOT | log status | log stop
-//! vm own H E SPENT in|out | vm register H E | vm handover H E [H E] | vm leave H | cut VICTIM E     what the agent does, on both LUNs
+//! log start BOOT | log status | log stop | log pause | log resume    paused: nothing of it is under way, as of a guest that stands still
+//! vm own H E SPENT in|out [busy] [KEY...] | vm register H E | vm handover H E [H E] | vm leave H | cut VICTIM E     what the agent does, on both LUNs;
+//!                         KEY: a stranger's that may be pushed off the first one
 //! use lun0 | use third PASSWORD [list]     which unit all but `vm` is about: of the pool of block devices, or of one of the
 //!                         kind `iscsi` that the kernel opens, by reservations or by the SAN's list
 //! pool                    what the pool of that unit says: its check, its images, what it proves, and the unit
@@ -23,29 +24,25 @@
 )]
 
 mod shell;
+mod writer;
 
-use quorate_guest::log::{
-    GuestBoot, Kind, RECORD_BYTES, Record, Sector, checksum, find_end, slot_of,
-};
 use quorate_san::{ACCOUNT, CLUSTER, TARGET_IQN};
 use quorate_storage::reservation::{
-    ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, Reservation,
-    ReservationDevice as _, ReservationError, ReservationKey, Trouble, Units,
+    Claim, ClusterTag, Command, Facts, Inspection, LinuxDevice, Outcome, Reservation,
+    ReservationDevice as _, ReservationError, ReservationKey, Strangers, Trouble, Units,
 };
 use quorate_storage::{
     BlockConfig, BlockPoolDriver, DiskFormat, DiskSource, IscsiConfig, IscsiPoolDriver, Login, Pool,
 };
 use quorate_types::HostName;
 use serde_json::{Value, json};
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::OpenOptions;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use writer::Writer;
 
 /// Where the pool finds its devices, and the name of the one there.
 const POOL: &str = "/run/luns";
@@ -54,9 +51,6 @@ const DISK: &str = "/dev/sda";
 /// The second one, in which nobody writes a log.
 const SECOND: (&str, &str) = ("lun1", "/dev/sdb");
 const DEADLINE: Duration = Duration::from_secs(20);
-const PERIOD: Duration = Duration::from_millis(4);
-/// The name in the log's records.
-const NAME: &str = "san";
 
 fn main() -> ExitCode {
     match serve() {
@@ -250,9 +244,19 @@ impl Host {
     async fn as_the_agent(&self, words: &[&str]) -> Result<Value, String> {
         let units = self.vm().await?;
         let done = match words {
-            ["own", host, epoch, spent, cut] => {
-                let spent = spent.parse().map_err(|_| "SPENT is an epoch")?;
-                units.own(key(host, epoch)?, spent, *cut == "in").await
+            ["own", host, epoch, spent, cut, more @ ..] => {
+                let keys = more.iter().filter(|word| **word != "busy");
+                let taken = Strangers::These {
+                    keys: keys.map(|key| number(key)).collect::<Result<_, _>>()?,
+                    hold: true,
+                };
+                let claim = Claim {
+                    spent: spent.parse().map_err(|_| "SPENT is an epoch")?,
+                    past_cut: *cut == "in",
+                    busy: more.contains(&"busy"),
+                    taken: [(IMAGE.to_owned(), taken)].into(),
+                };
+                units.own(key(host, epoch)?, &claim).await
             }
             ["register", host, epoch] => units.register(key(host, epoch)?).await,
             ["handover", host, epoch, source @ ..] => {
@@ -291,7 +295,10 @@ impl Host {
             _ => {}
         }
         let reservation = self.reservation().await?;
-        let force = words.last() == Some(&"force");
+        let strangers = match words.last() {
+            Some(&"force") => Strangers::All,
+            _ => Strangers::Refuse,
+        };
         match words {
             ["vm", words @ ..] => self.as_the_agent(words).await,
             ["cut", victim, epoch] => {
@@ -347,10 +354,10 @@ impl Host {
             [verb, host, epoch, ..] => {
                 let mine = key(host, epoch)?;
                 show(match *verb {
-                    "acquire" => reservation.acquire(mine, force).await,
+                    "acquire" => reservation.acquire(mine, strangers).await,
                     "register" => reservation.register(mine).await,
                     "handover" => reservation.hand_over(mine, None).await,
-                    "takeover" => reservation.take_over(mine, force).await,
+                    "takeover" => reservation.take_over(mine).await,
                     "release" => reservation.release(mine).await,
                     _ => return Err(format!("`{verb}` is no command")),
                 })
@@ -371,6 +378,11 @@ impl Host {
                 Ok(json!({}))
             }
             ["status"] => Ok(self.log.as_ref().ok_or(NONE)?.counts().show()),
+            [pace @ ("pause" | "resume")] => {
+                let log = self.log.as_ref().ok_or(NONE)?;
+                log.set_paused(*pace == "pause");
+                Ok(json!({}))
+            }
             ["stop"] => Ok(self.log.take().ok_or(NONE)?.stop().show()),
             _ => Err(format!("`log {}` is no command", words.join(" "))),
         }
@@ -423,155 +435,4 @@ fn show_inspection(seen: Inspection) -> Value {
         "persistent": seen.persistent,
         "initiators": initiators,
     })
-}
-
-/// What became of the log's records.
-#[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    first: u64,
-    last: u64,
-    records: u64,
-    /// Until the first of them, from the start.
-    first_us: u64,
-    /// Failed because another host has the reservation (EBADE).
-    refused: u64,
-    /// Failed for another reason, and the last such.
-    failed: u64,
-    errno: i32,
-}
-
-impl Counts {
-    fn show(self) -> Value {
-        json!({ "first": self.first, "last": self.last, "records": self.records,
-            "first_us": self.first_us, "refused": self.refused, "failed": self.failed, "errno": self.errno })
-    }
-}
-
-/// The thread that writes the log until it is told to stop, whatever the device says.
-struct Writer {
-    counts: Arc<Mutex<Counts>>,
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
-impl Writer {
-    fn start(path: &Path, boot: u8) -> io::Result<Self> {
-        let begun = Instant::now();
-        let mut log = Log::open(path, boot)?;
-        let counts = Arc::new(Mutex::new(Counts::default()));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (told, stopped) = (Arc::clone(&counts), Arc::clone(&stop));
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::SeqCst) {
-                let result = log.append();
-                let mut counts = told.lock().unwrap_or_else(PoisonError::into_inner);
-                match result {
-                    Ok(seq) => {
-                        if counts.records == 0 {
-                            counts.first = seq;
-                            counts.first_us = begun.elapsed().as_micros() as u64;
-                        }
-                        counts.last = seq;
-                        counts.records += 1;
-                    }
-                    Err(error)
-                        if error.raw_os_error() == Some(rustix::io::Errno::BADE.raw_os_error()) =>
-                    {
-                        counts.refused += 1;
-                    }
-                    Err(error) => {
-                        counts.failed += 1;
-                        counts.errno = error.raw_os_error().unwrap_or(-1);
-                    }
-                }
-                drop(counts);
-                std::thread::sleep(PERIOD);
-            }
-        });
-        Ok(Self {
-            counts,
-            stop,
-            thread,
-        })
-    }
-
-    fn counts(&self) -> Counts {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn stop(self) -> Counts {
-        self.stop.store(true, Ordering::SeqCst);
-        let counts = Arc::clone(&self.counts);
-        let _ = self.thread.join();
-        *counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// `O_DIRECT` wants aligned memory.
-#[repr(align(4096))]
-struct Aligned(Sector);
-
-struct Log {
-    disk: File,
-    slots: u64,
-    boot: GuestBoot,
-    kind: Kind,
-    next: u64,
-    previous: u32,
-}
-
-impl Log {
-    fn open(path: &Path, boot: u8) -> io::Result<Self> {
-        let flags = rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::DSYNC;
-        let mut disk = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags.bits().cast_signed())
-            .open(path)?;
-        let slots = disk.seek(SeekFrom::End(0))? / RECORD_BYTES as u64;
-        let end = find_end(slots, |slot| {
-            let mut buffer = Aligned([0; RECORD_BYTES]);
-            disk.read_exact_at(&mut buffer.0, slot * RECORD_BYTES as u64)?;
-            Ok(buffer.0)
-        })?;
-        let mut log = Self {
-            disk,
-            slots,
-            boot: GuestBoot([boot; 16]),
-            kind: Kind::Header,
-            next: 0,
-            previous: 0,
-        };
-        match end {
-            Some((newest, sum)) => (log.next, log.previous) = (newest.seq + 1, sum),
-            None => {
-                log.append()?;
-            }
-        }
-        log.kind = Kind::Boot;
-        Ok(log)
-    }
-
-    /// Writes the next record; when that fails it stays the next one.
-    fn append(&mut self) -> io::Result<u64> {
-        let seq = self.next;
-        let buffer = Aligned(
-            Record {
-                kind: self.kind,
-                seq,
-                boot: self.boot,
-                wall_ns: 0,
-                uptime_ns: 0,
-                previous: self.previous,
-                name: NAME.into(),
-            }
-            .encode(),
-        );
-        let at = slot_of(seq, self.slots) * RECORD_BYTES as u64;
-        self.disk.write_all_at(&buffer.0, at)?;
-        self.previous = checksum(&buffer.0);
-        self.next += 1;
-        self.kind = Kind::Data;
-        Ok(seq)
-    }
 }

@@ -176,7 +176,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing() {
         matches!(error, HypervisorError::StartTimeout { after_ms: 20, .. }),
         "{error}"
     );
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < LONG / 4);
     let gone = bench.driver.adopt(&config.runtime_dir, LONG).await.unwrap();
     assert!(matches!(gone, Adoption::Gone { .. }));
 
@@ -256,7 +256,7 @@ async fn a_guest_outlives_its_handle_and_is_adopted() {
     let begun = Instant::now();
     let error = vm.freeze(Duration::from_millis(100)).await.unwrap_err();
     println!("freezing a hung QEMU: {error}");
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(begun.elapsed() < LONG / 4);
     vm.kill(LONG).await.unwrap();
     let gone = bench.driver.adopt(&config.runtime_dir, LONG).await.unwrap();
     assert!(matches!(gone, Adoption::Gone { .. }));

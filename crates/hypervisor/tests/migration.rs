@@ -46,9 +46,25 @@ async fn target(bench: &Bench, from: &GuestConfig) -> (GuestConfig, Guest, Incom
     to.disks = from.disks.clone();
     to.boot = from.boot.clone();
     let target = bench.start(&to, StartMode::Incoming).await;
-    let incoming = target.listen(listen()).await.unwrap();
+    let incoming = again(|| target.listen(listen())).await;
     assert_ne!(incoming.address.port(), 0);
     (to, target, incoming)
+}
+
+/// What QEMU did not do in time it is told again, as an agent would: on a busy machine it may take seconds to load
+/// certificates.
+async fn again<T, F>(mut ask: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, HypervisorError>>,
+{
+    let end = Instant::now() + LONG;
+    loop {
+        match ask().await {
+            Ok(done) => return done,
+            Err(error @ HypervisorError::Qmp { .. }) => assert!(Instant::now() < end, "{error:?}"),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
 }
 
 fn listen() -> ListenRequest {
@@ -449,10 +465,10 @@ async fn an_encrypted_migration_wants_the_right_certificates() {
         let target = bench.start(&to, StartMode::Incoming).await;
         let mut request = listen();
         request.tls = tls(&ours, "");
-        let mut incoming = target.listen(request).await.unwrap();
+        let mut incoming = again(|| target.listen(request.clone())).await;
         let mut request = MigrationRequest::new(incoming.address);
         request.tls = tls(dir, name);
-        let mut migration = source.migrate(request).await.unwrap();
+        let mut migration = again(|| source.migrate(request.clone())).await;
         let last = loop {
             match next(&mut migration).await {
                 MigrationPhase::PreSwitchover => migration.continue_switchover().await.unwrap(),

@@ -54,7 +54,8 @@ fn a_switch_that_snoops_learns_who_is_a_member() {
         netns::enter_new().unwrap();
         run(
             "ip",
-            "link add sw0 type bridge mcast_snooping 1 mcast_querier 1 mcast_startup_query_interval 100",
+            // Of IGMP 2, which is the default, a host tells its leave only if it has answered a query, some seconds after it.
+            "link add sw0 type bridge mcast_snooping 1 mcast_querier 1 mcast_startup_query_interval 100 mcast_igmp_version 3",
         );
         run("ip", "link add sw-h type veth peer name up0");
         for port in ["sw-h master sw0", "sw0", "sw-h", "up0"] {

@@ -270,9 +270,20 @@ async fn headers_are_checked_for_each_request() {
 
 #[tokio::test]
 async fn certificates_are_swapped_under_way() {
+    // A busy machine may take longer for the swap than the old certificates live: then it was none under way.
+    for seconds in [3, 30, 300] {
+        if swapped_within(Duration::from_secs(seconds)).await {
+            return;
+        }
+    }
+    panic!("never swapped in time");
+}
+
+/// Whether the certificates were swapped within their life; if so, all that follows from it holds.
+async fn swapped_within(life: Duration) -> bool {
     let site = Site::new("c1");
-    let life = Duration::from_secs(3);
     let now = SystemTime::now();
+    let late = || SystemTime::now() > now + life - Duration::from_secs(1);
     let short = |node| site.identity_until(node, now, life);
     let (client, server) = (Options::default(), ServerOptions::default());
     let a = Host::start(short(1), client.clone(), server.clone()).await;
@@ -280,12 +291,20 @@ async fn certificates_are_swapped_under_way() {
     let stale = Host::start(short(3), client, server).await;
     a.knows(&[(2, b.addr)]);
     stale.knows(&[(2, b.addr)]);
-    assert_eq!(a.text(2, "who", LONG).await, "1 h1");
-    assert_eq!(stale.text(2, "who", LONG).await, "3 h3");
+    let first = a.peers.call(2, "who", "", LONG).await;
+    let third = stale.peers.call(2, "who", "", LONG).await;
+    if late() {
+        return false;
+    }
+    assert_eq!(&first.unwrap()[..], b"1 h1");
+    assert_eq!(&third.unwrap()[..], b"3 h3");
 
     a.credentials.replace(site.identity(1)).unwrap();
     let renewed = site.identity(2);
     b.credentials.replace(renewed.clone()).unwrap();
+    if late() {
+        return false;
+    }
     let raw = Raw::connect(b.addr, None).await;
     assert_eq!(fingerprint(&raw.server_cert), renewed.info().fingerprint);
 
@@ -307,4 +326,5 @@ async fn certificates_are_swapped_under_way() {
         ),
         "{error}"
     );
+    true
 }

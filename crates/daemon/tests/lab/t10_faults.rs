@@ -80,14 +80,14 @@ fn twenty_random_faults_lose_no_acknowledged_record() {
 fn settle(cluster: &Cluster, names: &[String]) {
     cluster.lab.heal().unwrap();
     for host in cluster.hosts() {
-        match cluster.status(&host).power {
-            Power::On => {
-                cluster.lab.resume(&host, Who::All).unwrap();
-            }
-            Power::Off | Power::Dead => {
-                cluster.lab.start(&host).unwrap();
-            }
-        }
+        // The watchdog may end a host between the question and the answer to it.
+        cluster.eventually(&format!("{host} mended"), LONG, || {
+            let mended = match cluster.status(&host).power {
+                Power::On => cluster.lab.resume(&host, Who::All).map(drop),
+                Power::Off | Power::Dead => cluster.lab.start(&host).map(drop),
+            };
+            mended.map_err(|error| error.to_string())
+        });
     }
     cluster.wait_healthy();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -138,8 +138,11 @@ fn fault(cluster: &Cluster, random: &mut Random, hosts: &[String], names: &[Stri
         },
         _ if on(&host) => {
             let hard = random.below(2) == 0;
-            cluster.lab.restart_daemon(&host, hard).unwrap();
-            format!("daemon of {host} restarted, hard: {hard}")
+            match cluster.lab.restart_daemon(&host, hard) {
+                Ok(_) => format!("daemon of {host} restarted, hard: {hard}"),
+                // The watchdog has ended the host meanwhile.
+                Err(why) => format!("daemon of {host} not restarted: {why}"),
+            }
         }
         _ => "none: another host is down".to_owned(),
     }

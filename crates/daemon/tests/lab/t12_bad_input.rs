@@ -167,7 +167,7 @@ fn stranger(cluster: &Cluster) {
         let name = key.strip_prefix(&from).unwrap();
         std::fs::copy(&key, to.join(name)).unwrap();
     }
-    let revision = cluster.view_from("h1").unwrap().cluster.revision;
+    let revision = cluster.seen_by("h1").cluster.revision;
     cluster.lab.ask("h2", &Request::StartDaemon).unwrap();
     let said = cluster.eventually("a message about the other cluster", LONG, || {
         let log = cluster.log_tail("h2", 200);
@@ -184,7 +184,7 @@ fn stranger(cluster: &Cluster) {
             .then_some(())
             .ok_or_else(|| format!("{host:?}"))
     });
-    assert!(cluster.view_from("h1").unwrap().cluster.revision >= revision);
+    assert!(cluster.seen_by("h1").cluster.revision >= revision);
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -459,8 +459,8 @@ fn full_disk(cluster: &Cluster, small: &SmallDisk) {
             .then_some(())
             .ok_or_else(|| format!("{seen:?}"))
     });
-    let there = cluster.view_from("h3").unwrap().vms.len();
-    assert_eq!(there, cluster.view_from("h1").unwrap().vms.len());
+    let there = cluster.seen_by("h3").vms.len();
+    assert_eq!(there, cluster.seen_by("h1").vms.len());
 }
 
 /// A manifest of some ten thousand bytes, another one for every number.

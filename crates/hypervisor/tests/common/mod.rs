@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Longer than anything takes on a busy machine; reached only when something is broken.
-pub const LONG: Duration = Duration::from_secs(30);
+pub const LONG: Duration = Duration::from_secs(120);
 pub const QEMU: &str = "qemu-system-x86_64";
 
 /// A host's worth of directories, and the guests started in them, which end with the test.

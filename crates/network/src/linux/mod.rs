@@ -172,11 +172,11 @@ impl LinuxNetwork {
             }
             // A tap held by a running guest keeps its owner; any other gets the new one.
             if !link.carrier {
-                tun::make_persistent(&spec.ifname, spec.owner_uid)?;
+                tun::make_persistent(&spec.ifname, spec.owner_uid).await?;
             }
             return Ok((link, false));
         }
-        tun::make_persistent(&spec.ifname, spec.owner_uid)?;
+        tun::make_persistent(&spec.ifname, spec.owner_uid).await?;
         let link = self.existing_tap(&spec.ifname).await?;
         Ok((link, true))
     }

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::ioctl::{self, IntegerSetter, Opcode, Updater, opcode};
@@ -31,9 +32,27 @@ struct Ifreq {
     rest: [u8; 22],
 }
 
+/// A tap that is closed stays busy while a process that was being started at that moment has a copy of our descriptor:
+/// until it executes its program.
+const AGAIN: Duration = Duration::from_millis(5);
+const TRIES: u32 = 40;
+
 /// Creates a tap that stays when this process lets go, or changes the owner of one
 /// that nobody holds open. Returns with the tap closed again.
-pub(super) fn make_persistent(name: &str, owner_uid: Option<u32>) -> Result<(), NetworkError> {
+pub(super) async fn make_persistent(
+    name: &str,
+    owner_uid: Option<u32>,
+) -> Result<(), NetworkError> {
+    for _ in 1..TRIES {
+        match try_persistent(name, owner_uid) {
+            Err(NetworkError::TapBusy { .. }) => tokio::time::sleep(AGAIN).await,
+            made => return made,
+        }
+    }
+    try_persistent(name, owner_uid)
+}
+
+fn try_persistent(name: &str, owner_uid: Option<u32>) -> Result<(), NetworkError> {
     let fail = |operation: &'static str| {
         move |errno: Errno| {
             if errno == Errno::BUSY {
@@ -108,5 +127,11 @@ fn attach(name: &str, extra_flags: u16) -> Result<File, NetworkError> {
 /// As [`crate::NetworkDriver::create_tap`].
 pub fn attach_plain(name: &str) -> Result<File, NetworkError> {
     crate::check_ifname(name)?;
-    attach(name, 0)
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match attach(name, 0) {
+            Err(NetworkError::TapBusy { .. }) if Instant::now() < end => std::thread::sleep(AGAIN),
+            attached => return attached,
+        }
+    }
 }

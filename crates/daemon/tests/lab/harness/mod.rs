@@ -176,6 +176,13 @@ impl Cluster {
         self.get(host, "/api/v1/cluster")
     }
 
+    /// The same, asked until it answers: on a busy machine one look may take too long.
+    pub(crate) fn seen_by(&self, host: &str) -> ClusterView {
+        self.eventually(&format!("an answer of {host}"), LONG, || {
+            self.view_from(host)
+        })
+    }
+
     /// The cluster as a host with a quorum sees it.
     pub(crate) fn try_view(&self) -> Result<ClusterView, String> {
         let mut last = String::new();

@@ -67,14 +67,16 @@ impl Brake {
         }
     }
 
-    async fn pass(&mut self, bytes: u64) {
-        let Some(limit) = self.limit else { return };
+    /// Waits as long as the limit asks for, unless the work is taken back: a piece may be due much later.
+    async fn pass(&mut self, bytes: u64, stop: &CancellationToken) -> Result<(), ImageError> {
+        let Some(limit) = self.limit else {
+            return Ok(());
+        };
         self.passed += bytes;
         let due = Duration::from_millis(self.passed.saturating_mul(1000) / limit);
         let ahead = due.saturating_sub(self.begun.elapsed());
-        if !ahead.is_zero() {
-            tokio::time::sleep(ahead).await;
-        }
+        let waited = stop.run_until_cancelled(tokio::time::sleep(ahead)).await;
+        waited.ok_or(ImageError::Cancelled)
     }
 }
 
@@ -214,7 +216,7 @@ pub(crate) async fn copy(
                 Piece::Data(at, bytes) => {
                     hash.update(&bytes);
                     let end = at + bytes.len() as u64;
-                    brake.pass(bytes.len() as u64).await;
+                    brake.pass(bytes.len() as u64, stop).await?;
                     if plan.first_last && at < PIECE {
                         first.push((at, bytes));
                     } else if end > plan.from {
@@ -271,7 +273,7 @@ pub(crate) async fn checksum(
                 }
                 Piece::Data(at, bytes) => {
                     hash.update(&bytes);
-                    brake.pass(bytes.len() as u64).await;
+                    brake.pass(bytes.len() as u64, stop).await?;
                     watcher.progress(at + bytes.len() as u64);
                 }
             }
@@ -287,6 +289,15 @@ pub(crate) async fn checksum(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_taken_back_does_not_wait_for_its_limit() {
+        let (stop, mut brake) = (CancellationToken::new(), Brake::new(Some(1)));
+        stop.cancel();
+        let passed = brake.pass(PIECE, &stop); // due in three weeks
+        let passed = tokio::time::timeout(Duration::from_secs(60), passed).await;
+        assert!(matches!(passed, Ok(Err(ImageError::Cancelled))));
+    }
 
     #[test]
     fn zeroes_are_left_out_where_that_is_the_same() {

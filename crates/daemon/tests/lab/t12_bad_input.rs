@@ -233,7 +233,7 @@ fn larger(cluster: &Cluster) {
 
 /// A VM waits for the image that is being written for it.
 fn imported(cluster: &Cluster) {
-    let file = cluster.file("late.img", &"not all zeros\n".repeat(600_000));
+    let file = cluster.file("late.img", &"not all zeros..\n".repeat(512 << 10));
     let file = file.to_string_lossy();
     let import = ["image", "import", &file, "--to", "shared/late.raw"];
     let slowly = [&import[..], &["--limit", "64KiB", "--detach"]].concat();
@@ -252,11 +252,13 @@ fn imported(cluster: &Cluster) {
             .ok_or_else(|| format!("{vm:?}"))
     });
     cluster.say(&why);
-    // Nobody wants to wait for that one.
+    // Nobody wants to wait for that one. Without it the VM would start, and find no image.
+    cluster.must(&["vm", "stop", "late"]);
     cluster.must(&["image", "cancel", job.trim()]);
     cluster.eventually("an import at full speed", LONG, || {
         cluster.quorate(&import).map(drop)
     });
+    cluster.must(&["vm", "start", "late"]);
     cluster.wait("the VM whose image is whole", LONG, |view| {
         let vm = find_vm(view, "late")?;
         (vm.state == VmState::Running)

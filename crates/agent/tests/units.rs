@@ -444,6 +444,38 @@ async fn a_unit_of_a_stranger_is_refused() {
     let report = world.until(1, "refused", refused).await;
     assert!(report.error.unwrap().contains("fc/db"));
     assert!(world.site.executing("db").is_empty());
+    assert!(
+        world
+            .third()
+            .facts()
+            .await
+            .unwrap()
+            .keys
+            .contains_key(&0xbad)
+    );
+
+    // An operator's word about another one, then about this one: the next try takes the unit.
+    let word = |key: u64| Command::TakeUnit {
+        pool: PoolName::new("fc").unwrap(),
+        image: "db".into(),
+        keys: [key].into(),
+        hold: false,
+    };
+    world.apply(word(0xbae));
+    world.until(1, "refused", refused).await;
+    assert!(
+        world
+            .third()
+            .facts()
+            .await
+            .unwrap()
+            .keys
+            .contains_key(&0xbad)
+    );
+    world.apply(word(0xbad));
+    world.phase(1, VmPhase::Running).await;
+    assert_eq!(world.writers(), [1]);
+    assert!(world.third().inspect().await.unwrap().foreign.is_empty());
 }
 
 fn cut_of(n: u8, pool: &PoolName) -> Command {

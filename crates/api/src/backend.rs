@@ -3,7 +3,7 @@
 use crate::build::Observed;
 use crate::error::{ApiError, ErrorCode};
 use crate::quorum::QuorumView;
-use crate::storage::{DrillView, PoolLook};
+use crate::storage::{DrillView, PoolLook, StrangersSeen};
 use crate::view::{ClusterView, JoinToken, PlacementView};
 use async_trait::async_trait;
 use axum::body::Bytes;
@@ -133,6 +133,14 @@ pub trait Backend: Send + Sync + 'static {
         Err(ApiError::new(
             ErrorCode::Unreachable,
             format!("no host can try pool {pool}"),
+        ))
+    }
+
+    /// Who but this cluster's hosts is registered on a unit with reservations, as a host that reaches it sees it.
+    async fn strangers(&self, pool: &PoolName, _image: &str) -> Result<StrangersSeen, ApiError> {
+        Err(ApiError::new(
+            ErrorCode::Unreachable,
+            format!("no host can look at a unit of pool {pool}"),
         ))
     }
 

@@ -36,6 +36,7 @@ use utoipa::OpenApi;
         routes::list_pools,
         routes::show_pool,
         routes::drill_pool,
+        routes::take_unit,
         routes::delete_pool,
         routes::make_image_job,
         routes::list_image_jobs,

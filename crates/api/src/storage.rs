@@ -36,6 +36,9 @@ pub struct StorageView {
     pub total: Option<u64>,
     /// Access that was taken away at the SAN and not given back yet.
     pub cuts: Vec<CutView>,
+    /// Units whose other users are pushed out by the next start, on an operator's word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takes: Vec<TakeView>,
     /// Secrets that it names, and whether the cluster has them.
     pub secrets: Vec<SecretState>,
     /// VMs with a disk in it.
@@ -118,6 +121,126 @@ pub struct CutView {
     /// When, where the log still knows. Milliseconds since 1970.
     #[schema(value_type = Option<u64>)]
     pub at: Option<Timestamp>,
+}
+
+/// A unit that strangers use, and may be taken from them: from these and no others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TakeView {
+    /// The unit.
+    pub image: String,
+    /// VMs that name it.
+    #[schema(value_type = Vec<String>)]
+    pub vms: Vec<VmName>,
+    /// Keys that may be pushed out, in hexadecimal digits.
+    pub keys: Vec<String>,
+    /// Who said so.
+    pub by: String,
+    /// When. Milliseconds since 1970.
+    #[schema(value_type = u64)]
+    pub at: Timestamp,
+}
+
+/// A unit is to be taken from whoever else uses it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TakeRequest {
+    /// A unit of the pool.
+    pub image: String,
+    /// They are gone: the next start of its VM pushes out those that are registered now. Without it they are only shown,
+    /// as an error.
+    #[serde(default)]
+    pub force: bool,
+    /// Take the word back.
+    #[serde(default)]
+    pub withdraw: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TakeAnswer {
+    /// The unit.
+    pub image: String,
+    /// VMs that name it.
+    #[schema(value_type = Vec<String>)]
+    pub vms: Vec<VmName>,
+    /// Who else is registered on it; absent after a withdrawal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<StrangersSeen>,
+    /// The next start of its VM pushes them out.
+    pub recorded: bool,
+}
+
+/// Who else uses a unit, as a host saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StrangersSeen {
+    /// Who looked.
+    #[schema(value_type = String)]
+    pub host: HostName,
+    /// They, in order of their keys.
+    pub strangers: Vec<Stranger>,
+    /// The reservation is not one of this cluster's: by its holder or its type.
+    pub hold: bool,
+}
+
+/// Somebody who is no host of this cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stranger {
+    /// Its key, in hexadecimal digits.
+    pub key: String,
+    /// It holds the reservation.
+    pub holds: bool,
+    /// From where it registered, as the unit names it.
+    pub initiators: Vec<String>,
+}
+
+impl StrangersSeen {
+    /// Whether nobody else uses it.
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        self.strangers.is_empty() && !self.hold
+    }
+
+    /// Their keys.
+    ///
+    /// # Errors
+    /// When one is none.
+    pub fn keys(&self) -> Result<BTreeSet<u64>, std::num::ParseIntError> {
+        let keys = self.strangers.iter();
+        keys.map(|of| u64::from_str_radix(of.key.trim_start_matches("0x"), 16))
+            .collect()
+    }
+
+    /// `key 0x00000000deadbeef of iqn.2026-01.com.example:old, which holds the reservation`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let one = |of: &Stranger| {
+            let from = match of.initiators.is_empty() {
+                true => String::new(),
+                false => format!(" of {}", of.initiators.join(", ")),
+            };
+            let holds = if of.holds {
+                ", which holds the reservation"
+            } else {
+                ""
+            };
+            format!("key {}{from}{holds}", of.key)
+        };
+        match self.strangers.is_empty() {
+            true => "a reservation of another type than this cluster makes".to_owned(),
+            false => self
+                .strangers
+                .iter()
+                .map(one)
+                .collect::<Vec<_>>()
+                .join("; "),
+        }
+    }
+}
+
+/// A key as it is shown.
+#[must_use]
+pub fn key_text(key: u64) -> String {
+    format!("{key:#018x}")
 }
 
 /// A secret that a pool names.
@@ -325,6 +448,7 @@ pub fn pool(state: &State, seen: &Observed, name: &PoolName) -> Option<StorageVi
         free,
         total,
         cuts: cuts(state, name),
+        takes: takes(state, name),
         secrets: spec.secrets().into_iter().map(named).collect(),
         vms: vms.into_iter().collect(),
         images: None,
@@ -360,6 +484,24 @@ fn cuts(state: &State, pool: &PoolName) -> Vec<CutView> {
             revision,
             at: event.map(|event| event.at),
         })
+    })
+    .collect()
+}
+
+fn takes(state: &State, pool: &PoolName) -> Vec<TakeView> {
+    let mut uses = uses(state, pool);
+    let of = state.unit_takes.get(pool).into_iter().flatten();
+    of.map(|(image, take)| TakeView {
+        image: image.clone(),
+        vms: uses
+            .remove(image)
+            .unwrap_or_default()
+            .vms
+            .into_iter()
+            .collect(),
+        keys: take.keys.iter().map(|key| key_text(*key)).collect(),
+        by: take.by.clone(),
+        at: take.at,
     })
     .collect()
 }

@@ -681,6 +681,26 @@ fn refuses_a_stranger(lab: &mut Lab) {
     cut_off(&told, "0x00000000deadbeef");
     assert_eq!(lab.a.must("inspect").unwrap()["may_write"], false);
     lab.b.must("release 2 16").unwrap();
+    takes_a_unit_from_a_stranger(lab);
+}
+
+/// A start of a VM with an operator's word about strangers, as `quorate storage take` records it: it is for those that were
+/// seen and no others.
+fn takes_a_unit_from_a_stranger(lab: &mut Lab) {
+    lab.a.must("stranger deadbeef").unwrap();
+    for words in ["", " busy", " feedface"] {
+        let told = lab.b.ask(&format!("vm own 2 17 17 in{words}")).unwrap();
+        assert_eq!(told["kind"], "refused", "{told}");
+        let text = error(&told);
+        assert!(text.contains("0x00000000deadbeef"), "{told}");
+        assert!(text.contains("quorate storage take"), "{told}");
+    }
+    assert_eq!(lab.a.must("inspect").unwrap()["may_write"], true);
+    lab.b.must("vm own 2 17 17 in feedface deadbeef").unwrap();
+    let seen = lab.a.must("inspect").unwrap();
+    assert_eq!(seen["keys"], serde_json::json!([key(2, 17)]));
+    assert_eq!(seen["may_write"], false);
+    lab.b.must("vm leave 2").unwrap();
 }
 
 /// libiscsi's tests of persistent reservations: what our own stand on conforms.

@@ -185,6 +185,27 @@ pub enum Command {
         /// What was done and seen.
         steps: Vec<String>,
     },
+    /// Strangers that are registered on a unit are gone, on an operator's word: the next start pushes these out, and no
+    /// others. Since format 4.
+    TakeUnit {
+        /// Which pool.
+        pool: PoolName,
+        /// Its unit.
+        image: String,
+        /// Their keys.
+        keys: BTreeSet<u64>,
+        /// The reservation is theirs, or of another type than this cluster's.
+        hold: bool,
+    },
+    /// That word was used, or is taken back. Since format 4.
+    EndTake {
+        /// Which pool.
+        pool: PoolName,
+        /// Its unit.
+        image: String,
+        /// The revision that recorded it: a newer one stays. Absent: whichever it is.
+        given: Option<Revision>,
+    },
     /// Keep a password, or replace it. Since format 3.
     SetSecret {
         /// Its name.

@@ -38,7 +38,7 @@ pub use copies::{COPIES, DiskCopies, DiskCopy, DiskRecords, Unsettled};
 pub use event::{Event, EventKind, EventLog, Subject};
 pub use model::{
     ClusterInfo, Decision, GuestAbi, HostMode, HostRecord, MoveRequest, Object, OrderKind,
-    Ownership, PoolDrill, State, StopMode, TokenRecord, VmRecord,
+    Ownership, PoolDrill, State, StopMode, TokenRecord, UnitTake, VmRecord,
 };
 pub use order::Order;
 pub use plan::{Action, ActionKind, Candidate, CopyOf, MigrationEnd, Plan, PlannedAction, Reason};

@@ -13,7 +13,7 @@ use quorate_types::{
     ServiceName, Timestamp, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything the cluster has agreed on.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub struct State {
     /// What came of the last drill of each pool whose SAN can be told.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub pool_drills: BTreeMap<PoolName, PoolDrill>,
+    /// Units that the next start of a VM may take from strangers, by pool and name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unit_takes: BTreeMap<PoolName, BTreeMap<String, UnitTake>>,
     /// Passwords by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<SecretName, Secret>,
@@ -122,6 +125,21 @@ pub struct PoolDrill {
     pub passed: bool,
     /// What was done and seen, one sentence for each step.
     pub steps: Vec<String>,
+}
+
+/// An operator's word that strangers on a unit are gone: these, and no others that come later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitTake {
+    /// The keys that were seen.
+    pub keys: BTreeSet<u64>,
+    /// The reservation was theirs, or of another type than this cluster's.
+    pub hold: bool,
+    /// Who said so.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// The revision that recorded it.
+    pub given: Revision,
 }
 
 /// Whether a host takes VMs.
@@ -340,6 +358,12 @@ impl State {
     pub fn is_cut(&self, host: &HostName, pool: &PoolName) -> bool {
         let cuts = self.storage_cuts.get(host);
         cuts.is_some_and(|cuts| cuts.contains_key(pool))
+    }
+
+    /// The operator's word that strangers may be pushed off a disk.
+    pub fn take_of(&self, pool: &PoolName, image: &str) -> Option<&UnitTake> {
+        let takes = self.unit_takes.get(pool)?;
+        takes.get(&self.image_name(pool, image))
     }
 
     /// Settings in force (the defaults before the cluster exists).

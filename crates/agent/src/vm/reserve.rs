@@ -15,9 +15,10 @@ use crate::guard::sys::boottime_ns;
 use quorate_agent_logic::{GuestEvent, Token};
 use quorate_hypervisor::Vm;
 use quorate_state::{Ownership, State};
-use quorate_storage::reservation::{Claim, ClusterTag, ReservationKey, Trouble, Units};
+use quorate_storage::reservation::{Claim, ClusterTag, ReservationKey, Strangers, Trouble, Units};
 use quorate_types::spec::DiskSpec;
 use quorate_types::{Epoch, HostName, MigrationId, VmName};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -50,6 +51,19 @@ fn key(
 /// What messages call the unit of a disk.
 fn unit_name(disk: &DiskSpec) -> String {
     format!("{}/{}", disk.pool, disk.image)
+}
+
+/// Strangers on disks that an operator said are gone.
+fn taken(state: &State, disks: &[DiskSpec]) -> BTreeMap<String, Strangers> {
+    let said = disks.iter().filter_map(|disk| {
+        let take = state.take_of(&disk.pool, &disk.image)?;
+        let strangers = Strangers::These {
+            keys: take.keys.clone(),
+            hold: take.hold,
+        };
+        Some((unit_name(disk), strangers))
+    });
+    said.collect()
 }
 
 /// The disks that have reservations.
@@ -116,7 +130,8 @@ pub(super) async fn before_start(
             let claim = Claim {
                 spent: spent(last.unwrap_or(epoch)),
                 past_cut: let_in(shared, &state, disks),
-                ..Claim::default()
+                busy: false,
+                taken: taken(&state, disks),
             };
             units.own(mine, &claim).await
         }
@@ -169,7 +184,7 @@ pub(super) async fn own(shared: &Shared, vm: &VmName, busy: bool) -> Result<(), 
         spent: spent(last),
         past_cut: let_in(shared, &state, disks),
         busy,
-        ..Claim::default()
+        taken: taken(&state, disks),
     };
     let units = units.within(lease_left(shared));
     units.own(mine, &claim).await

@@ -117,6 +117,7 @@ pub fn router(
         .route("/pools", get(list_pools))
         .route("/pools/{name}", get(show_pool).delete(delete_pool))
         .route("/pools/{name}/drill", post(drill_pool))
+        .route("/pools/{name}/take", post(take_unit))
         .route("/services", get(list_services))
         .route("/services/{name}", get(show_service).delete(delete_service))
         .route("/services/{name}/trace", get(trace_service))

@@ -1,8 +1,10 @@
 //! Pools in full.
 
 use super::{Api, body_or_default, bytes, caller, json, vm_name};
-use crate::error::ApiError;
-use crate::storage::{self, DrillRequest, DrillView, StorageView};
+use crate::error::{ApiError, ErrorCode};
+use crate::storage::{
+    self, DrillRequest, DrillView, StorageView, TakeAnswer, TakeRequest, listed_name, uses,
+};
 use crate::view::{AcceptCopyRequest, Changed};
 use axum::Json;
 use axum::body::Bytes;
@@ -10,7 +12,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use quorate_state::Command;
-use quorate_types::{HostName, PoolName};
+use quorate_types::{HostName, PoolName, VmName};
 
 /// All pools, without their images.
 #[utoipa::path(get, path = "/api/v1/pools", tag = "storage",
@@ -62,6 +64,88 @@ pub(crate) async fn drill_pool(
     let request: DrillRequest = body_or_default(body)?;
     let by = caller(&headers);
     Ok(Json(api.backend.drill(&by, &name, request.image).await?))
+}
+
+/// Lets the next start of a VM take a unit from whoever else is registered on it now: from those and no others. Shows them,
+/// as an error, unless forced.
+#[utoipa::path(post, path = "/api/v1/pools/{name}/take", tag = "storage", params(("name" = String, Path)),
+    request_body = TakeRequest,
+    responses((status = 200, body = TakeAnswer), (status = "default", body = ApiError)))]
+pub(crate) async fn take_unit(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<TakeAnswer>, ApiError> {
+    let (pool, by) = (pool_name(&api, &name)?, caller(&headers));
+    let request: TakeRequest = json(&bytes(body)?)?;
+    let state = api.backend.state();
+    let (image, vms) = unit_of(&state, &pool, &request.image)?;
+    if request.withdraw {
+        let known = state.unit_takes.get(&pool);
+        if !known.is_some_and(|takes| takes.contains_key(&image)) {
+            let text = format!("nobody has said that {pool}/{image} may be taken");
+            return Err(ApiError::new(ErrorCode::NotFound, text));
+        }
+        let command = Command::EndTake {
+            pool: pool.clone(),
+            image: image.clone(),
+            given: None,
+        };
+        api.backend.propose(&by, command).await?;
+    }
+    let seen = match request.withdraw {
+        true => None,
+        false => Some(api.backend.strangers(&pool, &image).await?),
+    };
+    let recorded = seen.as_ref().is_some_and(|seen| !seen.is_nobody());
+    if let Some(seen) = seen.as_ref().filter(|_| recorded) {
+        if !request.force {
+            let text = format!("{pool}/{image} is used by strangers: {}", seen.describe());
+            return Err(ApiError::new(ErrorCode::Conflict, text).hint(
+                "if they are gone for good repeat it with --force: the next start pushes them out, and what they have under \
+                 way is aborted; if they are not, both would write",
+            ));
+        }
+        let broken =
+            |error: std::num::ParseIntError| ApiError::new(ErrorCode::Internal, error.to_string());
+        let command = Command::TakeUnit {
+            pool,
+            image: image.clone(),
+            keys: seen.keys().map_err(broken)?,
+            hold: seen.hold,
+        };
+        api.backend.propose(&by, command).await?;
+    }
+    Ok(Json(TakeAnswer {
+        image,
+        vms,
+        seen,
+        recorded,
+    }))
+}
+
+/// A unit by its one name, with its VMs.
+fn unit_of(
+    state: &quorate_state::State,
+    pool: &PoolName,
+    image: &str,
+) -> Result<(String, Vec<VmName>), ApiError> {
+    let spec = state.pools.get(pool).map(|pool| &pool.spec);
+    let spec = spec.ok_or_else(|| ApiError::unknown("pool", pool.as_str(), []))?;
+    if storage::fence(spec).by.as_deref() != Some("reservation") {
+        let text = format!("pool {pool} has no reservations: there is nobody to take a disk from");
+        return Err(ApiError::new(ErrorCode::Conflict, text));
+    }
+    let image = listed_name(spec, image);
+    let used = uses(state, pool);
+    match used.get(&image) {
+        Some(of) => Ok((image, of.vms.iter().cloned().collect())),
+        None => {
+            let known = used.keys().map(String::as_str);
+            Err(ApiError::unknown("disk of a VM", &image, known))
+        }
+    }
 }
 
 pub(crate) fn pool_name(api: &Api, text: &str) -> Result<PoolName, ApiError> {

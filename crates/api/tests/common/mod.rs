@@ -2,7 +2,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use async_trait::async_trait;
-use quorate_api::storage::{ImageSeen, PoolLook};
+use quorate_api::storage::{ImageSeen, PoolLook, Stranger, StrangersSeen, key_text};
 use quorate_api::view::{ClusterView, JoinToken};
 use quorate_api::{
     Answering, ApiError, Backend, Client, Console, ErrorCode, Limits, LogOptions, LogStream,
@@ -17,6 +17,7 @@ use quorate_types::{
     VmName, VmPhase, VmReport,
 };
 use quorate_types::{ImageJob, ImageRef, ImageSnapshot, ImageTask, JobState, PoolName};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -39,6 +40,8 @@ pub struct Fake {
     pub callers: Mutex<Vec<String>>,
     /// Work on images: each look brings it on by a half.
     pub images: Mutex<Vec<ImageJob>>,
+    /// Keys of strangers, by unit.
+    pub strangers: Mutex<BTreeMap<String, Vec<u64>>>,
     /// Memory of each host.
     pub memory_mib: std::sync::atomic::AtomicU64,
 }
@@ -146,6 +149,7 @@ impl Fake {
             stale: AtomicU32::new(0),
             callers: Mutex::new(Vec::new()),
             images: Mutex::new(Vec::new()),
+            strangers: Mutex::default(),
             memory_mib: 2048.into(),
         })
     }
@@ -305,6 +309,22 @@ impl Backend for Fake {
         Ok(PoolLook {
             host: host("h1"),
             images: vec![seen],
+        })
+    }
+
+    async fn strangers(&self, _pool: &PoolName, image: &str) -> Result<StrangersSeen, ApiError> {
+        let strangers = self.strangers.lock().unwrap();
+        let keys = strangers.get(image).into_iter().flatten();
+        let one = |key: &u64| Stranger {
+            key: key_text(*key),
+            holds: true,
+            initiators: vec!["iqn.2026-01.com.example:old".into()],
+        };
+        let strangers: Vec<Stranger> = keys.map(one).collect();
+        Ok(StrangersSeen {
+            host: host("h1"),
+            hold: !strangers.is_empty(),
+            strangers,
         })
     }
 

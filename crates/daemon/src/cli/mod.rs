@@ -29,6 +29,7 @@ mod setup;
 mod show;
 mod status;
 mod storage;
+mod take;
 mod vm;
 mod wait;
 mod when;

@@ -6,6 +6,7 @@ use super::error::CliError;
 use super::output::{Output, Tone, bytes, cell, span, trimmed};
 use super::reservation::{self, DeviceArgs};
 use super::show::{facts, time};
+use super::take::{self, TakeArgs};
 use clap::{Args, Subcommand, ValueHint};
 use jiff::tz::TimeZone;
 use quorate_api::storage::{
@@ -28,6 +29,9 @@ pub(crate) enum StorageCommand {
     Copies(CopiesCommand),
     /// The SCSI-3 reservation keys on a LUN of this host's kernel: who may write it. Changes nothing.
     Keys(DeviceArgs),
+    /// Take a unit of a pool from strangers whose reservations are on it: shows who they are; with --force the next start of
+    /// its VM pushes those out, and no others.
+    Take(TakeArgs),
     /// Try whether a pool's SAN shuts an initiator out when told; or, of a scratch LUN of this host's
     /// kernel, which proof its reservations can give. Data stays as it is.
     Drill(DrillArgs),
@@ -53,6 +57,7 @@ pub(crate) async fn run(context: &Context, command: StorageCommand) -> Result<()
         StorageCommand::Copies(command) => copies::run(context, command).await,
         StorageCommand::Keys(args) => reservation::keys(&context.output, &args).await,
         StorageCommand::Drill(args) => drill(context, args).await,
+        StorageCommand::Take(args) => take::run(context, args).await,
         StorageCommand::List => {
             let pools: Vec<StorageView> = context.client.get("/api/v1/pools").await?;
             context.output.print(&pools, |out| list(out, &pools))
@@ -188,6 +193,7 @@ pub(crate) fn page(out: &Output, pool: &StorageView, zone: &TimeZone, now: u64) 
         let text = format!("{}{at} (revision {})", cut.host, cut.revision);
         parts.push(format!("  {}", out.paint(Tone::Warn, &text)));
     }
+    parts.extend(take::section(out, pool, zone));
     match (&pool.images, &pool.images_problem) {
         (Some(found), _) if found.is_empty() => parts.push("No images.".to_owned()),
         (Some(found), _) => parts.push(images(out, None, found)),

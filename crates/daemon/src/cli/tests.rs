@@ -5,7 +5,7 @@ use super::args::{Cli, Command, Format, HostCommand, VmCommand};
 use super::output::{Output, bytes, span};
 use super::plan::Then;
 use super::wait::{Goal, Standing};
-use super::{copies, error::CliError, host, image, manifest, service, show, status, storage};
+use super::{copies, error::CliError, host, image, manifest, service, show, status, storage, take};
 use clap::{CommandFactory as _, Parser as _};
 use jiff::tz::TimeZone;
 use quorate_api::view::{ClusterView, Explanation};
@@ -290,6 +290,10 @@ fn pools_of_units_with_reservations() {
     text.extend(pools.iter().map(drill));
     pools[0].drill = None;
     text.push(page(&pools[0]));
+    let answers: Vec<quorate_api::storage::TakeAnswer> =
+        serde_json::from_str(include_str!("golden/storage-takes.json")).unwrap();
+    let pages = answers.iter();
+    text.extend(pages.map(|answer| take::page(&PLAIN, &pools[1].name, answer)));
     golden("storage-units.txt", &text.join("\n\n"));
 }
 

@@ -7,9 +7,10 @@ use super::group::wall_clock;
 use super::images;
 use super::look;
 use super::peer::{Answer, Ask};
+use super::take;
 use async_trait::async_trait;
 use quorate_api::quorum::QuorumView;
-use quorate_api::storage::{DrillView, PoolLook};
+use quorate_api::storage::{DrillView, PoolLook, StrangersSeen};
 use quorate_api::view::{ClusterView, JoinToken, PlacementView};
 use quorate_api::{
     Answering, ApiError, Backend, Console, ErrorCode, LogOptions, LogStream, Observed,
@@ -199,6 +200,10 @@ impl Backend for Daemon {
     ) -> Result<DrillView, ApiError> {
         let drill = drill::run(&self.0, by, pool, image).await;
         drill.map_err(|error| ApiError::new(ErrorCode::Conflict, error))
+    }
+
+    async fn strangers(&self, pool: &PoolName, image: &str) -> Result<StrangersSeen, ApiError> {
+        take::anywhere(&self.0, pool, image).await
     }
 
     async fn image_job(&self, by: &str, task: ImageTask) -> Result<ImageJob, ApiError> {

@@ -5,6 +5,7 @@ use super::group::RaftGroup;
 use super::images;
 use super::look;
 use super::peer::{self, Answer, Ask, NOT_LEADER};
+use super::take;
 use super::witness::Route;
 use quorate_agent::AgentHandle;
 use quorate_api::{ApiError, ErrorCode};
@@ -202,6 +203,10 @@ impl Core {
             | Ask::CancelImageJob { .. }
             | Ask::Snapshots { .. }) => images::answer(self, ask).await,
             Ask::Images { pool } => look::here(self, &pool).await.map(Answer::Images),
+            Ask::Strangers { pool, image } => {
+                let seen = take::here(self, &pool, &image).await;
+                seen.map(Answer::Strangers)
+            }
         }
     }
 }

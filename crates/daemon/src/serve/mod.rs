@@ -30,6 +30,7 @@ mod power;
 mod records;
 mod remote;
 mod setup;
+mod take;
 mod tls;
 mod wiring;
 mod witness;

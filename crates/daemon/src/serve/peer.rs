@@ -5,7 +5,7 @@
 
 use quorate_agent::UnitsCut;
 use quorate_agent_logic::{ExportOffer, ExportRequest, FlushRequest, TargetSays};
-use quorate_api::storage::PoolLook;
+use quorate_api::storage::{PoolLook, StrangersSeen};
 use quorate_controller::{HeartbeatReply, HeartbeatRequest, Picture};
 use quorate_planner::{Explanation, Seen};
 use quorate_state::{Command, Outcome, Reason, Refusal};
@@ -73,6 +73,8 @@ pub(crate) enum Ask {
     ConsoleWrite { vm: VmName, input: Vec<u8> },
     /// To a host that reaches the pool: what is in it.
     Images { pool: PoolName },
+    /// To a host that reaches the pool: who else is registered on a unit.
+    Strangers { pool: PoolName, image: String },
     /// To the host that shall do it: a task on images.
     ImageJob { by: String, task: Box<ImageTask> },
     /// To a host: its jobs, or one of them.
@@ -115,6 +117,8 @@ pub(crate) enum Answer {
     },
     /// What is in a pool.
     Images(PoolLook),
+    /// Who else uses a unit.
+    Strangers(StrangersSeen),
     /// Jobs.
     ImageJobs(Vec<ImageJob>),
     /// An image's snapshots.

@@ -3,6 +3,7 @@
 
 use super::core::Core;
 use super::drill;
+use super::take;
 use quorate_agent::PoolDefinition;
 use quorate_controller::Group as _;
 use quorate_state::{Command, State};
@@ -32,6 +33,11 @@ pub(crate) async fn prepare(core: Arc<Core>) {
         let leading = leader.and_then(|node| state.host_of_node(node));
         if let Some(pool) = drill_due(&state, leading, &core.me) {
             failed |= !drill_one(&core, &pool).await;
+        }
+        // Whether a guest runs is not part of the state.
+        if leading == Some(&core.me) && !state.unit_takes.is_empty() {
+            take::end_used(&core, &state).await;
+            failed = true;
         }
         let again = async {
             if failed {

@@ -50,6 +50,7 @@ pub(super) fn apply(
         {
             change.state.pool_markers.remove(name);
             change.state.pool_drills.remove(name);
+            change.state.unit_takes.remove(name);
         }
         kind_stays(change, name, spec)?;
     }
@@ -422,6 +423,7 @@ pub(super) fn delete_pool(change: &mut Change<'_>, pool: &PoolName) -> Result<()
         .ok_or_else(|| unknown("pool", pool))?;
     change.state.pool_markers.remove(pool);
     change.state.pool_drills.remove(pool);
+    change.state.unit_takes.remove(pool);
     super::copies::forget_pool(change.state, pool);
     super::writes::forget(change.state, |of, _, _| of == pool);
     super::storage::forget_cuts(change, |_, gone| gone == pool);

@@ -151,6 +151,13 @@ fn dispatch(change: &mut Change<'_>) -> Result<(), Refusal> {
             passed,
             steps,
         } => storage::record_drill(change, pool, image, *passed, steps),
+        Command::TakeUnit {
+            pool,
+            image,
+            keys,
+            hold,
+        } => storage::take(change, pool, image, keys, *hold),
+        Command::EndTake { pool, image, given } => storage::end_take(change, pool, image, *given),
         Command::SetSecret { name, secret } => storage::set_secret(change, name, secret),
         Command::DeleteSecret { name } => storage::delete_secret(change, name),
         Command::SetWitness { witness } => quorum::set_witness(change, witness),

@@ -6,7 +6,7 @@
 use super::{Change, unknown};
 use crate::command::Refusal;
 use crate::event::{EventKind, Subject};
-use crate::model::PoolDrill;
+use crate::model::{PoolDrill, UnitTake};
 use quorate_types::{HostName, PoolName, Revision, Secret, SecretName};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,13 +93,67 @@ pub(super) fn record_drill(
             steps.last().map_or("no step was made", String::as_str)
         ),
     };
-    let subject = Subject::Object(format!("pool/{pool}"));
-    change.event(
-        EventKind::Changed,
-        subject,
-        format!("pool {pool}: {verdict}"),
-    );
+    pool_event(change, pool, format!("pool {pool}: {verdict}"));
     Ok(())
+}
+
+pub(super) fn take(
+    change: &mut Change<'_>,
+    pool: &PoolName,
+    image: &str,
+    keys: &BTreeSet<u64>,
+    hold: bool,
+) -> Result<(), Refusal> {
+    if !change.state.pools.contains_key(pool) {
+        return Err(unknown("pool", pool));
+    }
+    let image = change.state.image_name(pool, image);
+    let take = UnitTake {
+        keys: keys.clone(),
+        hold,
+        by: change.envelope.by.clone(),
+        at: change.envelope.at,
+        given: change.revision,
+    };
+    let keys: Vec<String> = keys.iter().map(|key| format!("{key:#018x}")).collect();
+    let from = match keys.is_empty() {
+        true => "a reservation of another type".to_owned(),
+        false => format!("keys {}", keys.join(", ")),
+    };
+    let text = format!("{pool}/{image} may be taken from strangers at the next start: {from}");
+    let takes = change.state.unit_takes.entry(pool.clone()).or_default();
+    takes.insert(image, take);
+    pool_event(change, pool, text);
+    Ok(())
+}
+
+pub(super) fn end_take(
+    change: &mut Change<'_>,
+    pool: &PoolName,
+    image: &str,
+    given: Option<Revision>,
+) -> Result<(), Refusal> {
+    let image = change.state.image_name(pool, image);
+    let takes = change.state.unit_takes.get_mut(pool);
+    let Some(takes) = takes.filter(|takes| {
+        let take = takes.get(&image);
+        take.is_some_and(|take| given.is_none_or(|given| given == take.given))
+    }) else {
+        return Ok(());
+    };
+    takes.remove(&image);
+    change.state.unit_takes.retain(|_, takes| !takes.is_empty());
+    let text = match given {
+        Some(_) => format!("{pool}/{image} was taken, or has no VM any more"),
+        None => format!("{pool}/{image} may not be taken from strangers after all"),
+    };
+    pool_event(change, pool, text);
+    Ok(())
+}
+
+fn pool_event(change: &mut Change<'_>, pool: &PoolName, text: String) {
+    let subject = Subject::Object(format!("pool/{pool}"));
+    change.event(EventKind::Changed, subject, text);
 }
 
 pub(super) fn set_secret(

@@ -6,6 +6,7 @@ mod formats;
 mod ownership;
 mod quorum;
 mod services;
+mod takes;
 mod writes;
 
 use crate::*;

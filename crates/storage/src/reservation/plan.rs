@@ -349,3 +349,68 @@ fn older_of_others(
         .ours(mine.cluster())
         .filter(move |other| other.epoch() < mine.epoch() && other.host() != mine.host())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::device::ReservationHeld;
+    use super::super::key::ClusterTag;
+    use super::*;
+
+    const TAG: ClusterTag = ClusterTag::new(0xabc);
+
+    fn key(host: u64, epoch: u64) -> ReservationKey {
+        ReservationKey::new(TAG, host, epoch).unwrap()
+    }
+
+    /// What has to be aborted, and what an owner does not do while its guest reads and writes.
+    #[test]
+    fn nothing_is_aborted_that_may_be_the_hosts_own() {
+        let fence = |epoch| ReservationKey::fence(TAG, epoch).unwrap();
+        let (mine, former, other, newer) = (key(1, 4), key(1, 3), key(2, 3), key(2, 5));
+        let (plain, abort, busy) = (Some(false), Some(true), None);
+        for (name, keys, quiet, under_writes) in [
+            ("the cut that is over", vec![fence(4)], plain, plain),
+            ("an older cut", vec![fence(3)], abort, busy),
+            ("a former life", vec![former], abort, plain),
+            ("both", vec![fence(4), former], abort, plain),
+            ("another host's", vec![other], abort, busy),
+            (
+                "the cut, and another host's",
+                vec![fence(4), other],
+                abort,
+                busy,
+            ),
+            ("a migration that came to nothing", vec![newer], abort, busy),
+        ] {
+            let holder = ReservationHeld {
+                key: keys[0].raw(),
+                kind: ReservationType::WriteExclusiveRegistrantsOnly,
+                scope: 0,
+            };
+            let raw: Vec<u64> = [mine].iter().chain(&keys).map(|key| key.raw()).collect();
+            let facts = Facts::new(1, &raw, Some(holder));
+            for (is_busy, expected) in [(false, quiet), (true, under_writes)] {
+                let wish = Wish {
+                    mine,
+                    role: Role::Owner,
+                    older: Older::PreemptAndAbort,
+                    beside: None,
+                    spent: 5,
+                    past_cut: true,
+                    busy: is_busy,
+                    strangers: Strangers::Refuse,
+                };
+                let expected = match expected {
+                    Some(abort) => Ok(Next::Do(Command::Preempt {
+                        key: mine.raw(),
+                        victim: keys[0].raw(),
+                        abort,
+                    })),
+                    None => Err(Refusal::Busy),
+                };
+                let told = decide(&facts, Here::Registered, &wish);
+                assert_eq!(told, expected, "{name}, busy: {is_busy}");
+            }
+        }
+    }
+}

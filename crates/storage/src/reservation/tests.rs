@@ -393,54 +393,6 @@ fn decisions_by_table() {
     }
 }
 
-/// What has to be aborted, and what an owner does not do while its guest reads and writes.
-#[test]
-fn nothing_is_aborted_that_may_be_the_hosts_own() {
-    let fence = |epoch| ReservationKey::fence(TAG, epoch).unwrap();
-    let (mine, former, other, newer) = (key(1, 4), key(1, 3), key(2, 3), key(2, 5));
-    let (plain, abort, busy) = (Some(false), Some(true), None);
-    for (name, keys, quiet, under_writes) in [
-        ("the cut that is over", vec![fence(4)], plain, plain),
-        ("an older cut", vec![fence(3)], abort, busy),
-        ("a former life", vec![former], abort, plain),
-        ("both", vec![fence(4), former], abort, plain),
-        ("another host's", vec![other], abort, busy),
-        (
-            "the cut, and another host's",
-            vec![fence(4), other],
-            abort,
-            busy,
-        ),
-        ("a migration that came to nothing", vec![newer], abort, busy),
-    ] {
-        let holder = device::ReservationHeld {
-            key: keys[0].raw(),
-            kind: ReservationType::WriteExclusiveRegistrantsOnly,
-            scope: 0,
-        };
-        let raw: Vec<u64> = [mine].iter().chain(&keys).map(|key| key.raw()).collect();
-        let facts = Facts::new(1, &raw, Some(holder));
-        for (is_busy, expected) in [(false, quiet), (true, under_writes)] {
-            let wish = Wish {
-                spent: 5,
-                past_cut: true,
-                busy: is_busy,
-                ..wish(mine, Role::Owner, Older::PreemptAndAbort)
-            };
-            let expected = match expected {
-                Some(abort) => Ok(Next::Do(Command::Preempt {
-                    key: mine.raw(),
-                    victim: keys[0].raw(),
-                    abort,
-                })),
-                None => Err(Refusal::Busy),
-            };
-            let told = decide(&facts, Here::Registered, &wish);
-            assert_eq!(told, expected, "{name}, busy: {is_busy}");
-        }
-    }
-}
-
 #[test]
 fn a_path_that_is_down_is_an_error_and_no_success() {
     let lun = FakeLun::new();

@@ -526,6 +526,7 @@ impl Loop {
                         problems.push(share.to_string());
                     } else if self.power.start(host, devices, now) {
                         info!(%host, "silent: cutting its power");
+                        leases.table.count_fenced(host, now);
                         leases.table.seal(host);
                         leases.sealed_at.entry(host.clone()).or_insert(now);
                     }
@@ -563,6 +564,7 @@ impl Loop {
         }
         if self.storage.start(job, now) {
             info!(%host, "silent: its access to storage is taken away");
+            leases.table.count_fenced(host, now);
             leases.table.seal(host);
             leases.sealed_at.entry(host.clone()).or_insert(now);
         }

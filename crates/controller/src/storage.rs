@@ -29,17 +29,22 @@ use tracing::{info, warn};
 
 /// Bound for shutting the doors of one host.
 const CUT_WITHIN: Duration = Duration::from_secs(15);
+/// Targets that are opened in one call, whose time is bounded by what is left of the leader's lease: many can be new at a
+/// time, and a SAN may be told from afar.
+const DOORS_AT_ONCE: usize = 32;
+
 /// Tells SANs whom to let in. The daemon puts its drivers behind it.
 #[async_trait]
 pub trait StorageGate: Send + Sync + 'static {
     /// Shuts a host out of the door's targets and looks whether it is: for each target how, and the milliseconds.
     async fn shut(&self, door: &Door, within: Duration) -> Shut;
 
-    /// Lets a host in to the door's targets.
+    /// Lets a host in to the door's targets; returns what is to be said of targets that the SAN does not have, which keep
+    /// the host from nothing else.
     ///
     /// # Errors
     /// A sentence for people.
-    async fn open(&self, door: &Door, within: Duration) -> Result<(), String>;
+    async fn open(&self, door: &Door, within: Duration) -> Result<Vec<String>, String>;
 
     /// Which of the door's targets let the host in.
     ///
@@ -228,9 +233,15 @@ impl Keeper {
             let _turn = self.turn.lock().await;
             let doors = doors_to_keep(&self.group.state(), &restorable);
             for kept in &doors {
-                if let Err(error) = self.set(kept).await {
-                    problems.insert(format!("pool {}: {error}", kept.door.pool));
-                    failed.insert((kept.host.clone(), kept.door.pool.clone()));
+                let pool = &kept.door.pool;
+                match self.set(kept).await {
+                    Ok(told) => {
+                        problems.extend(told.iter().map(|told| format!("pool {pool}: {told}")));
+                    }
+                    Err(error) => {
+                        problems.insert(format!("pool {pool}: {error}"));
+                        failed.insert((kept.host.clone(), pool.clone()));
+                    }
                 }
             }
             doors
@@ -255,27 +266,30 @@ impl Keeper {
         );
     }
 
-    /// Brings one door into the wanted state, if it is not in it.
-    async fn set(&self, kept: &KeptDoor) -> Result<(), String> {
+    /// Brings one door into the wanted state, if it is not in it. Returns what is not as it should be and in nobody's way.
+    async fn set(&self, kept: &KeptDoor) -> Result<Vec<String>, String> {
         let door = &kept.door;
         let within = self.time_left()?;
         let open = self.gate.look(door, within).await?;
         if kept.shut {
             if open.iter().all(|open| !open) {
-                return Ok(());
+                return Ok(Vec::new());
             }
             let shut = self.gate.shut(door, CUT_WITHIN).await;
-            return shut.into_iter().find_map(Result::err).map_or(Ok(()), Err);
+            let failed = shut.into_iter().find_map(Result::err);
+            return failed.map_or(Ok(Vec::new()), Err);
         }
         let closed = door.targets.iter().zip(open).filter(|(_, open)| !open);
-        let door = Door {
-            targets: closed.map(|(target, _)| target.clone()).collect(),
-            ..door.clone()
-        };
-        match door.targets.is_empty() {
-            true => Ok(()),
-            false => self.gate.open(&door, self.time_left()?).await,
+        let closed: Vec<String> = closed.map(|(target, _)| target.clone()).collect();
+        let mut told = Vec::new();
+        for some in closed.chunks(DOORS_AT_ONCE) {
+            let door = Door {
+                targets: some.to_vec(),
+                ..door.clone()
+            };
+            told.extend(self.gate.open(&door, self.time_left()?).await?);
         }
+        Ok(told)
     }
 
     /// For a call that must have ended before another leader can judge: half a lease, if that much is left.

@@ -18,9 +18,9 @@ impl StorageGate for Meanwhile {
         let one = |_: &String| Ok((String::new(), 1));
         door.targets.iter().map(one).collect()
     }
-    async fn open(&self, door: &Door, _: Duration) -> Result<(), String> {
+    async fn open(&self, door: &Door, _: Duration) -> Result<Vec<String>, String> {
         self.opened.lock().unwrap().push(door.initiator.clone());
-        Ok(())
+        Ok(Vec::new())
     }
     async fn look(&self, door: &Door, _: Duration) -> Result<Vec<bool>, String> {
         if self.cut {
@@ -38,16 +38,7 @@ impl StorageGate for Meanwhile {
 
 async fn opened(cut: bool) -> usize {
     let group = FakeGroup::new();
-    let manifest = serde_json::json!({
-        "pools": { "san": { "kind": "iscsi", "portals": ["192.0.2.9"], "target": "iqn.2026-01.com.example:s",
-                            "access": { "tgt": {} } } },
-        "vms": { "db": { "memory": "64MiB", "disks": [{ "pool": "san", "image": "db" }] } },
-    });
-    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
-    let base = None;
-    group
-        .apply(Command::ApplyManifest { base, manifest })
-        .unwrap();
+    with_a_san(&group);
     let gate = Arc::new(Meanwhile {
         group: group.clone(),
         cut,
@@ -62,6 +53,60 @@ async fn opened(cut: bool) -> usize {
     };
     keeper.run(Restorable::new()).await;
     gate.opened.lock().unwrap().len()
+}
+
+/// A VM `db` with a disk on a SAN.
+fn with_a_san(group: &FakeGroup) {
+    let manifest = serde_json::json!({
+        "pools": { "san": { "kind": "iscsi", "portals": ["192.0.2.9"], "target": "iqn.2026-01.com.example:s",
+                            "access": { "tgt": {} } } },
+        "vms": { "db": { "memory": "64MiB", "disks": [{ "pool": "san", "image": "db" }] } },
+    });
+    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
+    let base = None;
+    group
+        .apply(Command::ApplyManifest { base, manifest })
+        .unwrap();
+}
+
+/// Opens every door, of a SAN that does not have the target of a disk.
+struct OneIsMissing;
+
+#[async_trait]
+impl StorageGate for OneIsMissing {
+    async fn shut(&self, door: &Door, _: Duration) -> Shut {
+        let one = |_: &String| Ok((String::new(), 1));
+        door.targets.iter().map(one).collect()
+    }
+    async fn open(&self, _: &Door, _: Duration) -> Result<Vec<String>, String> {
+        Ok(vec!["the SAN has no such target".to_owned()])
+    }
+    async fn look(&self, door: &Door, _: Duration) -> Result<Vec<bool>, String> {
+        Ok(vec![false; door.targets.len()])
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_is_missing_keeps_no_host_shut_out() {
+    let group = FakeGroup::new();
+    with_a_san(&group);
+    let pools = BTreeSet::from([PoolName::new("san").unwrap()]);
+    let host = host(2);
+    group.apply(Command::CutStorage { host, pools }).unwrap();
+    let cuts = group.state().storage_cuts.clone();
+    assert_eq!(cuts.len(), 1);
+    let kept = Arc::new(Mutex::new(Keeping::default()));
+    let keeper = Keeper {
+        gate: Arc::new(OneIsMissing),
+        group: group.clone(),
+        turn: Arc::default(),
+        kept: Arc::clone(&kept),
+        term: 1,
+    };
+    keeper.run(cuts).await;
+    assert!(group.state().storage_cuts.is_empty(), "it is let in again");
+    let told = kept.lock().unwrap().problems().to_vec();
+    assert_eq!(told, ["pool san: the SAN has no such target"]);
 }
 
 #[tokio::test]

@@ -152,7 +152,7 @@ impl StorageGate for NoGate {
         let one = |_: &String| Err("no SAN".to_owned());
         door.targets.iter().map(one).collect()
     }
-    async fn open(&self, _: &Door, _: Duration) -> Result<(), String> {
+    async fn open(&self, _: &Door, _: Duration) -> Result<Vec<String>, String> {
         Err("no SAN".into())
     }
     async fn look(&self, _: &Door, _: Duration) -> Result<Vec<bool>, String> {

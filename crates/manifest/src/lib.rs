@@ -9,6 +9,7 @@
 mod check;
 mod diff;
 mod json_schema;
+mod keep;
 mod scalars;
 mod schema;
 mod source;
@@ -40,11 +41,21 @@ pub struct ParsedManifest {
     source: Source,
 }
 
-/// Reads a manifest. `file` is only used in messages; `variables` replace `${NAME}` in values.
+/// Reads a manifest. `file` is only used in messages; `variables` replace `${NAME}` in values. Settings that it does not
+/// name have their defaults.
 pub fn parse(
     text: &str,
     file: &str,
     variables: &BTreeMap<String, String>,
+) -> Result<ParsedManifest, Diagnostics> {
+    read(text, file, variables, None)
+}
+
+fn read(
+    text: &str,
+    file: &str,
+    variables: &BTreeMap<String, String>,
+    existing: Option<&Existing>,
 ) -> Result<ParsedManifest, Diagnostics> {
     if text.len() > MAX_INPUT {
         let source = Source::new("", file);
@@ -60,9 +71,12 @@ pub fn parse(
     let source = Source::new(text, file);
     let root = tree::read(text).map_err(|found| source.diagnostics(found))?;
     let mut walk = walk::Walk::new(variables);
-    let Some(value) = walk.manifest(&root) else {
+    let Some(mut value) = walk.manifest(&root) else {
         return Err(source.diagnostics(walk.findings));
     };
+    if let Some(existing) = existing {
+        keep::keep(&mut value, existing);
+    }
     match serde_json::from_value(value) {
         Ok(manifest) => Ok(ParsedManifest {
             manifest,
@@ -76,14 +90,14 @@ pub fn parse(
     }
 }
 
-/// [`parse`] and [`check`] in one step.
+/// [`parse`] and [`check`] in one step, for a cluster: settings that the manifest does not name stay as they are there.
 pub fn load(
     text: &str,
     file: &str,
     variables: &BTreeMap<String, String>,
     existing: &Existing,
 ) -> Result<ParsedManifest, Diagnostics> {
-    let parsed = parse(text, file, variables)?;
+    let parsed = read(text, file, variables, Some(existing))?;
     let problems = check(&parsed.manifest, existing);
     if problems.is_empty() {
         Ok(parsed)

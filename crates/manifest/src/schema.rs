@@ -109,7 +109,7 @@ pub(crate) static MANIFEST: Struct = Struct {
         optional(
             "cluster",
             Kind::Struct(&CLUSTER),
-            "Settings of the whole cluster.",
+            "Settings of the whole cluster; those that are left out stay as they are.",
         ),
         optional(
             "hosts",
@@ -293,7 +293,7 @@ static CLUSTER: Struct = Struct {
         optional(
             "fencing",
             Kind::Map("host", &Kind::List(&Kind::Struct(&FENCE_DEVICE))),
-            "Power fencing devices by host.",
+            "Power fencing devices by host; hosts that are left out keep theirs, `[]` takes them away.",
         ),
         optional(
             "admission",

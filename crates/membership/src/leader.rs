@@ -304,6 +304,12 @@ impl LeaseTable {
         self.hosts.get(host).is_some_and(|entry| entry.sealed)
     }
 
+    /// A silent host's power or storage is taken away: for the share rule as much as declaring it dead. Tries that follow do
+    /// not count again, or a SAN that does not answer would keep the leader from all other hosts.
+    pub fn count_fenced(&mut self, host: &HostName, now: Instant) {
+        self.recent_proofs.entry(host.clone()).or_insert(now);
+    }
+
     /// The share rule: correlated silence is more often a fault of the network or of this leader
     /// than the death of most hosts at once.
     ///

@@ -120,6 +120,32 @@ fn correlated_silence_does_not_fence_a_whole_cluster() {
     assert_eq!(dead, 2);
 }
 
+#[test]
+fn taking_power_or_storage_away_counts_as_declaring_dead() {
+    let mut table = table(4);
+    table.quorum_confirmed(at(9000));
+    for n in [1, 2] {
+        assert_eq!(table.check_share(&h(n), at(9000)), Ok(()));
+        table.count_fenced(&h(n), at(9000));
+    }
+    let third = table.lease_expired(&h(3), Some(Millis(500)), at(9000));
+    assert!(
+        matches!(third, Err(LeaseProofError::TooMany { recent: 2, .. })),
+        "{third:?}"
+    );
+    assert!(table.check_share(&h(4), at(9000)).is_err());
+    // Their own leases are no one more.
+    assert!(
+        table
+            .lease_expired(&h(1), Some(Millis(500)), at(9000))
+            .is_ok()
+    );
+    // Another try at the second does not hold the others up for longer.
+    table.count_fenced(&h(2), at(10_900));
+    table.quorum_confirmed(at(11_001));
+    assert_eq!(table.check_share(&h(4), at(11_001)), Ok(()));
+}
+
 /// Whatever the delays of heartbeat, ack and quorum confirmation: at the leader's proof the host's
 /// watchdog has fired, with clocks that drift apart by the allowed margin.
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Always holds: only names in the pool's directory are opened, only block devices are accepted, nothing is
 //! created or deleted. A name of `/dev/disk/by-id` is made of the device's own serial number, so equal names on two
-//! hosts are the same device.
+//! hosts are the same device. A device that the host itself uses (a file system, LVM, RAID, a path of multipath) is
+//! refused before a guest starts: both would write it.
 
 use crate::lanes::Lanes;
 use crate::reservation::{ClusterTag, LinuxDevice, Reservation};
@@ -13,7 +14,7 @@ use crate::{
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -96,9 +97,10 @@ impl BlockPoolDriver {
 
 pub(crate) fn size_of(pool: &str, image: &str, path: &Path) -> Result<u64, PoolError> {
     let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => PoolError::ImageMissing {
+        std::io::ErrorKind::NotFound => PoolError::DeviceMissing {
             pool: pool.to_owned(),
             image: image.to_owned(),
+            path: path.to_owned(),
         },
         _ => PoolError::io(pool, path, "opening a device", error),
     };
@@ -111,6 +113,34 @@ pub(crate) fn size_of(pool: &str, image: &str, path: &Path) -> Result<u64, PoolE
     }
     let mut device = File::open(path).map_err(failed)?;
     device.seek(SeekFrom::End(0)).map_err(failed)
+}
+
+/// How often an exclusive opening is tried: another one of this program has the device for a moment.
+const TRIES: u32 = 5;
+/// Between two tries.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
+/// Refuses a device that this host has in use. The kernel lets one opener at a time claim a device: a mounted file system,
+/// LVM, RAID and device mapper do, QEMU does not.
+pub(crate) fn unclaimed(pool: &str, image: &str, path: &Path) -> Result<(), PoolError> {
+    let flags = i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0);
+    let claim = || File::options().read(true).custom_flags(flags).open(path);
+    for attempt in 1..=TRIES {
+        let busy = Some(rustix::io::Errno::BUSY.raw_os_error());
+        match claim() {
+            // What else may be wrong with it shows when it is opened.
+            Err(error) if error.raw_os_error() == busy && attempt < TRIES => {
+                std::thread::sleep(TRY_AGAIN);
+            }
+            Err(error) if error.raw_os_error() == busy => break,
+            _ => return Ok(()),
+        }
+    }
+    Err(PoolError::DeviceClaimed {
+        pool: pool.to_owned(),
+        image: image.to_owned(),
+        path: path.to_owned(),
+    })
 }
 
 #[async_trait::async_trait]
@@ -166,7 +196,13 @@ impl Pool for BlockPoolDriver {
                 have_bytes: info.virtual_bytes,
                 want_bytes,
             }),
-            _ => Ok(info),
+            _ => {
+                let (pool, image) = (self.config.pool.clone(), spec.image.clone());
+                let path = self.config.path.join(&image);
+                let look = move || unclaimed(&pool, &image, &path);
+                self.lanes.run("looking at a device", look).await?;
+                Ok(info)
+            }
         }
     }
 

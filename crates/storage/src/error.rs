@@ -340,6 +340,30 @@ pub enum PoolError {
         /// What was found there.
         path: PathBuf,
     },
+    /// There is no such device on this host.
+    #[error(
+        "`{image}` is not in pool `{pool}`: this host has no {}: correct the name, or make the SAN show it (`iscsiadm`, zoning, multipath)", .path.display()
+    )]
+    DeviceMissing {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The host itself uses the device.
+    #[error(
+        "`{image}` in pool `{pool}`: this host uses {} itself (a mounted file system, LVM, RAID, or a path of a multipath map): name a unit that nothing else uses, or the map in /dev/mapper", .path.display()
+    )]
+    DeviceClaimed {
+        /// The pool.
+        pool: String,
+        /// The image.
+        image: String,
+        /// Its path on this host.
+        path: PathBuf,
+    },
     /// The directory of device names does not exist.
     #[error("pool `{pool}`: this host has no {}: is the SAN logged in (`iscsiadm`, multipath), is udev running?", .path.display())]
     NoDevices {

@@ -4,7 +4,7 @@ use super::cut::Cutters;
 use async_trait::async_trait;
 use quorate_agent::AgentHandle;
 use quorate_controller::{Door, Gate, Shut, StorageGate};
-use quorate_fence::target::{Ceph, Exec, Lio, TargetAccess, Tgt};
+use quorate_fence::target::{Ceph, Exec, Lio, TargetAccess, TargetError, Tgt};
 use quorate_state::State;
 use quorate_transport::Peers;
 use quorate_types::{AccessControl, HostName};
@@ -42,6 +42,15 @@ impl Doors {
     /// For access lists only.
     pub(crate) fn of_lists() -> Self {
         Self { cutters: None }
+    }
+
+    /// Opens a door all of whose targets must be there.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub(crate) async fn let_in(&self, door: &Door, within: Duration) -> Result<(), String> {
+        let missing = self.open(door, within).await?;
+        missing.into_iter().next().map_or(Ok(()), Err)
     }
 }
 
@@ -86,19 +95,21 @@ impl StorageGate for Doors {
         let removed = driver.cut(&door.targets, &door.initiator, deadline).await;
         let told = |done: Result<quorate_fence::target::AccessRemoved, _>| match done {
             Ok(removed) => Ok((removed.how, removed.took_ms)),
-            Err(error) => Err(quorate_fence::target::TargetError::to_string(&error)),
+            Err(error) => Err(TargetError::to_string(&error)),
         };
         removed.into_iter().map(told).collect()
     }
 
-    async fn open(&self, door: &Door, within: Duration) -> Result<(), String> {
+    async fn open(&self, door: &Door, within: Duration) -> Result<Vec<String>, String> {
         // A host that is let in again takes its units itself.
         let Some(driver) = driver(door) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let deadline = Instant::now() + within;
         let allowed = driver.allow(&door.targets, &door.initiator, deadline).await;
-        allowed.map_err(|error| error.to_string())
+        let missing = allowed.map_err(|error| error.to_string())?.into_iter();
+        let told = |target| TargetError::NoTarget { target }.to_string();
+        Ok(missing.map(told).collect())
     }
 
     async fn look(&self, door: &Door, within: Duration) -> Result<Vec<bool>, String> {

@@ -68,10 +68,16 @@ pub(crate) async fn run(
         let done = unit(core, &state, pool, &image).await?;
         (image, done)
     } else {
-        let image = image.or_else(|| default_image(&state, pool));
-        let image = image.ok_or_else(|| {
-            format!("no VM has a disk in pool {pool} yet: name a scratch unit with --image")
-        })?;
+        let image = match image.or_else(|| default_image(&state, pool)) {
+            Some(image) => image,
+            None if spec.access().is_some() => {
+                return Err(format!(
+                    "no VM has a disk in pool {pool} yet: name a scratch unit with --image"
+                ));
+            }
+            // What is wrong with it is the same whatever is named.
+            None => String::new(),
+        };
         let done = list(prepare(&state, pool, spec, &image)?).await;
         (image, done)
     };
@@ -148,6 +154,12 @@ pub(crate) fn prepare(
     spec: &PoolSpec,
     image: &str,
 ) -> Result<Drill, String> {
+    if let PoolSpec::Block(_) = spec {
+        return Err(format!(
+            "pool {pool} has `reservations: false`: its devices shut nobody out, so there is nothing to try, and VMs of a lost \
+             host wait for another proof. Leave `reservations` out if its devices have them"
+        ));
+    }
     let PoolSpec::Iscsi(iscsi) = spec else {
         return Err(format!(
             "pool {pool} is of the kind {}: only a SAN with an access list of initiators can be tried without shutting a host out",
@@ -206,7 +218,7 @@ impl Drill {
     async fn steps(&mut self) -> Result<(), String> {
         self.shut("shut out").await?;
         self.refused().await?;
-        Doors::of_lists().open(&self.door, CALL_WITHIN).await?;
+        Doors::of_lists().let_in(&self.door, CALL_WITHIN).await?;
         let mut session = self.enter().await?;
         self.steps
             .push("let in: it logged in and saw the unit".to_owned());

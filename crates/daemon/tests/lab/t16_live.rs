@@ -80,7 +80,7 @@ fn a_guest_moves_live_to_its_copy_and_back_and_survives_the_loss_of_its_target()
 }
 
 #[test]
-fn a_guest_takes_its_local_disk_along() {
+fn a_guest_takes_its_local_disk_along_and_one_on_a_device_goes_to_it() {
     let cluster = Cluster::up();
     let guests = [Guest::new("db", 1).pool("own")];
     run(&cluster, &guests, "local");
@@ -117,4 +117,5 @@ fn a_guest_takes_its_local_disk_along() {
         "it was restarted: {:?}",
         reports[0]
     );
+    crate::t22_block::a_guest_on_a_device(&cluster);
 }

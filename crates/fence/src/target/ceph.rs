@@ -223,13 +223,13 @@ impl TargetAccess for Ceph {
         _: &[String],
         initiator: &str,
         deadline: Instant,
-    ) -> Result<(), TargetError> {
+    ) -> Result<Vec<String>, TargetError> {
         let address = address(initiator)?;
         if self.listed(address, deadline).await? {
             self.run(0, &["osd", "blocklist", "rm", &whole(address)], deadline)
                 .await?;
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     async fn allowed(

@@ -4,7 +4,7 @@
 //! `status`), `initiator=`, `target=`, and `secret=` where the pool names one. It succeeds by exit status 0. `status`
 //! prints `allowed` or `cut`: only that word, asked for after the change, counts.
 
-use super::{AccessRemoved, TargetAccess, TargetError, call, millis};
+use super::{AccessRemoved, TargetAccess, TargetError, call, few_at_a_time, millis};
 use tokio::time::Instant;
 
 /// A command and its password.
@@ -104,11 +104,13 @@ impl TargetAccess for Exec {
         targets: &[String],
         initiator: &str,
         deadline: Instant,
-    ) -> Result<(), TargetError> {
-        for target in targets {
-            self.act("allow", target, initiator, deadline).await?;
-        }
-        Ok(())
+    ) -> Result<Vec<String>, TargetError> {
+        let open = targets.iter().map(|target| async move {
+            let done = self.act("allow", target, initiator, deadline).await;
+            done.map(drop)
+        });
+        few_at_a_time(open.collect()).await?;
+        Ok(Vec::new())
     }
 
     async fn allowed(

@@ -115,16 +115,17 @@ pub trait TargetAccess: Send + Sync + 'static {
         deadline: Instant,
     ) -> Vec<Result<AccessRemoved, TargetError>>;
 
-    /// Lets an initiator in to these targets.
+    /// Lets an initiator in to these targets, as many as there are; returns those that the SAN does not have, which
+    /// are in nobody's way.
     ///
     /// # Errors
-    /// The first failure; what was let in before it stays so.
+    /// The first failure, after all were tried; what was let in stays so.
     async fn allow(
         &self,
         targets: &[String],
         initiator: &str,
         deadline: Instant,
-    ) -> Result<(), TargetError>;
+    ) -> Result<Vec<String>, TargetError>;
 
     /// Which of these targets the initiator may log in to.
     ///
@@ -136,6 +137,20 @@ pub trait TargetAccess: Send + Sync + 'static {
         initiator: &str,
         deadline: Instant,
     ) -> Result<Vec<bool>, TargetError>;
+}
+
+/// Calls of a SAN's management at a time: each is a process, perhaps with a way to another machine.
+const CALLS: usize = 8;
+
+/// Makes calls, a few at a time: the first failure, after all have ended.
+async fn few_at_a_time<F>(calls: Vec<F>) -> Result<(), TargetError>
+where
+    F: Future<Output = Result<(), TargetError>>,
+{
+    use futures_util::StreamExt as _;
+    let calls = futures_util::stream::iter(calls).buffer_unordered(CALLS);
+    let done: Vec<Result<(), TargetError>> = calls.collect().await;
+    done.into_iter().collect()
 }
 
 /// Runs a program to its end and returns what it wrote.

@@ -10,7 +10,7 @@
 //! gone proves that its writes have ended, so such a connection is taken away from under `tgtd` with `ss -K`, which
 //! must run where `tgtd` does: behind the same words (`via`).
 
-use super::{AccessRemoved, TargetAccess, TargetError, all, call, millis};
+use super::{AccessRemoved, TargetAccess, TargetError, all, call, few_at_a_time, millis};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
@@ -252,17 +252,19 @@ impl TargetAccess for Tgt {
         targets: &[String],
         initiator: &str,
         deadline: Instant,
-    ) -> Result<(), TargetError> {
+    ) -> Result<Vec<String>, TargetError> {
         let seen = self.targets(deadline).await?;
+        let (mut missing, mut closed) = (Vec::new(), Vec::new());
         for name in targets {
-            let target = seen.get(name).ok_or_else(|| TargetError::NoTarget {
-                target: name.clone(),
-            })?;
-            if !target.names().any(|name| name == initiator) {
-                self.bind("bind", target.id, initiator, deadline).await?;
+            match seen.get(name) {
+                None => missing.push(name.clone()),
+                Some(target) if target.names().any(|name| name == initiator) => {}
+                Some(target) => closed.push(target.id),
             }
         }
-        Ok(())
+        let open = |id| self.bind("bind", id, initiator, deadline);
+        few_at_a_time(closed.into_iter().map(open).collect()).await?;
+        Ok(missing)
     }
 
     async fn allowed(
@@ -403,6 +405,31 @@ esac
             Connection: 0
                 IP Address: 10.79.0.1
 ";
+
+    #[tokio::test]
+    async fn a_target_that_is_missing_keeps_nobody_from_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        put("tool", STUBBORN);
+        let target = |id: u32| format!("Target {id}: iqn.t{id:02}\n");
+        put("shown", &(1..=20).map(target).collect::<String>());
+        put("session", "");
+        put("access", "        ALL\n");
+        let tool = dir.path().join("tool").to_string_lossy().into_owned();
+        let tgt = Tgt {
+            control: 1,
+            via: vec!["/bin/sh".to_owned(), tool],
+        };
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let targets: Vec<String> = (0..=20).map(|id| format!("iqn.t{id:02}")).collect();
+        let missing = tgt.allow(&targets, "iqn.h1", deadline).await.unwrap();
+        assert_eq!(missing, ["iqn.t00"]);
+        let calls = std::fs::read_to_string(dir.path().join("calls")).unwrap();
+        for id in 1..=20 {
+            let bound = format!("--op bind --tid {id} -Q iqn.h1");
+            assert!(calls.contains(&bound), "{bound}: {calls}");
+        }
+    }
 
     #[tokio::test]
     async fn a_session_that_waits_for_its_unsent_data_loses_its_connection() {

@@ -25,6 +25,8 @@ const MIGRATION_MIB_PER_S: u64 = 110;
 const SAVE_MIB_PER_S: u64 = 200;
 /// A fence device that switches a host off and confirms it.
 pub(super) const POWER_FENCING: Millis = Millis::secs(8);
+/// Shutting a host out at a SAN and looking whether it is out.
+const STORAGE_CUT: Millis = Millis(300);
 /// A leader that failed: the next one is elected before it counts the lease.
 pub(super) const ELECTION: Millis = Millis(1500);
 /// A measured span outside of this is not believed: clocks of hosts differ.
@@ -176,6 +178,12 @@ fn last_start(
 pub(super) fn lease_bound(settings: &ClusterSettings, armed: Millis) -> Millis {
     let span = Millis(settings.lease.duration.0 + settings.lease.watchdog_bound.max(armed).0);
     Millis(span.0 + settings.lease.drift(span).0)
+}
+
+/// Time after which a host that fell silent may be shut out at its VMs' SANs.
+pub(super) fn cut_bound(settings: &ClusterSettings) -> Millis {
+    let lease = settings.lease.duration;
+    Millis(lease.0 + settings.lease.drift(lease).0 + STORAGE_CUT.0)
 }
 
 /// The proof that a lease gives after its bound.

@@ -9,6 +9,7 @@
 //! that nobody asked for, load on hosts, guests that take their own time. Times are estimates
 //! ([`estimate`]); migrations that run side by side share their hosts' links ([`links`]).
 
+mod cuts;
 mod estimate;
 mod links;
 mod world;

@@ -7,6 +7,7 @@
 //! Always holds: the state changes only by the production `apply`; a task is dropped when the order
 //! it belongs to is gone; a host that is not up does nothing.
 
+use super::cuts;
 use super::estimate::{self, Estimates};
 use super::links::{Links, Transfer};
 use crate::{Input, Memory, Seen, Snapshot};
@@ -49,6 +50,8 @@ pub(super) struct World {
     links: Links,
     /// When a silent host is proven dead; absent: never, without a person.
     proofs_due: BTreeMap<HostName, (Instant, FenceProof)>,
+    /// When it is shut out at the SANs that can do that.
+    cuts_due: BTreeMap<HostName, Instant>,
     /// VMs whose guests do not run though they should.
     pub(super) down: BTreeMap<VmName, Down>,
 }
@@ -81,6 +84,7 @@ impl World {
             tasks: BTreeMap::new(),
             links: Links::default(),
             proofs_due: BTreeMap::new(),
+            cuts_due: BTreeMap::new(),
             down: BTreeMap::new(),
         };
         // What is silent already is taken for dead from now on: a host that comes back is not foreseen.
@@ -144,8 +148,16 @@ impl World {
         let share = self.state.hosts.len() * settings.max_fence_percent as usize / 100;
         for (n, host) in hosts.iter().enumerate() {
             self.seen.health.insert(host.clone(), HostHealth::Dead);
-            if self.seen.proofs.iter().any(|proof| proof.host() == host) {
+            let wide = |proof: &FenceProof| proof.host() == host && proof.vm().is_none();
+            if self.seen.proofs.iter().any(wide) {
                 continue;
+            }
+            // No more than a share of the hosts is declared dead within one lease.
+            let turn = settings.lease.duration.0 * (n / share.max(1)) as u64;
+            if cuts::has_any(&self.state, host) {
+                let span = estimate::cut_bound(&settings).0 + turn + election.0;
+                let due = self.seen.now.plus(Millis(span));
+                self.cuts_due.insert(host.clone(), due);
             }
             let armed = self.state.hosts.get(host).and_then(|record| record.armed);
             let device = settings
@@ -153,8 +165,6 @@ impl World {
                 .get(host)
                 .and_then(|devices| devices.first());
             let leased = armed.and_then(|armed| {
-                // No more than a share of the hosts is declared dead within one lease.
-                let turn = settings.lease.duration.0 * (n / share.max(1)) as u64;
                 let bound = estimate::lease_bound(&settings, armed);
                 Some((Millis(bound.0 + turn), estimate::lease_proof(host, bound)?))
             });
@@ -361,8 +371,23 @@ impl World {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let tasks = self.tasks.values().map(|task| task.due);
         let proofs = self.proofs_due.values().map(|(due, _)| *due);
+        let proofs = proofs.chain(self.cuts_due.values().copied());
         let sends = self.links.next(self.seen.now);
         tasks.chain(proofs).chain(sends).min()
+    }
+
+    /// Shuts silent hosts out at their VMs' SANs.
+    fn cut_what_is_due(&mut self) {
+        let now = self.seen.now;
+        let due = self.cuts_due.iter().filter(|(_, due)| **due <= now);
+        let due: Vec<HostName> = due.map(|(host, _)| host.clone()).collect();
+        for host in due {
+            self.cuts_due.remove(&host);
+            let (proofs, pools) = cuts::of(&self.state, &host);
+            if !pools.is_empty() && self.command(Command::CutStorage { host, pools }).is_ok() {
+                self.seen.proofs.extend(proofs);
+            }
+        }
     }
 
     /// Lets the time pass until `at`; what is due then is done.
@@ -380,6 +405,7 @@ impl World {
                 self.seen.proofs.push(proof);
             }
         }
+        self.cut_what_is_due();
         let due: Vec<VmName> = self
             .tasks
             .iter()

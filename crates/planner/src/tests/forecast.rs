@@ -155,6 +155,63 @@ fn a_fence_device_proves_what_a_lease_does_not() {
     assert!(answer.stages[0].unplaced.is_empty());
 }
 
+/// `db` has its disk on a SAN, `app` (which does not need it) one in a directory; both on h1, where no lease proves anything.
+fn on_a_san(pool: serde_json::Value) -> World {
+    let disk = |pool: &str, image: &str| json!([{ "pool": pool, "image": image }]);
+    let mut world = World::new(
+        3,
+        json!({
+            "pools": { "san": pool, "nfs": { "kind": "directory", "path": "/p" } },
+            "vms": {
+                "db": { "memory": "512MiB", "disks": disk("san", "db") },
+                "app": { "memory": "256MiB", "disks": disk("nfs", "app.raw") },
+            },
+        }),
+    );
+    world.put("db", "h1");
+    world.put("app", "h1");
+    for report in world.reports.values_mut() {
+        let usable = report.pools.values().next().cloned().unwrap();
+        for pool in ["san", "nfs"] {
+            report.pools.insert(pool.parse().unwrap(), usable.clone());
+        }
+    }
+    world.observe();
+    world
+}
+
+#[test]
+fn a_san_that_shuts_a_silent_host_out_frees_its_vms() {
+    let san = json!({
+        "kind": "iscsi", "portals": ["192.0.2.9"], "target": "iqn.2026-01.com.example:s",
+        "access": { "tgt": {} },
+    });
+    let world = on_a_san(san);
+    let answer = forecast(&world.snapshot(), &[step(&["h1"], &[])]).unwrap();
+    let told = told(&answer, 0);
+    assert_eq!(told[0], "2320ms release db (h1 by storage-cut)", "{told:?}");
+    assert!(told[1].starts_with("2320ms start db on h"), "{told:?}");
+    let stage = &answer.stages[0];
+    let names: Vec<&VmName> = stage.unplaced.iter().map(|missing| &missing.vm).collect();
+    assert_eq!(names, [&vm("app")], "nobody shuts h1 out of a directory");
+    assert!(at(&answer, "db").is_some_and(|host| host != "h1"));
+
+    // With an armed watchdog everything comes back, each by the first proof.
+    let mut world = world;
+    world.arm();
+    let answer = forecast(&world.snapshot(), &[step(&["h1"], &[])]).unwrap();
+    assert!(answer.stages[0].unplaced.is_empty());
+}
+
+#[test]
+fn devices_without_reservations_free_nothing() {
+    for (reservations, freed) in [(true, true), (false, false)] {
+        let world = on_a_san(json!({ "kind": "block", "reservations": reservations }));
+        let answer = forecast(&world.snapshot(), &[step(&["h1"], &[])]).unwrap();
+        assert_eq!(at(&answer, "db").is_some(), freed, "{reservations}");
+    }
+}
+
 #[test]
 fn two_of_three_voters_gone_is_no_quorum() {
     let world = site(3);

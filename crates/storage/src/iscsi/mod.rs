@@ -15,7 +15,7 @@ mod host;
 mod pdu;
 pub mod session;
 
-use crate::block::size_of;
+use crate::block::{size_of, unclaimed};
 use crate::lanes::Lanes;
 use crate::reservation::{ClusterTag, LinuxDevice, Reservation};
 use crate::{
@@ -386,7 +386,16 @@ impl Pool for IscsiPoolDriver {
                 have_bytes: found.bytes,
                 want_bytes,
             }),
-            _ => self.info(unit, portal, &found).await,
+            _ => {
+                let info = self.info(unit, portal, &found).await?;
+                if let DiskSource::Device(path) = &info.source {
+                    let (pool, image) = (self.config.pool.clone(), spec.image.clone());
+                    let path = path.clone();
+                    let look = move || unclaimed(&pool, &image, &path);
+                    self.lanes.run("looking at a device", look).await?;
+                }
+                Ok(info)
+            }
         }
     }
 

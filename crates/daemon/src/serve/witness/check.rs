@@ -128,7 +128,7 @@ async fn unit(
     }
     let whole = PoolSpec::Iscsi(spec.clone());
     let drill = prepare(&state, pool, &whole, disk)?;
-    Doors::of_lists().open(&drill.door, CALL_WITHIN).await?;
+    Doors::of_lists().let_in(&drill.door, CALL_WITHIN).await?;
     let ways = peers(&state, spec, &drill.peer.initiator);
     let seen = at_target(ways, drill.unit.clone(), cluster).await;
     let shut = Doors::of_lists().shut(&drill.door, CALL_WITHIN).await;

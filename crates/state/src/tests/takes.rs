@@ -24,7 +24,7 @@ fn define(state: &mut State, target: &str) {
     }))
     .unwrap();
     let base = None;
-    apply(state, "ana", Command::ApplyManifest { base, manifest }).unwrap();
+    apply(state, "operator", Command::ApplyManifest { base, manifest }).unwrap();
 }
 
 fn world() -> State {
@@ -38,7 +38,7 @@ fn world() -> State {
         address: "10.0.0.1:7".into(),
         settings: ClusterSettings::default(),
     };
-    apply(&mut state, "ana", first).unwrap();
+    apply(&mut state, "operator", first).unwrap();
     define(&mut state, "iqn.2026-01.example:a");
     state
 }
@@ -65,14 +65,14 @@ fn end(state: &mut State, image: &str, given: Option<Revision>) -> Outcome {
 #[test]
 fn a_word_is_for_the_strangers_that_were_seen_and_ends_once() {
     let mut state = world();
-    let told = take(&mut state, "ana", "db", 0xbad).unwrap();
+    let told = take(&mut state, "operator", "db", 0xbad).unwrap();
     assert!(
         told.events[0].text.contains("keys 0x0000000000000bad"),
         "{told:?}"
     );
     // However the unit is written.
     let word = state.take_of(&pool(), "db/0").unwrap().clone();
-    assert_eq!((&word.keys, word.by.as_str()), (&[0xbad].into(), "ana"));
+    assert_eq!((&word.keys, word.by.as_str()), (&[0xbad].into(), "operator"));
     assert_eq!(word.given, state.revision);
     assert!(state.take_of(&pool(), "other").is_none());
     // Another one later takes its place, and is not ended by who looked at the first.
@@ -84,7 +84,7 @@ fn a_word_is_for_the_strangers_that_were_seen_and_ends_once() {
     assert!(!end(&mut state, "db", Some(given)).events.is_empty());
     assert!(state.unit_takes.is_empty());
     // Taken back.
-    take(&mut state, "ana", "db", 0xbad).unwrap();
+    take(&mut state, "operator", "db", 0xbad).unwrap();
     end(&mut state, "db", None);
     assert!(state.unit_takes.is_empty());
 }
@@ -92,13 +92,13 @@ fn a_word_is_for_the_strangers_that_were_seen_and_ends_once() {
 #[test]
 fn a_word_is_for_a_pool_as_it_is() {
     let mut state = world();
-    take(&mut state, "ana", "db", 0xbad).unwrap();
+    take(&mut state, "operator", "db", 0xbad).unwrap();
     define(&mut state, "iqn.2026-01.example:a");
     assert!(state.take_of(&pool(), "db").is_some());
     define(&mut state, "iqn.2026-01.example:b");
     assert!(state.unit_takes.is_empty(), "units of another SAN");
-    take(&mut state, "ana", "db", 0xbad).unwrap();
-    apply(&mut state, "ana", Command::DeletePool { pool: pool() }).unwrap();
+    take(&mut state, "operator", "db", 0xbad).unwrap();
+    apply(&mut state, "operator", Command::DeletePool { pool: pool() }).unwrap();
     assert!(state.unit_takes.is_empty());
-    assert!(take(&mut state, "ana", "db", 0xbad).is_err());
+    assert!(take(&mut state, "operator", "db", 0xbad).is_err());
 }

@@ -72,7 +72,10 @@ fn a_word_is_for_the_strangers_that_were_seen_and_ends_once() {
     );
     // However the unit is written.
     let word = state.take_of(&pool(), "db/0").unwrap().clone();
-    assert_eq!((&word.keys, word.by.as_str()), (&[0xbad].into(), "operator"));
+    assert_eq!(
+        (&word.keys, word.by.as_str()),
+        (&[0xbad].into(), "operator")
+    );
     assert_eq!(word.given, state.revision);
     assert!(state.take_of(&pool(), "other").is_none());
     // Another one later takes its place, and is not ended by who looked at the first.

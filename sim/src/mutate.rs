@@ -56,7 +56,7 @@ pub enum Mutation {
     /// A member's edge takes whatever comes.
     NoSecondChance,
     /// Flows are looked for in open edges only, once for each ring: of a guest that changes hosts meanwhile neither sees them.
-    /// Rarely seen: the source must be late, and the target must not.
+    /// Not seen in some hundreds of seeds: the source must be late, and the target must not; the agent's own tests arrange it.
     StraysLookedAtOnce,
 }
 

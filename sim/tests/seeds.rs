@@ -22,6 +22,14 @@ fn a_seed_replays_exactly() {
     }
 }
 
+/// A member stood still at its switchover, its source's and its target's replicas lagged, and a ring was made meanwhile that
+/// strands its connections: they have to be pinned by one of the two.
+#[test]
+fn a_ring_that_is_made_during_a_switchover_breaks_no_connection() {
+    let (verdict, _) = run_seed(1846, None, Detail::Nothing);
+    assert!(verdict.broken.is_none(), "{verdict:#?}");
+}
+
 /// Within some hundreds of seeds; where to begin is known for those that need rare luck, so that this test is
 /// quick also in a debug build.
 fn caught(mutation: Mutation, start: u64, count: u64) {

@@ -512,7 +512,7 @@ async fn a_busy_guest_gets_longer_pauses_and_is_slowed_down() {
         max_ms: 4,
     };
     // So little that also a guest that hardly gets the processor writes faster.
-    request.max_bandwidth = Some(8 << 20);
+    request.max_bandwidth = Some(16 << 20);
     let mut migration = pair.source.migrate(request).await.unwrap();
     let mut limits = Vec::new();
     loop {

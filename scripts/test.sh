@@ -13,6 +13,7 @@ export PROPTEST_RNG_SEED="${PROPTEST_RNG_SEED:-1}"
 passed=0
 failed=0
 failures=
+listed=
 log=target/test-logs
 mkdir -p "$log"
 
@@ -104,14 +105,14 @@ list_tests() {
     cargo test --locked --workspace --no-run --message-format=json > "$log/tests.json" || return 1
     sed -n 's/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*/\1 \2/p' \
         "$log/tests.json" > "$log/tests"
-    [ -s "$log/tests" ]
+    [ -s "$log/tests" ] && listed=yes
 }
 
 # Runs the listed test binaries whose folder fits (or, with `!`, does not fit) an expression; all of them, also after one failed.
 tests() {
     pattern=$1
     shift
-    [ -s "$log/tests" ] || list_tests || return 1
+    [ -n "$listed" ] || list_tests || return 1
     case $pattern in
     !*) grep -vE "^[^ ]*/(${pattern#!}) " "$log/tests" ;;
     *) grep -E "^[^ ]*/($pattern) " "$log/tests" ;;

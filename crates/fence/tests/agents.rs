@@ -109,7 +109,7 @@ impl Lab {
                 }
             }
             assert!(std::time::Instant::now() < end, "{:?}", self.calls());
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::park_timeout(Duration::from_millis(2));
             if let Some(step) = passes(&self.calls()) {
                 tokio::time::advance(step).await;
             }

@@ -41,7 +41,10 @@ pub(crate) fn up(
 /// Waits for something in the lab.
 pub(crate) fn eventually(what: &str, mut good: impl FnMut() -> bool) {
     let step = Duration::from_millis(5);
-    wait::until(what, Duration::from_secs(20), step, || good().then_some(())).unwrap();
+    wait::until(what, Duration::from_secs(120), step, || {
+        good().then_some(())
+    })
+    .unwrap();
 }
 
 /// One ping from one part of the site to another one's address.

@@ -130,7 +130,9 @@ pub fn attach_plain(name: &str) -> Result<File, NetworkError> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         match attach(name, 0) {
-            Err(NetworkError::TapBusy { .. }) if Instant::now() < end => std::thread::sleep(AGAIN),
+            Err(NetworkError::TapBusy { .. }) if Instant::now() < end => {
+                std::thread::park_timeout(AGAIN)
+            }
             attached => return attached,
         }
     }

@@ -159,7 +159,7 @@ impl AgentFence {
         let program = self.find(&device.agent)?;
         let input = input(device, action)?;
         let secrets = device.secrets();
-        runner::run(&program, &[], input, &secrets, deadline)
+        runner::run(&program, &[], input, &secrets, runner::KEPT_MAX, deadline)
             .await
             .map_err(|error| device_error(device, phase_of(action), Outcome::not_run(&error)))
     }

@@ -14,9 +14,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Most of each output stream that is kept, in bytes. More is read and thrown away, so that
+/// Most of each output stream of a fence agent that is kept, in bytes. More is read and thrown away, so that
 /// an agent that writes a lot does not wait for a reader.
-const KEPT_MAX: usize = 64 * 1024;
+pub(crate) const KEPT_MAX: usize = 64 * 1024;
 
 /// Most of the output that an error shows, in bytes: the end, where complaints are.
 const SHOWN_MAX: usize = 1024;
@@ -31,8 +31,11 @@ pub(crate) struct Run {
     pub(crate) code: Option<i32>,
     /// Whether it was killed at the deadline.
     pub(crate) timed_out: bool,
-    /// What it wrote to its standard output, at most 64 KiB, secrets masked.
+    /// What it wrote to its standard output, secrets masked.
     pub(crate) stdout: String,
+    /// That is all it wrote: its output was read to the end, and there was room for it. What is missing in an output that is
+    /// not complete may be in what was not read.
+    pub(crate) complete: bool,
     /// The end of everything it wrote, for an error: secrets masked.
     pub(crate) shown: String,
 }
@@ -63,13 +66,14 @@ pub(crate) async fn run(
     arguments: &[String],
     input: String,
     secrets: &[&str],
+    kept_max: usize,
     deadline: Instant,
 ) -> io::Result<Run> {
     let mut child = spawn(program, arguments)?;
     let mut group = Group {
         leader: child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
     };
-    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (mut out, mut err) = (Kept::new(kept_max), Kept::new(KEPT_MAX.min(kept_max)));
     let talk = converse(&mut child, &input, &mut out, &mut err);
     let mut ended = timeout_at(deadline, talk).await.ok();
     let timed_out = ended.is_none();
@@ -83,12 +87,13 @@ pub(crate) async fn run(
         Some(Ok(status)) if !timed_out => status.code(),
         _ => None,
     };
-    let masked_out = mask(&out, secrets);
-    let shown = tail(&format!("{}\n{masked_out}", mask(&err, secrets)));
+    let masked_out = out.masked(secrets);
+    let shown = tail(&format!("{}\n{masked_out}", err.masked(secrets)));
     Ok(Run {
         code,
         timed_out,
         stdout: masked_out,
+        complete: out.ended && !out.cut,
         shown,
     })
 }
@@ -97,8 +102,8 @@ pub(crate) async fn run(
 async fn converse(
     child: &mut Child,
     input: &str,
-    out: &mut Vec<u8>,
-    err: &mut Vec<u8>,
+    out: &mut Kept,
+    err: &mut Kept,
 ) -> io::Result<ExitStatus> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let streams = async {
@@ -108,7 +113,7 @@ async fn converse(
                 let _ = stdin.write_all(input.as_bytes()).await;
             }
         };
-        tokio::join!(write, keep(stdout, out), keep(stderr, err));
+        tokio::join!(write, out.read(stdout), err.read(stderr));
     };
     let mut streams = std::pin::pin!(streams);
     // The streams end with the last process that holds them, which may be one that the
@@ -137,31 +142,62 @@ fn spawn(program: &Path, arguments: &[String]) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Reads to the end and keeps the beginning.
-async fn keep(source: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
-    let Some(mut source) = source else { return };
-    let mut buffer = vec![0; 8192];
-    while let Ok(len @ 1..) = source.read(&mut buffer).await {
-        let room = KEPT_MAX.saturating_sub(kept.len());
-        kept.extend_from_slice(&buffer[..len.min(room)]);
-    }
+/// The beginning of a stream.
+struct Kept {
+    bytes: Vec<u8>,
+    max: usize,
+    /// There was more than is kept.
+    cut: bool,
+    /// It was read to its end.
+    ended: bool,
 }
 
-/// The text without the secrets, also where the kept part ends within one.
-fn mask(kept: &[u8], secrets: &[&str]) -> String {
-    let mut text = String::from_utf8_lossy(kept).into_owned();
-    for secret in secrets {
-        text = text.replace(secret, "***");
-    }
-    if kept.len() >= KEPT_MAX {
-        let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);
-        let mut end = text.len().saturating_sub(longest);
-        while !text.is_char_boundary(end) {
-            end -= 1;
+impl Kept {
+    const fn new(max: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            max,
+            cut: false,
+            ended: false,
         }
-        text.truncate(end);
     }
-    text
+
+    /// Reads to the end and keeps the beginning.
+    async fn read(&mut self, source: Option<impl AsyncRead + Unpin>) {
+        let Some(mut source) = source else { return };
+        let mut buffer = vec![0; 8192];
+        loop {
+            match source.read(&mut buffer).await {
+                Ok(0) => break self.ended = true,
+                Ok(len) => self.add(&buffer[..len]),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let room = self.max.saturating_sub(self.bytes.len());
+        self.cut |= bytes.len() > room;
+        self.bytes
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    /// The text without the secrets, also where the kept part ends within one.
+    fn masked(&self, secrets: &[&str]) -> String {
+        let mut text = String::from_utf8_lossy(&self.bytes).into_owned();
+        for secret in secrets {
+            text = text.replace(secret, "***");
+        }
+        if self.bytes.len() >= self.max {
+            let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);
+            let mut end = text.len().saturating_sub(longest);
+            while !text.is_char_boundary(end) {
+                end -= 1;
+            }
+            text.truncate(end);
+        }
+        text
+    }
 }
 
 /// The last part of a text, on one line.
@@ -186,14 +222,44 @@ mod tests {
 
     #[test]
     fn secrets_are_masked_also_where_the_output_is_cut() {
+        let mask = |text: &[u8]| {
+            let mut kept = Kept::new(KEPT_MAX);
+            kept.add(text);
+            kept.masked(&["hunter2"])
+        };
         assert_eq!(
-            mask(b"login admin:hunter2 failed", &["hunter2"]),
+            mask(b"login admin:hunter2 failed"),
             "login admin:*** failed"
         );
         let mut long = vec![b'x'; KEPT_MAX - 4];
         long.extend_from_slice(b"hunt");
-        assert!(!mask(&long, &["hunter2"]).contains("hunt"));
-        assert_eq!(mask(b"\xff\xfe", &[]), "\u{fffd}\u{fffd}");
+        assert!(!mask(&long).contains("hunt"));
+        assert_eq!(mask(b"\xff\xfe"), "\u{fffd}\u{fffd}");
+    }
+
+    #[tokio::test]
+    async fn an_output_that_was_not_read_to_its_end_is_not_complete() {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let run = async |script: &str, kept_max: usize| {
+            let words = ["-c".to_owned(), script.to_owned()];
+            let done = run(
+                Path::new("/bin/sh"),
+                &words,
+                String::new(),
+                &[],
+                kept_max,
+                deadline,
+            );
+            done.await.unwrap()
+        };
+        let whole = run("echo 1234567", 8).await;
+        assert!(whole.complete);
+        let cut = run("echo 12345678", 8).await;
+        assert_eq!((cut.code, cut.complete), (Some(0), false));
+        // Somebody who was left behind holds it open.
+        let held = run("echo one; sleep 600 &", 1024).await;
+        assert_eq!((held.code, held.complete), (Some(0), false));
+        assert_eq!(held.stdout, "one\n");
     }
 
     #[test]

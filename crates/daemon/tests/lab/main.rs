@@ -41,3 +41,4 @@ mod t19_services;
 mod t20_holder;
 mod t21_routers;
 mod t22_block;
+mod t23_many_luns;

@@ -139,6 +139,8 @@ pub trait TargetAccess: Send + Sync + 'static {
     ) -> Result<Vec<bool>, TargetError>;
 }
 
+/// Largest answer of a SAN's management, in bytes: `tgtadm` tells about a kilobyte of each target, and more with each session.
+const ANSWER_MAX: usize = 16 << 20;
 /// Calls of a SAN's management at a time: each is a process, perhaps with a way to another machine.
 const CALLS: usize = 8;
 
@@ -170,7 +172,15 @@ async fn call(
         }
     };
     let begun = Instant::now();
-    let run = runner::run(Path::new(&program), arguments, input, secrets, deadline).await;
+    let run = runner::run(
+        Path::new(&program),
+        arguments,
+        input,
+        secrets,
+        ANSWER_MAX,
+        deadline,
+    )
+    .await;
     let run = run.map_err(|error| TargetError::Program {
         program: program.clone(),
         detail: error.to_string(),
@@ -185,6 +195,13 @@ async fn call(
             .map_or("a signal".to_owned(), |code| format!("exit status {code}"));
         let detail = format!("{code}: {}", run.shown);
         return Err(TargetError::Failed { program, detail });
+    }
+    // A target that is not in an answer counts as one that is not there, and so as shut.
+    if !run.complete {
+        return Err(TargetError::Answer {
+            program,
+            detail: format!("the answer has no end, or more than {ANSWER_MAX} bytes"),
+        });
     }
     Ok(run.stdout)
 }

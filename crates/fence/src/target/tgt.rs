@@ -431,6 +431,29 @@ esac
         }
     }
 
+    /// What is not in the answer counts as shut: so the answer must be whole.
+    #[tokio::test]
+    async fn the_last_of_very_many_targets_is_shut_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        put("tool", STUBBORN);
+        let filler = "    LUN information:\n".to_owned() + &"        Type: disk\n".repeat(60);
+        let target = |id: u32| format!("Target {id}: iqn.t{id}\n{filler}");
+        put("shown", &(1..=200).map(target).collect::<String>());
+        put("session", "");
+        put("access", "        iqn.h1\n");
+        let tool = dir.path().join("tool").to_string_lossy().into_owned();
+        let tgt = Tgt {
+            control: 1,
+            via: vec!["/bin/sh".to_owned(), tool],
+        };
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let last = ["iqn.t200".to_owned()];
+        tgt.cut(&last, "iqn.h1", deadline).await.remove(0).unwrap();
+        let access = std::fs::read_to_string(dir.path().join("access")).unwrap();
+        assert_eq!(access.trim(), NOBODY, "it is off the list");
+    }
+
     #[tokio::test]
     async fn a_session_that_waits_for_its_unsent_data_loses_its_connection() {
         let dir = tempfile::tempdir().unwrap();

@@ -24,7 +24,7 @@ fn freed<'s>(
     host: &'s HostName,
 ) -> impl Iterator<Item = (&'s VmName, Epoch, &'s VmSpec)> {
     state.vms.iter().filter_map(move |(name, record)| {
-        let hosts = record.ownership.hosts().into_iter();
+        let hosts = record.ownership.hosts();
         let (_, epoch) = hosts.into_iter().find(|(owner, _)| *owner == host)?;
         let spec = record.effective();
         let mut pools = spec.disks.iter().map(|disk| state.pools.get(&disk.pool));

@@ -3,6 +3,19 @@
 use super::{IscsiError, LUNS_MAX, Peer, Session, random_isid};
 use crate::iscsi::pdu::{Found, Pdu, keys, op, targets};
 
+/// What it may mean that a portal closes a discovery session at once.
+fn without_targets(error: IscsiError) -> IscsiError {
+    match error {
+        IscsiError::Protocol { target, detail } if detail.starts_with("the connection broke") => {
+            let detail = format!(
+                "{detail} (tgtd does that as long as it has no target: make the first one)"
+            );
+            IscsiError::Protocol { target, detail }
+        }
+        other => other,
+    }
+}
+
 /// The targets behind a portal.
 ///
 /// # Errors
@@ -17,7 +30,7 @@ pub async fn discover(peer: &Peer) -> Result<Vec<Found>, IscsiError> {
         Err(IscsiError::Authentication { .. }) if peer.login.is_some() => {
             Session::login(peer, None, random_isid()).await?
         }
-        done => done?,
+        done => done.map_err(without_targets)?,
     };
     let mut request = Pdu::new(op::TEXT | op::IMMEDIATE, 0x80);
     request.set_u32(20, u32::MAX);

@@ -6,7 +6,7 @@
 //! refused before a guest starts: both would write it.
 
 use crate::lanes::Lanes;
-use crate::reservation::{ClusterTag, LinuxDevice, Reservation};
+use crate::reservation::{ClusterTag, LinuxDevice, Reservation, pause};
 use crate::{
     DiskFormat, DiskInfo, DiskSource, DiskSpec, ImageEntry, Marker, Pool, PoolError, PoolFacts,
     StorageFence,
@@ -130,7 +130,7 @@ pub(crate) fn unclaimed(pool: &str, image: &str, path: &Path) -> Result<(), Pool
         match claim() {
             // What else may be wrong with it shows when it is opened.
             Err(error) if error.raw_os_error() == busy && attempt < TRIES => {
-                std::thread::sleep(TRY_AGAIN);
+                pause(TRY_AGAIN);
             }
             Err(error) if error.raw_os_error() == busy => break,
             _ => return Ok(()),

@@ -30,9 +30,9 @@ pub(super) fn patiently<T>(
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a thread of its own, and nothing to wait for: the kernel does not tell when a path is mended"
+    reason = "a thread of its own, and nothing to wait for: the kernel tells neither when a path is mended nor when a device is let go of"
 )]
-fn pause(span: Duration) {
+pub(crate) fn pause(span: Duration) {
     std::thread::sleep(span);
 }
 

@@ -46,6 +46,7 @@ mod wire;
 pub use device::{Command, DeviceError, ReservationDevice, ReservationType};
 pub use drill::{DrillReport, DrillStep};
 pub use error::ReservationError;
+pub(crate) use facts::pause;
 pub use facts::{Facts, Inspection};
 pub use fake::FakeLun;
 pub use key::{ClusterTag, KeyError, ReservationKey};

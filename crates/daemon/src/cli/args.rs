@@ -33,7 +33,7 @@ const TEMPLATE: &str = "\
   vm           list, show, start, stop, migrate, cancel, console, logs
   host         list, show, drain, resume, label, fence, confirm-dead, remove
   service      list, show, drain, resume, trace: addresses over many VMs
-  storage      list, show, copies, keys, drill: pools, their images, who may write a LUN
+  storage      list, show, copies, keys, take, drill: pools, their images, who may write a LUN
   image        list, import, export, clone, resize, snapshot, delete, jobs
   secret       set, list, delete: passwords that pools name
 

@@ -69,7 +69,7 @@ fn the_grammar_is_sound_and_the_help_names_every_command() {
             "list, show, drain, resume, label, fence, confirm-dead, remove",
         ),
         ("service", "list, show, drain, resume, trace"),
-        ("storage", "list, show, copies, keys, drill"),
+        ("storage", "list, show, copies, keys, take, drill"),
         ("secret", "set, list, delete"),
     ] {
         let command = Cli::command();

@@ -1,5 +1,5 @@
 //! Moves that nobody asked for one by one: a host is drained, a rule is broken, a guest cannot
-//! stay up where it is, or its host has lost its storage ([`crate::lost`]).
+//! stay up where it is, its host has lost what it had of its disks, or the storage ([`crate::lost`]).
 //!
 //! Always holds: at most `parallel_migrations` moves from and to each host at once (a larger unit
 //! of companions goes alone); after a failed move there is a wait that doubles, and other targets
@@ -40,6 +40,7 @@ pub(crate) fn run(work: &mut Work<'_>) {
         match cause(work, vm, host) {
             Some(cause) => relocate(work, vm, &cause),
             None if work.lost_storage(vm, host).is_some() => lost::leave(work, vm, host, epoch),
+            None if leave_lost_disk(work, vm, host, epoch) => {}
             None if loops(work, vm, host, epoch) => leave_crash_loop(work, vm, host),
             None => {}
         }
@@ -158,6 +159,32 @@ pub(crate) fn leaves(work: &Work<'_>, vm: usize, host: usize) -> bool {
     let mut companions = work.groups.companions(vm);
     let mut with = companions.by_ref().filter(|at| work.vms[*at].own.on(host));
     work.vms[vm].wanted && (one(vm) || with.any(one))
+}
+
+/// Its host cannot start it any more: a disk of it was lost there with what was only in the host's memory. It is ended there,
+/// so that another host can have it, or an operator can say which copy shall count. Returns whether it is.
+fn leave_lost_disk(
+    work: &mut Work<'_>,
+    vm: usize,
+    host: usize,
+    epoch: quorate_types::Epoch,
+) -> bool {
+    let waits = work.word(vm, host).filter(|word| word.epoch == epoch);
+    let waits = waits.is_some_and(|word| word.phase == VmPhase::BackOff);
+    let (name, report) = (work.hosts[host].name, work.hosts[host].report);
+    let Some(report) = report.filter(|_| waits && work.hosts[host].up) else {
+        return false;
+    };
+    let (state, spec) = (work.input.state, work.vms[vm].spec);
+    let Err(why) = state.check_copies(spec, name, Some(&report.boot)) else {
+        return false;
+    };
+    let reason = Reason {
+        evidence: vec![format!("{name}: {why}")],
+        ..Reason::new(format!("{name} has not all of its disks any more"))
+    };
+    work.stop(vm, StopMode::Hard, reason);
+    true
 }
 
 /// The guest ends again and again under this epoch.

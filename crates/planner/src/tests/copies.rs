@@ -317,6 +317,33 @@ fn an_operator_is_told_which_copy_can_be_accepted() {
 }
 
 #[test]
+fn a_host_that_lost_its_copy_in_the_moment_of_the_start_does_not_keep_the_vm() {
+    let mut world = world("mirrored");
+    world.run(9);
+    say(&mut world, "h1", "h3", MirrorPhase::Ready);
+    world.step();
+    world.kill("h1");
+    assert_eq!(
+        world.step(),
+        ["release db (h1 by lease-expired)", "start db on h3"]
+    );
+    world.act();
+    // It is booted anew before it has said that the guest runs: what it had of the disk was in its memory.
+    world.reports.get_mut(&host("h3")).unwrap().boot = BootId("b2".into());
+    world.says("h3", "db", |report| report.phase = VmPhase::BackOff);
+    assert_eq!(
+        world.run(9),
+        ["power db off", "release db (h3 by stopped-by-owner)"]
+    );
+    let why = waiting(&world.input());
+    let why = &why[&vm("db")];
+    assert!(
+        why.contains("`quorate storage copies accept db db --host h3`"),
+        "{why}"
+    );
+}
+
+#[test]
 fn a_vm_waits_for_the_job_that_writes_to_its_disk() {
     let mut world = world("local");
     let pool: quorate_types::PoolName = "own".parse().unwrap();

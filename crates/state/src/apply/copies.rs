@@ -406,7 +406,7 @@ pub(super) fn accept(change: &mut Change<'_>, of: &CopyOf, since: Revision) -> R
     let known = known.ok_or_else(|| unknown("vm", vm))?;
     if let Some(owner) = known.ownership.host() {
         let text = format!(
-            "VM {vm} is owned by {owner}: its disks are decided on when nobody can run it; if {owner} is off for good, `quorate host confirm-dead {owner}`"
+            "VM {vm} is owned by {owner}: its disks are decided on when nobody can run it: `quorate vm stop {vm}`, or, if {owner} is off for good, `quorate host confirm-dead {owner}`"
         );
         return Err(Refusal::InUse(text));
     }

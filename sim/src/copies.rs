@@ -384,6 +384,17 @@ impl World {
         }
     }
 
+    /// Its host holds a lease, and its replica is as new as that.
+    fn up_to_date(&self, host: HostId) -> bool {
+        let at = &self.hosts[host];
+        let logic = at.daemon.as_ref().and_then(|daemon| daemon.logic.as_ref());
+        logic.is_some_and(|logic| {
+            let lease = logic.lease();
+            let held = lease.deadline().is_some_and(|end| at.local(self.now) < end);
+            held && self.replica(host).0.revision >= lease.fresh_from()
+        })
+    }
+
     /// The replica of a host has advanced: exports whose time has passed are closed.
     pub(crate) fn own_sweep(&mut self, host: HostId) {
         let (state, me) = self.replica(host);
@@ -406,7 +417,7 @@ impl World {
         match wire {
             Wire::AskExport { proc, inc, request } => {
                 let (state, me) = self.replica(to);
-                if may_export(&state, &me, &request).is_err() {
+                if !self.up_to_date(to) || may_export(&state, &me, &request).is_err() {
                     return;
                 }
                 let key = (to, request.vm.clone());

@@ -121,6 +121,7 @@ impl Agent {
             growing: Default::default(),
             services,
             deadline_ns: AtomicU64::new(0),
+            fresh_from: AtomicU64::new(0),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });

@@ -7,6 +7,7 @@
 //! `local` pool is removed when the replica, which had this host's copy on record, has it on another host only.
 
 use crate::mark;
+use crate::vm::reserve::up_to_date;
 use crate::vm::{Shared, text};
 use quorate_agent_logic::{ExportOffer, ExportRequest, FlushRequest, keeps_export, may_export};
 use quorate_hypervisor::qemu::export::{self, Export, ExportConfig};
@@ -215,6 +216,7 @@ impl Task {
 
     async fn serve(&mut self, request: ExportRequest) -> Result<ExportOffer, String> {
         let me = self.shared.config.host.clone();
+        up_to_date(&self.shared)?;
         may_export(&self.shared.state(), &me, &request)?;
         let key = (request.pool.clone(), request.image.clone());
         let dir = self.dir(&key);

@@ -234,6 +234,9 @@ impl Host {
             let before = self.timings.freeze_before.0;
             self.shared.guard.lease(deadline.0, before);
             let fresh_from = self.logic.lease().fresh_from();
+            self.shared
+                .fresh_from
+                .store(fresh_from.0, Ordering::Relaxed);
             self.shared.services.lease(deadline.0, fresh_from);
             if granted.0 > 0 {
                 self.shared.services.granted(revision);

@@ -18,7 +18,7 @@ mod make;
 mod mirror;
 mod outgoing;
 mod probe;
-mod reserve;
+pub(crate) mod reserve;
 mod watch;
 mod write_maps;
 
@@ -77,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) services: Services,
     /// The end of the lease, in nanoseconds of CLOCK_BOOTTIME; 0: none yet.
     pub(crate) deadline_ns: AtomicU64,
+    /// The revision that the replica must have for what is done under that lease.
+    pub(crate) fresh_from: AtomicU64,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }

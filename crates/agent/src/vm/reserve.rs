@@ -232,6 +232,21 @@ pub(super) async fn has_units(shared: &Shared, vm: &VmName) -> Result<bool, Stri
     Ok(!units_of(shared, vm).await?.is_empty())
 }
 
+/// Whether this host holds a lease and its replica is as new as that: an older one, as after a start of the daemon, may take
+/// for true what is long over.
+pub(crate) fn up_to_date(shared: &Shared) -> Result<(), String> {
+    if lease_left(shared).is_zero() {
+        return Err(format!("{} holds no lease", shared.config.host));
+    }
+    match shared.state().revision.0 < shared.fresh_from.load(Ordering::Relaxed) {
+        true => Err(format!(
+            "{} has not heard yet what was decided meanwhile",
+            shared.config.host
+        )),
+        false => Ok(()),
+    }
+}
+
 /// On the source, after the target has taken the units: what it was asked for is good only while the lease is.
 pub(super) fn still_leased(shared: &Shared) -> Result<(), String> {
     match lease_left(shared).is_zero() {

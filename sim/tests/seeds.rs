@@ -30,6 +30,16 @@ fn a_ring_that_is_made_during_a_switchover_breaks_no_connection() {
     assert!(verdict.broken.is_none(), "{verdict:#?}");
 }
 
+/// 2174: both hosts of a copy are lost within half a second, and the second may not keep the VM for ever.
+/// 3387: both are started again, know only what was long ago, and may not write a copy anew that has become the VM's disk.
+#[test]
+fn copies_survive_hosts_that_are_lost_one_after_the_other() {
+    for seed in [2174, 3387] {
+        let (verdict, _) = run_seed(seed, None, Detail::Nothing);
+        assert!(verdict.broken.is_none(), "seed {seed}: {verdict:?}");
+    }
+}
+
 /// Within some hundreds of seeds; where to begin is known for those that need rare luck, so that this test is
 /// quick also in a debug build.
 fn caught(mutation: Mutation, start: u64, count: u64) {

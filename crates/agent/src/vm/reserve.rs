@@ -190,7 +190,8 @@ pub(super) async fn own(shared: &Shared, vm: &VmName, busy: bool) -> Result<(), 
     units.own(mine, &claim).await
 }
 
-/// Whether no cut of this host is in force, by a replica that is as fresh as the lease that is held.
+/// Whether no cut of this host is in force, by its replica: that is as new as the lease where a guest starts or goes on, and
+/// [`look`] sees to it.
 fn let_in(shared: &Shared, state: &State, disks: &[DiskSpec]) -> bool {
     let me = &shared.config.host;
     disks.iter().all(|disk| !state.is_cut(me, &disk.pool))
@@ -306,6 +307,8 @@ async fn look(shared: &Shared, vm: &VmName, units: &Units) -> Option<Trouble> {
     if left.is_zero() || units.within(left).are_held_by(mine).await.ok()? {
         return None;
     }
+    // An older replica may not know that this host was cut off.
+    up_to_date(shared).ok()?;
     let trouble = match own(shared, vm, true).await {
         Ok(()) => {
             tracing::warn!(%vm, key = %mine, "a unit had lost this host's reservation: it was made again");

@@ -145,6 +145,7 @@ impl Controller {
         };
         Some(Picture {
             leader: self.inner.me.clone(),
+            revision: state.revision,
             quorate: leases.table.is_quorate(now),
             term: leases.term,
             voters: members.voters,

@@ -1,7 +1,7 @@
 //! The leader's picture of the cluster, for `status` and everything like it.
 
 use quorate_membership::HostHealth;
-use quorate_types::{HostName, HostReport, Millis, NodeId, ServiceName, VmName};
+use quorate_types::{HostName, HostReport, Millis, NodeId, Revision, ServiceName, VmName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Picture {
     /// The leader.
     pub leader: HostName,
+    /// The state that it goes with.
+    #[serde(default)]
+    pub revision: Revision,
     /// It has confirmed a majority within its lease.
     pub quorate: bool,
     /// Term of the consensus group.

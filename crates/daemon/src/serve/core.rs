@@ -12,7 +12,7 @@ use quorate_api::{ApiError, ErrorCode};
 use quorate_controller::{Controller, ControllerError, Group as _, Picture, ProposeFailure};
 use quorate_state::{Command, Outcome, State};
 use quorate_transport::{CallError, Peers, RpcStatus};
-use quorate_types::{HostName, NodeId};
+use quorate_types::{HostName, NodeId, Revision};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -52,19 +52,27 @@ impl Core {
             return Err(wrong_answer());
         };
         let outcome = result.map_err(ApiError::from)?;
-        let mut states = self.states.clone();
-        let reached = states.wait_for(|state| state.revision >= outcome.revision);
         // It is committed all the same when this host lags.
-        let _ = tokio::time::timeout(CATCH_UP, reached).await;
+        let _ = catch_up(self.states.clone(), outcome.revision).await;
         Ok(outcome)
     }
 
-    /// The leader's picture.
+    /// The leader's picture, when this host's state is as new: a host that was just started knows who leads before it knows
+    /// what was decided while it was away.
     pub(crate) async fn picture(&self) -> Result<Picture, ApiError> {
-        match self.at_leader(Ask::Picture, Duration::from_secs(2)).await? {
-            Answer::Picture(picture) => Ok(*picture),
-            _ => Err(wrong_answer()),
+        let answer = self.at_leader(Ask::Picture, Duration::from_secs(2)).await?;
+        let Answer::Picture(mut picture) = answer else {
+            return Err(wrong_answer());
+        };
+        if !catch_up(self.states.clone(), picture.revision).await {
+            picture.problems.push(format!(
+                "{} is behind the leader and shows what is over (revision {} of {}): ask another host, and look at the disk and the links of this one",
+                self.me,
+                self.state().revision,
+                picture.revision
+            ));
         }
+        Ok(*picture)
     }
 
     /// Asks the leader, this host if it leads; tries again while there is none, for a bounded time.
@@ -268,6 +276,13 @@ fn refused(error: ControllerError) -> RpcStatus {
         _ => 409,
     };
     RpcStatus::new(code, error.to_string())
+}
+
+/// Waits until this host has applied a revision that the leader has, for a bounded time; whether it has.
+async fn catch_up(mut states: watch::Receiver<Arc<State>>, revision: Revision) -> bool {
+    let reached = states.wait_for(|state| state.revision >= revision);
+    let reached = tokio::time::timeout(CATCH_UP, reached).await;
+    reached.is_ok_and(|state| state.is_ok())
 }
 
 #[cfg(test)]

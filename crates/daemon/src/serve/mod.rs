@@ -142,8 +142,10 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     let (end_witness, witness_ends) = watch::channel(false);
     let witness = tokio::spawn(witness::run(Arc::clone(&core), witness_ends));
     let presence = tokio::spawn(leave::be_back(Arc::clone(&core)));
-    let book = address_book(node.node, states, peers, server);
-    let api = wiring::serve_api(dir, Arc::clone(&core), stopped);
+    // Tasks of their own: a host that says that it leaves must still hear the others, or nobody renews its lease meanwhile.
+    let mut book = tokio::spawn(address_book(node.node, states, peers, server));
+    let socket = dir.join(quorate_api::SOCKET);
+    let mut api = tokio::spawn(wiring::serve_api(socket, Arc::clone(&core), stopped));
     sd_notify();
 
     let mut agent_failed = core.agent.failed();
@@ -151,8 +153,8 @@ pub(crate) async fn serve(dir: &Path) -> Result<()> {
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         result = tokio::signal::ctrl_c() => result.map_err(Into::into),
-        result = api => result.and_then(|()| bail!("the API ended")),
-        () = book => bail!("the state's channel closed"),
+        result = &mut api => result?.and_then(|()| bail!("the API ended")),
+        _ = &mut book => bail!("the state's channel closed"),
         why = first_failure(&mut agent_failed) => Err(anyhow::anyhow!("the agent has stopped: {why}")),
         why = first_failure(&mut failed) => Err(anyhow::anyhow!("the replicated log has failed: {why}")),
     };

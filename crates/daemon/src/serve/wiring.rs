@@ -234,12 +234,12 @@ pub(crate) fn consoles(agent: &AgentHandle) -> Consoles {
 
 /// Serves the API until told to stop.
 pub(crate) async fn serve_api(
-    dir: &Path,
+    socket: PathBuf,
     core: Arc<Core>,
     stopped: watch::Receiver<bool>,
 ) -> Result<()> {
     let backend = Arc::new(Daemon(core));
     let router = quorate_api::router(backend, quorate_api::Limits::default(), stopped.clone());
-    quorate_api::serve(router, &dir.join(quorate_api::SOCKET), stopped).await?;
+    quorate_api::serve(router, &socket, stopped).await?;
     Ok(())
 }

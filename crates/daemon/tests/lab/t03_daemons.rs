@@ -39,6 +39,13 @@ fn restart_all(cluster: &Cluster, guests: &[Guest]) {
         }
         cluster.wait_healthy();
         cluster.wait_ready(&["db", "app", "web"], LONG);
+        for host in cluster.hosts().iter().filter(|_| !hard) {
+            let log = cluster.log_tail(host, 400);
+            assert!(
+                log.contains("the others know that this host leaves"),
+                "{log}"
+            );
+        }
     }
     // Longer than a lease after the last restart.
     wait::pause(Duration::from_secs(3));

@@ -1,6 +1,7 @@
 //! A `qemu-storage-daemon`: started detached, known by a record, ended by its pidfd.
 //!
-//! Always holds: it outlives us, as guests do; when it has ended, nothing that was sent to it takes effect any more.
+//! Always holds: it outlives us, as guests do; when it has ended, nothing that was sent to it takes effect any more. Where
+//! memory runs out others are ended before it (proc(5), `oom_score_adj`): it is small, and a guest's writes hang on it.
 //!
 //! Must not: know what it serves.
 
@@ -18,6 +19,8 @@ use super::export::ExportError;
 use super::process::{Watched, detach, identity, stderr_tail};
 use crate::guest::ProcessIdentity;
 
+/// `oom_score_adj`: after everything that may be ended at all.
+const SPARED: &str = "-999";
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Bound of the end of a process that was killed.
 const END_WITHIN: Duration = Duration::from_secs(2);
@@ -72,6 +75,8 @@ pub(super) async fn start<T: Serialize>(
     detach(&mut command);
     let child = command.spawn().map_err(failed("execute", program))?;
     let pid = i32::try_from(child.id()).unwrap_or_default();
+    // Needs CAP_SYS_RESOURCE; without it the process is one among others.
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), SPARED);
     // As for guests: the end is observed, and reaped, through the pidfd.
     let process = identity::of_pid(pid).and_then(|identity| {
         let process = Watched::open_unreaped(&identity)?;

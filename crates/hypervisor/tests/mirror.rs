@@ -591,8 +591,17 @@ async fn a_host_that_is_lost_as_a_resync_begins_or_ends_does_not_hold_the_guest_
     begun.await.unwrap();
     resynced(&guest).await;
     same_bytes(&guest, &config, &copy, "after it was lost again and again").await;
+    spared(&config);
     guest.kill(LONG).await.unwrap();
     eventually("its relay ends with it", || !relay_files(&config)).await;
+}
+
+/// The relay is not what the kernel ends for want of memory: the guest would go on without its copy.
+fn spared(config: &GuestConfig) {
+    let pid = std::fs::read_to_string(config.runtime_dir.join("copy0.pid")).unwrap();
+    let of = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", pid.trim())).unwrap();
+    assert!(of("cmdline").contains("storage-daemon"));
+    assert_eq!(of("oom_score_adj").trim(), "-999");
 }
 
 /// Whether there is anything of a relay.

@@ -601,7 +601,12 @@ fn spared(config: &GuestConfig) {
     let pid = std::fs::read_to_string(config.runtime_dir.join("copy0.pid")).unwrap();
     let of = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", pid.trim())).unwrap();
     assert!(of("cmdline").contains("storage-daemon"));
-    assert_eq!(of("oom_score_adj").trim(), "-999");
+    let words = ["-c", "echo -999 2> /dev/null > /proc/self/oom_score_adj"];
+    let may = std::process::Command::new("sh").args(words).status();
+    match may.unwrap().success() {
+        true => assert_eq!(of("oom_score_adj").trim(), "-999"),
+        false => println!("SKIPPED: CAP_SYS_RESOURCE is wanted to spare a process"),
+    }
 }
 
 /// Whether there is anything of a relay.

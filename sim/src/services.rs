@@ -18,7 +18,7 @@
 
 use crate::event::{D, Event, HostId, W};
 use crate::faults::Op;
-use crate::guest::{ProcId, Vcpu};
+use crate::guest::{ProcId, StreamPhase, Vcpu};
 use crate::mutate::Mutation;
 use crate::rng::Rng;
 use crate::time::{MS, SEC};
@@ -378,9 +378,12 @@ impl World {
 
     /// Whether the guest that has the connection is still there; it may have moved.
     fn follow_guest(&self, of: &mut Connection) -> bool {
-        if self.guests.contains_key(&of.proc) {
+        if let Some(guest) = self.guests.get(&of.proc) {
             of.seen = self.now;
-            return true;
+            // Handed over, and its life ended at the other host: what is left here is frozen for good.
+            let out = guest.out.as_ref();
+            let left = out.filter(|out| out.phase == StreamPhase::Completed);
+            return left.is_none_or(|out| self.guests.contains_key(&out.target));
         }
         let moved = self.guests.iter().find(|(_, guest)| {
             guest.vm == of.member

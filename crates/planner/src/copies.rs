@@ -116,8 +116,9 @@ fn look(work: &mut Work<'_>, vm: usize, owner: usize, epoch: Epoch, disk: &DiskS
     }
 }
 
-/// Both sides of a migration were lost, and the target's copy cannot be started from: the source's ledger tells which
-/// counts. It is asked after it has closed its epoch, so what it says is final.
+/// Both sides of a migration were lost, and the target's copy cannot be started from: the source's counts if its ledger
+/// says that no hand-over was begun. It is asked after it has closed its epoch, so what it says is final. One that was begun
+/// may not have come to the target, which flushes its copy then: an operator decides ([`advice`]).
 fn settle(work: &mut Work<'_>, vm: usize) {
     let state = work.input.state;
     for disk in state.own_disks(work.vms[vm].spec) {
@@ -136,13 +137,12 @@ fn settle(work: &mut Work<'_>, vm: usize) {
         let Some(said) = said.filter(|said| !usable && said.closed >= lost.epoch) else {
             continue;
         };
-        let (host, why) = match said.handed_over == Some(lost.id) {
-            true => (&lost.to, "says that it had handed the guest over"),
-            false => (&lost.from, "says that it had not handed the guest over"),
-        };
-        let of = copy_of(work, vm, disk, host);
+        if said.handed_over == Some(lost.id) {
+            continue;
+        }
+        let of = copy_of(work, vm, disk, &lost.from);
         let action = Action::SettleCopies { of, id: lost.id };
-        let why = format!("{} {why}", lost.from);
+        let why = format!("{} says that it had not handed the guest over", lost.from);
         work.copy_action(vm, action, why);
     }
 }
@@ -188,8 +188,15 @@ pub(crate) fn advice(work: &Work<'_>, vm: usize) -> Option<String> {
         };
         let vm = work.vms[vm].name;
         let image = &disk.image;
+        let other = record.unsettled.as_ref().filter(|lost| lost.to == *host);
+        let other = other.map_or_else(String::new, |lost| {
+            format!(
+                "; the copy on {} lacks only what was written after {vm} was handed over to {host}, if it was",
+                lost.from
+            )
+        });
         return Some(format!(
-            "disk {image}: {first}, `quorate storage copies accept {vm} {image} --host {host}` starts {vm} from the copy there, which lacks {lacks}"
+            "disk {image}: {first}, `quorate storage copies accept {vm} {image} --host {host}` starts {vm} from the copy there, which lacks {lacks}{other}"
         ));
     }
     None

@@ -349,16 +349,16 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What is needed counts as much as the most important VM that needs it, directly or not.
+    /// What is needed counts as much as the most important VM that needs it, directly or by others that shall run.
     fn inherit_priorities(&mut self, needs: &Lists) {
         let count = self.vms.len();
         let mut open: Vec<usize> = (0..count).map(|at| self.needed_by.of(at).len()).collect();
         let mut free: Vec<usize> = (0..count).filter(|at| open[*at] == 0).collect();
         while let Some(at) = free.pop() {
-            let highest = self.vms[at].priority;
+            let lends = self.vms[at].wanted.then_some(self.vms[at].priority);
             for other in needs.of(at) {
                 let vm = &mut self.vms[*other];
-                vm.priority = vm.priority.max(highest);
+                vm.priority = vm.priority.max(lends.unwrap_or(i32::MIN));
                 open[*other] -= 1;
                 if open[*other] == 0 {
                     free.push(*other);

@@ -192,7 +192,7 @@ pub enum Action {
         /// The boot of the copy's host.
         boot: BootId,
     },
-    /// After both sides of a migration were lost: the copy on this host counts, by its source's own word.
+    /// After both sides of a migration were lost: its source's copy counts, since by its own word no hand-over was begun.
     SettleCopies {
         /// Which.
         of: CopyOf,

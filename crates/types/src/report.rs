@@ -175,7 +175,8 @@ pub struct VmReport {
     /// Attempts to save its memory, as ordered, that failed under the present order.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub save_failures: u32,
-    /// The migration that it handed the guest over by, durably, and that nobody has ended since.
+    /// The migration whose hand-over it had begun, durably, and that nobody has ended since. Whether the target heard of it
+    /// is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handed_over: Option<MigrationId>,
     /// A migration that this host takes part in, or took part in last.

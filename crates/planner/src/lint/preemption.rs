@@ -18,7 +18,7 @@ impl Lint<'_> {
         on && waiting.any(|(name, _)| self.weight(name) > own)
     }
 
-    /// The highest priority of a VM and of all that needs it and shall run.
+    /// The highest priority of a VM and of all that needs it, directly or by others, and shall run.
     fn weight(&self, vm: &VmName) -> Option<i32> {
         let vms = &self.input.state.vms;
         let mut all: BTreeSet<&VmName> = vms
@@ -30,8 +30,8 @@ impl Lint<'_> {
             let more: BTreeSet<&VmName> = vms
                 .iter()
                 .filter(|(_, other)| {
-                    all.iter()
-                        .any(|name| other.spec.depends_on.contains_key(*name))
+                    let mut needs = other.spec.depends_on.keys();
+                    other.wanted() && needs.any(|name| all.contains(name))
                 })
                 .map(|(name, _)| name)
                 .collect();

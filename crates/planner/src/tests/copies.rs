@@ -317,6 +317,38 @@ fn an_operator_is_told_which_copy_can_be_accepted() {
 }
 
 #[test]
+fn a_hand_over_that_was_begun_may_not_have_come_to_a_target_that_was_booted_again() {
+    for begun in [false, true] {
+        let mut world = drained("live");
+        assert_eq!(world.step(), ["migrate db to h3"]);
+        let id = world.migration("db");
+        world.kill("h1");
+        world.kill("h3");
+        let text = "release db (h1 by lease-expired, h3 by lease-expired)";
+        assert_eq!(world.step()[0], text);
+        for (name, boot) in [("h1", "b1"), ("h3", "b2")] {
+            world.health.insert(host(name), HostHealth::Up);
+            world.reports.get_mut(&host(name)).unwrap().boot = BootId(boot.into());
+        }
+        world.proofs.clear();
+        world.says("h1", "db", |report| {
+            report.closed = report.epoch;
+            report.handed_over = begun.then_some(id);
+        });
+        let done = world.step();
+        if !begun {
+            assert_eq!(done, ["settled: disk db of db on h1 counts"]);
+            continue;
+        }
+        assert!(done.is_empty(), "{done:?}");
+        let why = &waiting(&world.input())[&vm("db")];
+        for part in ["accept db db --host h3`", "the copy on h1 lacks only"] {
+            assert!(why.contains(part), "{why}");
+        }
+    }
+}
+
+#[test]
 fn a_host_that_lost_its_copy_in_the_moment_of_the_start_does_not_keep_the_vm() {
     let mut world = world("mirrored");
     world.run(9);

@@ -182,3 +182,24 @@ fn one_that_is_being_deleted_lends_its_priority_to_nobody() {
     assert_eq!(world.step(), ["forget gone"]);
     assert!(world.words().is_empty(), "what needed it has gone");
 }
+
+#[test]
+fn one_that_is_off_lends_its_dependents_priority_to_nobody() {
+    let mut world = site(
+        true,
+        json!({
+            "base": { "memory": "1900MiB", "priority": 0 },
+            "off": { "memory": "64MiB", "priority": 0, "power": "stopped", "depends_on": { "base": {} } },
+            "top": { "memory": "64MiB", "priority": 9, "depends_on": { "off": {} } },
+            "l1": { "memory": "1900MiB", "priority": 1 },
+            "l2": { "memory": "1900MiB", "priority": 1 },
+        }),
+        &[("l1", "h1"), ("l2", "h2")],
+    );
+    assert!(
+        world.words().is_empty(),
+        "what it is needed for does not run"
+    );
+    world.power("off", quorate_types::spec::Power::Running);
+    assert_eq!(world.step().len(), 1, "one makes room");
+}

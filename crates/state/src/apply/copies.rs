@@ -127,7 +127,7 @@ pub(super) fn abandoned(change: &mut Change<'_>, spec: &VmSpec, lost: &Unsettled
     });
 }
 
-/// The source of a lost migration has said how far it was.
+/// The source of a lost migration has said that it had begun no hand-over: its copy counts.
 pub(super) fn settle(
     change: &mut Change<'_>,
     action: &Action,
@@ -142,7 +142,7 @@ pub(super) fn settle(
     let known = record
         .unsettled
         .as_ref()
-        .is_some_and(|lost| lost.id == id && (lost.from == of.host || lost.to == of.host));
+        .is_some_and(|lost| lost.id == id && lost.from == of.host);
     if !known {
         return Err(refuse(action, "nothing is unsettled about it"));
     }

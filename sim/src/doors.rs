@@ -260,6 +260,19 @@ impl World {
         }
     }
 
+    /// It is not known whether a task's proposal will be applied: a cut that may be must not meet a host with a lease.
+    pub(crate) fn task_unknown(&mut self, me: HostId, id: u64) {
+        let cuts = self
+            .task(me, id)
+            .is_some_and(|task| matches!(task.work, Work::Cut { .. }));
+        let leases = self.hosts[me].daemon.as_mut();
+        let leases = leases.and_then(|daemon| daemon.leader.leases.as_mut());
+        if let Some(leases) = leases.filter(|_| cuts) {
+            leases.uncertain = true;
+        }
+        self.task_recorded(me, id, false);
+    }
+
     /// A proposal of a task is applied, or its outcome is not known.
     pub(crate) fn task_recorded(&mut self, me: HostId, id: u64, good: bool) {
         let Some(task) = self.task(me, id) else {

@@ -288,6 +288,7 @@ impl World {
             daemon.leader.waiting = quorate_planner::waiting(&input);
         }
         let armed = leases.armed_changes(&state);
+        let uncertain = leases.uncertain;
         if let Some(first) = broken.first() {
             self.fail("linted", format!("the planner broke a promise: {first}"));
         }
@@ -297,7 +298,8 @@ impl World {
             let command = Command::RecordArmed { host: name, armed };
             self.propose(host, "controller", command, Purpose::Armed);
         }
-        if !plan.actions.is_empty() {
+        // An empty one settles an unknown outcome.
+        if uncertain || !plan.actions.is_empty() {
             self.propose(host, "planner", Command::CommitPlan(plan), Purpose::Plan);
         }
     }
@@ -549,7 +551,7 @@ impl World {
         if let Some((_, Purpose::Task(id))) = daemon.leader.pending.get(&index) {
             let id = *id;
             daemon.leader.pending.remove(&index);
-            return self.task_recorded(host, id, false);
+            return self.task_unknown(host, id);
         }
         if daemon.leader.busy == Some(index) {
             daemon.leader.busy = None;

@@ -41,6 +41,13 @@ fn copies_survive_hosts_that_are_lost_one_after_the_other() {
     }
 }
 
+/// A cut was proposed by a leader without a majority, which forgot about it; it was committed when the host had a lease again.
+#[test]
+fn a_cut_that_is_still_under_way_meets_no_lease() {
+    let (verdict, _) = run_seed(15382, None, Detail::Nothing);
+    assert!(verdict.broken.is_none(), "{verdict:?}");
+}
+
 /// A VM was shut down for one that counts for nothing: what needed that one was off itself.
 #[test]
 fn what_is_off_lends_its_dependents_priority_to_nobody() {

@@ -267,7 +267,7 @@ impl Loop {
                 () = self.inner.wake.notified() => {}
                 () = tokio::time::sleep(pause) => {}
                 Some(finished) = results.recv() => self.fence_finished(finished),
-                Some(finished) = cuts.recv() => self.storage.finished(finished, boot_now()),
+                Some(finished) = cuts.recv() => self.cut_finished(finished),
                 Some(order) = orders.recv() => self.operator(order),
             }
             let leading = *leadership.borrow_and_update();
@@ -282,6 +282,13 @@ impl Loop {
             } else {
                 self.next_pause()
             };
+        }
+    }
+
+    fn cut_finished(&mut self, finished: CutFinished) {
+        let known = self.storage.finished(finished, boot_now());
+        if !known && let Some(leases) = lock(&self.inner.leases).as_mut() {
+            leases.uncertain = true;
         }
     }
 

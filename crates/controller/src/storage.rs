@@ -60,6 +60,8 @@ pub(crate) struct CutFinished {
     pub(crate) host: HostName,
     proofs: Vec<FenceProof>,
     problems: Vec<String>,
+    /// Whether it is recorded, or ever will be, is not known.
+    unknown: bool,
 }
 
 /// All hosts' storage fencing, and the doors.
@@ -108,29 +110,25 @@ impl Storage {
         let (turn, done) = (Arc::clone(&self.turn), self.done.clone());
         let generation = self.generation;
         tokio::spawn(async move {
-            let (proofs, problems) = cut(&*gate, &*group, &turn, &job).await;
-            let finished = CutFinished {
-                generation,
-                host: job.host,
-                proofs,
-                problems,
-            };
+            let finished = cut(&*gate, &*group, &turn, job, generation).await;
             // The receiver is gone only when the controller has ended.
             let _ = done.send(finished).await;
         });
         true
     }
 
-    /// A cut ended; one of an earlier leadership counts for nothing.
-    pub(crate) fn finished(&mut self, finished: CutFinished, now: Instant) {
+    /// A cut ended; one of an earlier leadership counts for nothing. Returns whether it is known if it was recorded: one that
+    /// may be yet must not meet a host that has a lease again.
+    pub(crate) fn finished(&mut self, finished: CutFinished, now: Instant) -> bool {
         let CutFinished {
             generation,
             host,
             proofs,
             problems,
+            unknown,
         } = finished;
         if generation != self.generation {
-            return;
+            return true;
         }
         for proof in &proofs {
             info!(%host, "{}", proof.describe());
@@ -139,6 +137,7 @@ impl Storage {
             warn!(%host, problem, "a disk could not be cut off");
         }
         self.cuts.ended(&host, proofs, problems, now);
+        !unknown
     }
 
     pub(crate) fn running(&self, host: &HostName) -> bool {
@@ -192,28 +191,39 @@ async fn cut(
     gate: &dyn StorageGate,
     group: &dyn Group,
     turn: &tokio::sync::Mutex<()>,
-    job: &CutJob,
-) -> (Vec<FenceProof>, Vec<String>) {
+    job: CutJob,
+    generation: u64,
+) -> CutFinished {
     let command = Command::CutStorage {
         host: job.host.clone(),
         pools: job.pools(),
     };
     let recorded = group.propose("controller", command).await;
     if let Err(error) = recorded {
-        return (
-            Vec::new(),
-            vec![format!(
+        return CutFinished {
+            generation,
+            problems: vec![format!(
                 "the cut of {} cannot be recorded: {error}",
                 job.host
             )],
-        );
+            host: job.host,
+            proofs: Vec::new(),
+            unknown: matches!(error, ProposeFailure::Unknown(_)),
+        };
     }
     let _turn = turn.lock().await;
     let mut shut = Vec::new();
     for door in &job.doors {
         shut.push(gate.shut(door, CUT_WITHIN).await);
     }
-    job.proofs(&shut)
+    let (proofs, problems) = job.proofs(&shut);
+    CutFinished {
+        generation,
+        host: job.host,
+        proofs,
+        problems,
+        unknown: false,
+    }
 }
 
 struct Keeper {

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::tests::{FakeGroup, host, leading};
-use quorate_types::{Manifest, PoolName};
+use quorate_controller_logic::cut_job;
+use quorate_state::{Action, GuestAbi, Plan, PlannedAction, Reason};
+use quorate_types::{Manifest, PoolName, VmName};
+use std::sync::atomic::Ordering;
 
 /// Says that every door is shut. While it is asked, this host loses the leadership to another one, which cuts h2 off, and
 /// gets it back.
@@ -113,4 +116,34 @@ async fn a_disk_that_is_missing_keeps_no_host_shut_out() {
 async fn a_keeper_of_an_earlier_term_opens_nothing() {
     assert_eq!(opened(false).await, 2);
     assert_eq!(opened(true).await, 0);
+}
+
+#[tokio::test]
+async fn a_cut_that_may_still_be_recorded_is_told_from_one_that_is_not() {
+    let group = FakeGroup::new();
+    with_a_san(&group);
+    let action = Action::Start {
+        vm: VmName::new("db").unwrap(),
+        host: host(2),
+        abi: GuestAbi {
+            machine: "pc-q35-10.0".into(),
+            cpu_model: "qemu64".into(),
+        },
+    };
+    let reason = Reason::default();
+    let plan = Plan {
+        base: group.state().revision,
+        actions: vec![PlannedAction { action, reason }],
+    };
+    group.apply(Command::CommitPlan(plan)).unwrap();
+    let (done, mut ended) = mpsc::channel(1);
+    let mut storage = Storage::new(Arc::new(OneIsMissing), group.clone(), done);
+    for (silent, known) in [(true, false), (false, true)] {
+        group.silent.store(silent, Ordering::SeqCst);
+        let job = cut_job(&group.state(), &host(2)).unwrap();
+        assert!(storage.start(job, Instant(0)));
+        let finished = ended.recv().await.unwrap();
+        assert_eq!(storage.finished(finished, Instant(0)), known);
+        storage.forget(&host(2));
+    }
 }

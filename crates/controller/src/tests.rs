@@ -24,7 +24,7 @@ pub(crate) struct FakeGroup {
     applied: watch::Sender<u64>,
     pub(crate) leading: watch::Sender<Leading>,
     /// Outcomes are not known, although what is proposed is applied.
-    silent: AtomicBool,
+    pub(crate) silent: AtomicBool,
 }
 
 impl FakeGroup {

@@ -1,7 +1,7 @@
 //! The keeper, while leaders change.
 
 use super::*;
-use crate::tests::{FakeGroup, host, leading};
+use crate::tests::{FakeGroup, Site, host, leading};
 use quorate_controller_logic::cut_job;
 use quorate_state::{Action, GuestAbi, Plan, PlannedAction, Reason};
 use quorate_types::{Manifest, PoolName, VmName};
@@ -118,10 +118,9 @@ async fn a_keeper_of_an_earlier_term_opens_nothing() {
     assert_eq!(opened(true).await, 0);
 }
 
-#[tokio::test]
-async fn a_cut_that_may_still_be_recorded_is_told_from_one_that_is_not() {
-    let group = FakeGroup::new();
-    with_a_san(&group);
+/// `db` is started on h2, behind the door of its disk.
+fn with_an_owner(group: &FakeGroup) {
+    with_a_san(group);
     let action = Action::Start {
         vm: VmName::new("db").unwrap(),
         host: host(2),
@@ -136,6 +135,12 @@ async fn a_cut_that_may_still_be_recorded_is_told_from_one_that_is_not() {
         actions: vec![PlannedAction { action, reason }],
     };
     group.apply(Command::CommitPlan(plan)).unwrap();
+}
+
+#[tokio::test]
+async fn a_cut_that_may_still_be_recorded_is_told_from_one_that_is_not() {
+    let group = FakeGroup::new();
+    with_an_owner(&group);
     let (done, mut ended) = mpsc::channel(1);
     let mut storage = Storage::new(Arc::new(OneIsMissing), group.clone(), done);
     for (silent, known) in [(true, false), (false, true)] {
@@ -145,5 +150,25 @@ async fn a_cut_that_may_still_be_recorded_is_told_from_one_that_is_not() {
         let finished = ended.recv().await.unwrap();
         assert_eq!(storage.finished(finished, Instant(0)), known);
         storage.forget(&host(2));
+    }
+}
+
+/// Otherwise a seal ends some seconds after its host is heard again.
+#[tokio::test]
+async fn a_host_gets_no_lease_while_a_cut_of_it_may_still_be_recorded() {
+    let site = Site::new().await;
+    with_an_owner(&site.group);
+    site.group.silent.store(true, Ordering::SeqCst);
+    site.until("h2 is cut off", |site| {
+        let _ = site.beat(1);
+        !site.group.state().storage_cuts.is_empty()
+    })
+    .await;
+    let end = tokio::time::Instant::now() + Duration::from_secs(7);
+    while tokio::time::Instant::now() < end {
+        let _ = site.beat(1);
+        let reply = site.beat(2).unwrap();
+        assert_eq!(reply.granted_ms, 0, "{reply:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -195,7 +195,7 @@ impl Site {
         }
     }
 
-    fn beat(&self, n: u8) -> Option<HeartbeatReply> {
+    pub(crate) fn beat(&self, n: u8) -> Option<HeartbeatReply> {
         self.controller.heartbeat(HeartbeatRequest {
             host: host(n),
             boot: BootId("b".into()),
